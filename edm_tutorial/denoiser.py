@@ -1,0 +1,125 @@
+r"""Denoisers made of other things: a network, a fixed condition, a pair that guides.
+
+A denoiser is any callable `D(x, sigma, cond=None, *, key=None)` that returns the mean of
+the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from edm_tutorial.preconditioning import AbstractPreconditioning
+from edm_tutorial.types import Condition, PRNGKey, Scalar, as_float, check_floating
+
+
+@final
+class Denoiser(eqx.Module):
+    r"""A network inside its preconditioning: $c_{skip} x + c_{out} F(c_{in} x; c_{noise})$.
+
+    Eq. 7. The network is called as `network(c_in * x, c_noise, cond, key=key)` with one
+    example and returns an array of the same shape.
+
+    Arguments:
+        network: any callable; an `eqx.Module` can be trained.
+        preconditioning: stays with the network for life, whatever sampler is used.
+    """
+
+    network: Callable[..., Array]
+    preconditioning: AbstractPreconditioning
+
+    def __call__(
+        self,
+        x: Float[Array, "*shape"],
+        sigma: Scalar,
+        cond: Condition = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "*shape"]:
+        """The mean of the data given `x` at noise level `sigma`, in data units.
+
+        Raises:
+            ValueError: `x` is not floating, or the network changes its shape.
+        """
+        check_floating("x", x)
+        c = self.preconditioning(as_float(sigma, x))
+        output = self.network(c.c_in * x, c.c_noise, cond, key=key)
+        if jnp.shape(output) != x.shape:
+            raise ValueError(
+                f"the network must return the shape of x, {x.shape}, "
+                f"got {jnp.shape(output)}"
+            )
+        return c.c_skip * x + c.c_out * output
+
+
+@final
+class Pinned(eqx.Module):
+    """A denoiser whose condition is fixed: a posterior, one class, or "no label".
+
+    The condition it is called with is ignored, so that `Guided(D, Pinned(D, null), w)` is
+    classifier-free guidance.
+    """
+
+    denoiser: Callable[..., Array]
+    cond: Condition
+
+    def __call__(
+        self,
+        x: Float[Array, "*shape"],
+        sigma: Scalar,
+        cond: Condition = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "*shape"]:
+        """The wrapped denoiser at the fixed condition."""
+        return self.denoiser(x, sigma, self.cond, key=key)
+
+
+@final
+class Guided(eqx.Module):
+    r"""One denoiser steered away from a worse one: $D_g + w\,(D_m - D_g)$.
+
+    `weight` 1 is `main` alone, 0 is `guide` alone, more than 1 extrapolates. Outside the
+    noise levels of `interval` (both ends included, data units) the weight is 1. With
+    w other than 1 the result is *not* the denoiser of a posterior.
+
+    Arguments:
+        main, guide: denoisers; the condition and half of the key go to both.
+        weight: the number w.
+        interval: the noise levels at which guidance acts.
+
+    Raises:
+        ValueError: `interval` is not an ordered pair.
+    """
+
+    main: Callable[..., Array]
+    guide: Callable[..., Array]
+    weight: Any
+    interval: tuple[float, float] = (0.0, float("inf"))
+
+    def __check_init__(self):
+        if len(self.interval) != 2 or not self.interval[0] <= self.interval[1]:
+            raise ValueError(
+                f"interval must be (low, high) with low <= high, got {self.interval}"
+            )
+
+    def __call__(
+        self,
+        x: Float[Array, "*shape"],
+        sigma: Scalar,
+        cond: Condition = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "*shape"]:
+        """The guided denoiser at one example."""
+        main_key, guide_key = (None, None) if key is None else jax.random.split(key)
+        main = self.main(x, sigma, cond, key=main_key)
+        guide = self.guide(x, sigma, cond, key=guide_key)
+        low, high = self.interval
+        sigma = as_float(sigma, x)
+        inside = (low <= sigma) & (sigma <= high)
+        weight = as_float(self.weight, x)
+        return jnp.where(inside, guide + weight * (main - guide), main)

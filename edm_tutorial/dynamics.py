@@ -1,0 +1,117 @@
+r"""From a denoiser to differential equations: the score, the ODE, and the SDEs around it.
+
+All of them are Diffrax vector fields `f(t, x, args)` whose `args` is the condition. The
+score is $(D(x;\sigma) - x)/\sigma^2$ (Eq. 3). With it the probability-flow ODE (Eq. 4)
+
+$$\frac{dx}{dt} = \frac{\dot s}{s}\,x + \frac{\dot\sigma}{\sigma}\,\big(x - s\,D(x/s;\sigma)\big)$$
+
+has the same marginals as the forward SDE and as every SDE of Eq. 6. The derivatives
+$\dot\sigma$ and $\dot s$ come from `jax.jvp`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float
+
+from edm_tutorial.schedules import AbstractSchedule, Linear
+from edm_tutorial.types import Condition, DenoiserFn, Scalar, as_float
+
+Drift = Callable[[Any, Array, Condition], Array]
+Diffusion = Callable[[Any, Array, Condition], lx.DiagonalLinearOperator]
+
+
+def score(
+    denoiser: DenoiserFn,
+    x: Float[Array, "*shape"],
+    sigma: Scalar,
+    cond: Condition = None,
+) -> Float[Array, "*shape"]:
+    r"""$\nabla_x \ln p(x;\sigma) = (D(x;\sigma) - x)/\sigma^2$ (Eq. 3), per data unit."""
+    return (denoiser(x, sigma, cond) - x) / as_float(sigma, x) ** 2
+
+
+def with_derivative(f: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
+    """`f(t)` and its derivative, for a scalar `t`."""
+    return jax.jvp(f, (t,), (jnp.ones_like(t),))
+
+
+def probability_flow(denoiser: DenoiserFn, schedule: AbstractSchedule = Linear()) -> Drift:
+    """The ODE whose solutions have the marginals of the noised data (Eq. 4).
+
+    Returns f(t, x, args) for `diffrax.ODETerm`; `args` is the condition. Integrate from
+    the time of large noise down to that of small noise to generate, up to encode.
+    """
+
+    def f(t: Any, x: Array, args: Condition) -> Array:
+        sigma, s, sigma_dot, s_dot = _at(schedule, t, x)
+        denoised = denoiser(x / s, sigma, args)
+        return s_dot / s * x + sigma_dot / sigma * (x - s * denoised)
+
+    return f
+
+
+def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
+    r"""The SDE that adds the noise: $dx = \frac{\dot s}{s} x\,dt + s\sqrt{2\dot\sigma\sigma}\,dw$.
+
+    Returns (drift, diffusion) for `diffrax.MultiTerm(ODETerm(drift),
+    ControlTerm(diffusion, brownian_motion))`, run upwards in time.
+    """
+
+    def drift(t: Any, x: Array, args: Condition) -> Array:
+        _, s, _, s_dot = _at(schedule, t, x)
+        return s_dot / s * x
+
+    def diffusion(t: Any, x: Array, args: Condition) -> lx.DiagonalLinearOperator:
+        sigma, s, sigma_dot, _ = _at(schedule, t, x)
+        return _diagonal(s * jnp.sqrt(2 * sigma_dot * sigma), x)
+
+    return drift, diffusion
+
+
+def reverse_sde(
+    denoiser: DenoiserFn,
+    schedule: AbstractSchedule = Linear(),
+    beta: Callable[[Array], Array] | float | None = None,
+) -> tuple[Drift, Diffusion]:
+    r"""The SDEs that remove the noise, all with the marginals of the ODE (Eq. 6).
+
+    $\beta(t)$ is how fast old noise is exchanged for new: 0 is the probability-flow ODE,
+    and None is $\dot\sigma/\sigma$, the reverse SDE of Song et al.
+
+    Returns (drift, diffusion) as `forward_sde` does, to be run downwards in time.
+
+    Arguments:
+        beta: a function of time, a number, or None; per unit of time.
+    """
+
+    def rate(t: Any, x: Array, sigma: Array, sigma_dot: Array) -> Array:
+        if beta is None:
+            return sigma_dot / sigma
+        return as_float(beta(as_float(t, x)) if callable(beta) else beta, x)
+
+    def drift(t: Any, x: Array, args: Condition) -> Array:
+        sigma, s, sigma_dot, s_dot = _at(schedule, t, x)
+        pull = sigma_dot / sigma + rate(t, x, sigma, sigma_dot)
+        return s_dot / s * x + pull * (x - s * denoiser(x / s, sigma, args))
+
+    def diffusion(t: Any, x: Array, args: Condition) -> lx.DiagonalLinearOperator:
+        sigma, s, sigma_dot, _ = _at(schedule, t, x)
+        return _diagonal(s * sigma * jnp.sqrt(2 * rate(t, x, sigma, sigma_dot)), x)
+
+    return drift, diffusion
+
+
+def _at(schedule: AbstractSchedule, t: Any, x: Array) -> tuple[Array, Array, Array, Array]:
+    """sigma, s and their derivatives at `t`, in the dtype of `x`."""
+    t = as_float(t, x)
+    sigma, sigma_dot = with_derivative(schedule.sigma, t)
+    s, s_dot = with_derivative(schedule.scale, t)
+    return sigma, s, sigma_dot, s_dot
+
+
+def _diagonal(value: Array, x: Array) -> lx.DiagonalLinearOperator:
+    return lx.DiagonalLinearOperator(jnp.broadcast_to(value, x.shape))

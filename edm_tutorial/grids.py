@@ -1,0 +1,142 @@
+r"""Where the sampler stops: $N$ noise levels $\sigma_0 > \dots > \sigma_{N-1} > 0$.
+
+Each function returns the *positive* levels in data units; the final $\sigma_N = 0$ is
+implied (Table 1, row "Time steps"). One level is `[sigma_max]` in every grid. They are
+computed in float64 on the host, since they never depend on data, and are cast to the
+dtype of the noise where they are used.
+"""
+
+import functools
+import operator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def edm_sigmas(
+    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Float[Array, " n"]:
+    r"""Evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
+
+    Raises:
+        ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
+    """
+    ramp = _ramp(n)
+    _check_range(sigma_min, sigma_max)
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite, got {rho}")
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return jnp.asarray((high + ramp * (low - high)) ** rho)
+
+
+def ve_sigmas(
+    n: int, sigma_min: float = 0.02, sigma_max: float = 100.0
+) -> Float[Array, " n"]:
+    r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
+
+    Raises:
+        ValueError: n < 1 or not 0 < sigma_min < sigma_max.
+    """
+    ramp = _ramp(n)
+    _check_range(sigma_min, sigma_max)
+    return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
+
+
+def vp_sigmas(
+    n: int, eps: float = 1e-3, beta_d: float = 19.9, beta_min: float = 0.1
+) -> Float[Array, " n"]:
+    r"""Evenly spaced in the time of the VP schedule, from 1 down to `eps` (Table 1).
+
+    For a range of noise levels take the betas of
+    `VariancePreserving.from_range(sigma_min, sigma_max, eps)`.
+
+    Raises:
+        ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
+    """
+    t = 1 + _ramp(n) * (eps - 1)
+    if not 0 < eps < 1:
+        raise ValueError(f"need 0 < eps < 1, got eps={eps}")
+    if not (0 < beta_min < np.inf and 0 < beta_min + beta_d < np.inf):
+        raise ValueError(
+            f"need beta_min > 0 and beta_min + beta_d > 0, got {beta_min} and {beta_d}"
+        )
+    return jnp.asarray(np.sqrt(np.expm1(t * (beta_d * t / 2 + beta_min))))
+
+
+def iddpm_sigmas(
+    n: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 81.0,
+    levels: int = 1000,
+    c_1: float = 1e-3,
+    c_2: float = 8e-3,
+) -> Float[Array, " n"]:
+    r"""`n` of the trained levels of improved DDPM inside the range (Table 1, "iDDPM").
+
+    Evenly spaced in the index, which is rounded to the nearest level and half-way cases to
+    the even one, as the reference implementation does.
+
+    Raises:
+        ValueError: n < 1, a bad range, or fewer than n levels inside it.
+    """
+    _check_count(n)
+    _check_range(sigma_min, sigma_max)
+    table = iddpm_levels(levels, c_1, c_2)
+    inside = table[(sigma_min <= table) & (table <= sigma_max)]
+    if n > len(inside):
+        raise ValueError(
+            f"iDDPM has {len(inside)} levels between sigma_min={sigma_min} and "
+            f"sigma_max={sigma_max}, got n={n}: ask for fewer, or raise `levels`"
+        )
+    step = (len(inside) - 1) / max(n - 1, 1)
+    index = np.round(step * np.arange(n)).astype(int)  # ties to even
+    return jnp.asarray(inside[index])
+
+
+def iddpm_table(
+    levels: int = 1000, c_1: float = 1e-3, c_2: float = 8e-3
+) -> Float[Array, " levels+1"]:
+    r"""The noise levels $u_0 > \dots > u_M = 0$ that improved DDPM was trained on.
+
+    $u_{j-1}^2 = (u_j^2 + 1) / \max(\bar\alpha_{j-1}/\bar\alpha_j, C_1) - 1$ with
+    $\bar\alpha_j = \sin^2(\tfrac\pi2 \, j / (M (C_2+1)))$ (Table 1, column "iDDPM").
+
+    Raises:
+        ValueError: levels < 1, or C_1, C_2 outside (0, 1).
+    """
+    return jnp.asarray(iddpm_levels(levels, c_1, c_2))
+
+
+@functools.cache
+def iddpm_levels(levels: int, c_1: float, c_2: float) -> np.ndarray:
+    """`iddpm_table` in float64 whatever JAX's default dtype is, shape (levels + 1,)."""
+    _check_count(levels, "levels")
+    if not (0 < c_1 < 1 and 0 < c_2 < 1):
+        raise ValueError(f"need c_1 and c_2 between 0 and 1, got {c_1} and {c_2}")
+    angle = np.pi / 2 * np.arange(levels + 1) / (levels * (c_2 + 1))
+    # 1 - abar_{j-1} / abar_j as a product of sines: no difference of nearly equal numbers
+    drop = np.sin(np.diff(angle)) * np.sin(angle[1:] + angle[:-1])
+    drop = np.minimum(drop / np.sin(angle[1:]) ** 2, 1 - c_1)
+    u = np.zeros(levels + 1)
+    for j in range(levels, 0, -1):
+        u[j - 1] = np.sqrt((u[j] ** 2 + drop[j - 1]) / (1 - drop[j - 1]))
+    u.flags.writeable = False  # cached: one table for all callers
+    return u
+
+
+def _ramp(n: int) -> np.ndarray:
+    _check_count(n)
+    return np.linspace(0.0, 1.0, n)
+
+
+def _check_count(n: int, name: str = "n") -> None:
+    if operator.index(n) < 1:
+        raise ValueError(f"need at least 1 noise level, got {name}={n}")
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(
+            f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}"
+        )

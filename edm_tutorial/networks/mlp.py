@@ -1,0 +1,150 @@
+r"""A residual network for vectors: points in the plane, parameters, small images laid flat.
+
+The noise label enters as cosines and sines at frequencies from slow to fast, so one network
+serves labels as different as $\tfrac14\ln\sigma \in [-1.6, 1.1]$ (EDM) and an index up to 999 (VP).
+The last layer starts at zero: the untrained network outputs 0, hence a loss of exactly 1.
+"""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from edm_tutorial.types import Condition, PRNGKey, check_floating
+
+FREQUENCIES = 32
+
+
+def embed_noise(c_noise: Float[Array, ""]) -> Float[Array, " features"]:
+    """Cosines and sines of the noise label; frequencies 0.001 to 8 per unit, not trained."""
+    angles = c_noise * jnp.asarray(np.geomspace(1e-3, 8.0, FREQUENCIES), c_noise.dtype)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
+
+
+class _Block(eqx.Module):
+    norm: eqx.nn.LayerNorm
+    inner: eqx.nn.Linear
+    outer: eqx.nn.Linear
+
+    def __init__(self, width: int, key: PRNGKey):
+        inner_key, outer_key = jr.split(key)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.inner = eqx.nn.Linear(2 * width, width, key=inner_key)
+        self.outer = eqx.nn.Linear(width, width, key=outer_key)
+
+    def __call__(self, h: Array, context: Array) -> Array:
+        inside = self.inner(jnp.concatenate([self.norm(h), context]))
+        return h + self.outer(jax.nn.silu(inside))
+
+
+@final
+class MLP(eqx.Module):
+    """Residual MLP: F(x, c_noise, cond) for `x` of shape (size,), cond of shape (cond_size,).
+
+    Computes in the dtype of `x`. Untrained, it returns exactly zero.
+
+    Arguments:
+        size: the number of features of x.
+        cond_size: of the condition; 0 means that `cond` must be None.
+        width: of the hidden layers.
+        depth: the number of residual blocks.
+
+    Raises:
+        ValueError: a size below 1, or a call with `x` or `cond` of another shape.
+    """
+
+    embed_input: eqx.nn.Linear
+    embed_context: eqx.nn.MLP
+    blocks: list[_Block]
+    output: eqx.nn.Linear
+    size: int = eqx.field(static=True)
+    cond_size: int = eqx.field(static=True)
+
+    def __init__(
+        self, size: int, cond_size: int = 0, *, width: int = 128, depth: int = 3, key: PRNGKey
+    ):
+        if min(size, width, depth) < 1 or cond_size < 0:
+            raise ValueError(
+                "need size, width and depth of at least 1 and cond_size of at least 0, got "
+                f"{size}, {width}, {depth} and {cond_size}"
+            )
+        input_key, context_key, output_key, *block_keys = jr.split(key, 3 + depth)
+        self.size, self.cond_size = size, cond_size
+        self.embed_input = eqx.nn.Linear(size + cond_size, width, key=input_key)
+        self.embed_context = eqx.nn.MLP(
+            2 * FREQUENCIES + cond_size,
+            width,
+            width,
+            depth=1,
+            activation=jax.nn.silu,
+            final_activation=jax.nn.silu,
+            key=context_key,
+        )
+        self.blocks = [_Block(width, block_key) for block_key in block_keys]
+        output = eqx.nn.Linear(width, size, key=output_key)
+        self.output = jax.tree.map(jnp.zeros_like, output)
+
+    def __call__(
+        self,
+        x: Float[Array, " size"],
+        c_noise: Float[Array, ""],
+        cond: Condition = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, " size"]:
+        """The raw network output for one example."""
+        self._check(x, cond)
+        net = _cast(self, x.dtype)
+        cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
+        context = net.embed_context(
+            jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond])
+        )
+        h = net.embed_input(jnp.concatenate([x, cond]))
+        for block in net.blocks:
+            h = block(h, context)
+        return net.output(jax.nn.silu(h))
+
+    def _check(self, x: Any, cond: Any) -> None:
+        check_floating("x", x)
+        if jnp.shape(x) != (self.size,):
+            raise ValueError(f"x must have shape ({self.size},), got {jnp.shape(x)}")
+        needed = (self.cond_size,) if self.cond_size else None
+        got = None if cond is None else jnp.shape(cond)
+        if got != needed:
+            raise ValueError(f"cond must have shape {needed}, got {got}")
+
+
+@final
+class Embedded(eqx.Module):
+    """A network whose condition first passes through an embedding, trained with it.
+
+    Class labels through `eqx.nn.Embedding`, a time series or a set through your own.
+
+    Arguments:
+        network: called with `embedding(cond)` as its condition.
+        embedding: any callable of one condition.
+    """
+
+    network: Callable[..., Array]
+    embedding: Callable[[Any], Any]
+
+    def __call__(
+        self,
+        x: Float[Array, "*shape"],
+        c_noise: Float[Array, ""],
+        cond: Condition = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "*shape"]:
+        """The network's output, given the embedded condition."""
+        return self.network(x, c_noise, self.embedding(cond), key=key)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
+    return jax.tree.map(cast, tree)

@@ -1,0 +1,150 @@
+r"""What the network sees, and what its output means: $D = c_{skip} x + c_{out} F(c_{in} x; c_{noise})$.
+
+Eq. 7 wraps a raw network $F$ into a denoiser $D$. The four coefficients depend on $\sigma$
+alone (Table 1, "Network and preconditioning"); they are fixed when the network is trained
+and no sampler may change them. The loss weight $\lambda(\sigma) = 1/c_{out}(\sigma)^2$
+makes the error of $F$ count alike at every noise level.
+"""
+
+from abc import abstractmethod
+from typing import NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from edm_tutorial.grids import iddpm_levels
+from edm_tutorial.schedules import VariancePreserving
+from edm_tutorial.types import Scalar, as_float, check_data, check_positive
+
+
+class Coefficients(NamedTuple):
+    """The four functions of Eq. 7 at one noise level.
+
+    `c_skip`, `c_out` and `c_in` are scalars, or broadcast against one example where
+    `sigma_data` is given per feature; `c_noise` is a scalar.
+    """
+
+    c_skip: Float[Array, "..."]
+    c_out: Float[Array, "..."]
+    c_in: Float[Array, "..."]
+    c_noise: Float[Array, ""]
+
+
+class AbstractPreconditioning(eqx.Module):
+    """Call it with a noise level (data units) to get its `Coefficients`."""
+
+    @abstractmethod
+    def __call__(self, sigma: Scalar) -> Coefficients:
+        """The four coefficients at noise level `sigma`, in the dtype of `sigma`."""
+
+    def loss_weight(self, sigma: Scalar) -> Float[Array, "..."]:
+        r"""$\lambda(\sigma) = 1 / c_{out}(\sigma)^2$ (Eq. 2 and Table 1, "Training")."""
+        return self(sigma).c_out ** -2
+
+
+@final
+class EDMPreconditioning(AbstractPreconditioning):
+    r"""EDM's coefficients: unit variance in, unit variance out, least amplified errors.
+
+    $c_{skip} = \sigma_d^2/(\sigma^2+\sigma_d^2)$, $c_{out} = \sigma\sigma_d
+    /\sqrt{\sigma^2+\sigma_d^2}$, $c_{in} = 1/\sqrt{\sigma^2+\sigma_d^2}$, $c_{noise} =
+    \tfrac14\ln\sigma$ with $\sigma_d$ = `sigma_data` (Table 1, column "Ours").
+
+    Arguments:
+        sigma_data: root mean square of the *centred* data, in data units. Measure it
+            (`from_data`): there is no default. A number, or one per feature in a shape
+            that broadcasts against one example, such as (d,) or (C, 1, 1).
+
+    Raises:
+        ValueError: `sigma_data` is not positive and finite.
+    """
+
+    sigma_data: float | Float[ArrayLike, "..."]
+
+    def __check_init__(self):
+        check_positive("sigma_data", self.sigma_data)
+
+    @classmethod
+    def from_data(cls, x: Float[ArrayLike, "n *shape"]) -> "EDMPreconditioning":
+        """Measure `sigma_data`: the root mean square of `x` about zero.
+
+        EDM has no parameter for the mean, so centre the data first.
+
+        Raises:
+            ValueError: `x` is empty, not finite, or zero everywhere.
+        """
+        x = jnp.asarray(x)
+        check_data("x", x)
+        return cls(jnp.sqrt(jnp.mean(x**2)))
+
+    def __call__(self, sigma: Scalar) -> Coefficients:
+        sigma = as_float(sigma)
+        sigma_data = jax.lax.stop_gradient(as_float(self.sigma_data, sigma))
+        total = jnp.hypot(sigma, sigma_data)
+        return Coefficients(
+            c_skip=(sigma_data / total) ** 2,
+            c_out=sigma_data * (sigma / total),
+            c_in=1 / total,
+            c_noise=jnp.log(sigma) / 4,
+        )
+
+
+@final
+class VEPreconditioning(AbstractPreconditioning):
+    r"""$1,\ \sigma,\ 1,\ \ln(\sigma/2)$ (Table 1, column "VE"): the input is not scaled."""
+
+    def __call__(self, sigma: Scalar) -> Coefficients:
+        sigma = as_float(sigma)
+        one = jnp.ones_like(sigma)
+        return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=jnp.log(sigma / 2))
+
+
+@final
+class VPPreconditioning(AbstractPreconditioning):
+    r"""$1,\ -\sigma,\ 1/\sqrt{1+\sigma^2},\ (M-1)\,t(\sigma)$ (Table 1, column "VP").
+
+    Arguments:
+        schedule: the VP schedule of training, whose time labels the noise level.
+        levels: M, the number of discrete levels of the original model.
+    """
+
+    schedule: VariancePreserving = VariancePreserving()
+    levels: int = 1000
+
+    def __call__(self, sigma: Scalar) -> Coefficients:
+        sigma = as_float(sigma)
+        return Coefficients(
+            c_skip=jnp.ones_like(sigma),
+            c_out=-sigma,
+            c_in=(1 + sigma**2) ** -0.5,
+            c_noise=(self.levels - 1) * self.schedule.time(sigma),
+        )
+
+
+@final
+class IDDPMPreconditioning(AbstractPreconditioning):
+    r"""$1,\ -\sigma,\ 1/\sqrt{1+\sigma^2},\ M-1-\arg\min_j|u_j-\sigma|$ (column "iDDPM").
+
+    Arguments:
+        levels, c_1, c_2: those of `iddpm_table`, whose index labels the noise level.
+    """
+
+    levels: int = 1000
+    c_1: float = 1e-3
+    c_2: float = 8e-3
+
+    def __check_init__(self):
+        iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
+
+    def __call__(self, sigma: Scalar) -> Coefficients:
+        sigma = as_float(sigma)
+        table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
+        index = jnp.argmin(jnp.abs(table - sigma))
+        return Coefficients(
+            c_skip=jnp.ones_like(sigma),
+            c_out=-sigma,
+            c_in=(1 + sigma**2) ** -0.5,
+            c_noise=(self.levels - 1 - index).astype(sigma.dtype),
+        )

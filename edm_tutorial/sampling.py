@@ -1,0 +1,209 @@
+r"""From unit noise to data: the probability-flow ODE in N steps, with or without churn.
+
+One loop serves Algorithms 1, 2 and 3. A step may first add noise (churn), then a solver
+moves `x` from time $t$ to the next; the last step goes to $\sigma = 0$ and evaluates the
+denoiser once. Noise levels, schedule, solver and churn are chosen here, after training.
+"""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from edm_tutorial.schedules import AbstractSchedule, Linear
+from edm_tutorial.solvers import AbstractSolver, Flow, Heun
+from edm_tutorial.types import (
+    Condition,
+    DenoiserFn,
+    PRNGKey,
+    Scalar,
+    as_float,
+    check_floating,
+    concrete,
+)
+
+
+def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
+    return jax.random.normal(key, shape, dtype)
+
+
+@final
+class Churn(eqx.Module):
+    r"""Before each step, add noise and step from the raised level (Algorithm 2, lines 4-6).
+
+    A step at $\sigma$ starts from $\hat\sigma = (1 + \gamma)\,\sigma$.
+
+    Arguments:
+        s_churn: total amount, spread over the steps; 0 adds nothing.
+        s_min, s_max: noise levels (data units, both included) at which churn acts.
+        s_noise: the added noise is multiplied by this, 1 being exact.
+        draw: called as `draw(key, shape, dtype)` once a step for unit noise.
+
+    Raises:
+        ValueError: a negative amount, or s_min > s_max.
+    """
+
+    s_churn: Any
+    s_min: Any = 0.0
+    s_max: Any = float("inf")
+    s_noise: Any = 1.0
+    draw: Callable[..., Array] = _normal
+
+    def __check_init__(self):
+        numbers = (self.s_churn, self.s_min, self.s_max, self.s_noise)
+        if not concrete(*numbers):
+            return
+        if not all(np.all(np.asarray(number, float) >= 0) for number in numbers):
+            raise ValueError(
+                "s_churn, s_min, s_max and s_noise must not be negative, got "
+                f"{self.s_churn}, {self.s_min}, {self.s_max} and {self.s_noise}"
+            )
+        if not np.all(np.asarray(self.s_min, float) <= np.asarray(self.s_max, float)):
+            raise ValueError(f"need s_min <= s_max, got {self.s_min} and {self.s_max}")
+
+    def gamma(self, sigma: Scalar, n: int) -> Float[Array, ""]:
+        r"""$\min(S_{churn}/N, \sqrt2 - 1)$ inside the window, else 0, for `n` steps."""
+        sigma = as_float(sigma)
+        amount = jnp.minimum(as_float(self.s_churn, sigma) / n, np.sqrt(2.0) - 1)
+        inside = (as_float(self.s_min, sigma) <= sigma) & (
+            sigma <= as_float(self.s_max, sigma)
+        )
+        return jnp.where(inside, amount, jnp.zeros_like(amount))
+
+
+def sample(
+    denoiser: DenoiserFn,
+    noise: Float[Array, "*shape"],
+    sigmas: Float[ArrayLike, " n"],
+    cond: Condition = None,
+    *,
+    schedule: AbstractSchedule = Linear(),
+    solver: AbstractSolver = Heun(),
+    churn: Churn | None = None,
+    key: PRNGKey | None = None,
+) -> Float[Array, "*shape"]:
+    """Turn unit Gaussian `noise` into one sample of the data distribution.
+
+    Algorithm 1 of Karras et al. (2022), for any schedule and solver; Algorithm 2 with
+    `churn`, Algorithm 3 with `Heun(alpha)`. Without `churn` this is a deterministic
+    function of `noise`: the solution of the probability-flow ODE (Eq. 4) from `sigmas[0]`
+    down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others.
+
+    Arguments:
+        denoiser: called as `denoiser(x, sigma, cond)`; `x` and `sigma` in data units.
+        noise: standard normal, in the shape and dtype of one example.
+        sigmas: positive noise levels, descending; the final 0 is implied.
+        cond: handed to the denoiser untouched.
+        schedule: the time in which the steps are taken, and the scaling of x.
+        solver: `Heun()`, `Euler()`, `DPMSolverPP2M()`, or your own.
+        churn: noise to add before each step.
+        key: needed with `churn`, and only then; step i draws with `fold_in(key, i)`.
+
+    Raises:
+        ValueError: `churn` without `key`, `noise` that is not floating, or `sigmas` that
+            are not positive, finite and descending.
+    """
+    _check(noise, sigmas, churn, key)
+    return _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key)[0]
+
+
+def sample_path(
+    denoiser: DenoiserFn,
+    noise: Float[Array, "*shape"],
+    sigmas: Float[ArrayLike, " n"],
+    cond: Condition = None,
+    *,
+    schedule: AbstractSchedule = Linear(),
+    solver: AbstractSolver = Heun(),
+    churn: Churn | None = None,
+    key: PRNGKey | None = None,
+) -> Float[Array, "n+1 *shape"]:
+    """The states that `sample` passes through: at the start of every step, then the sample.
+
+    Arguments and errors are those of `sample`. States include the schedule's scaling:
+    the i-th has the marginal of s(t) (y + sigma noise) at `sigmas[i]`.
+    """
+    _check(noise, sigmas, churn, key)
+    last, path = _integrate(
+        denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True
+    )
+    return jnp.concatenate([path, last[None]])
+
+
+@eqx.filter_jit
+def _integrate(
+    denoiser: DenoiserFn,
+    noise: Array,
+    sigmas: Any,
+    cond: Condition,
+    schedule: AbstractSchedule,
+    solver: AbstractSolver,
+    churn: Churn | None,
+    key: PRNGKey | None,
+    keep: bool = False,
+) -> tuple[Array, Any]:
+    n = len(sigmas)
+    times = jax.vmap(schedule.time)(jnp.asarray(sigmas, noise.dtype))
+    flow = Flow(denoiser, schedule, cond)
+
+    def raise_noise(i: Any, x: Array, t: Array, state: Any) -> tuple[Array, Array, Any]:
+        if churn is None:
+            return x, t, state
+        x_hat, t_hat = _add_noise(churn, schedule, jax.random.fold_in(key, i), n, x, t)
+        fresh = solver.init(x)  # fresh noise makes what a multistep solver remembers stale
+        state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
+        return x_hat, t_hat, state
+
+    def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
+        x, state = carry
+        i, t, t_next = step
+        x_hat, t_hat, state = raise_noise(i, x, t, state)
+        return solver.step(flow, x_hat, t_hat, t_next, state), x if keep else None
+
+    x = noise * schedule.sigma(times[0]) * schedule.scale(times[0])
+    carry, path = (x, solver.init(x)), jnp.zeros((0, *x.shape), x.dtype)
+    if n > 1:
+        steps = (jnp.arange(n - 1), times[:-1], times[1:])
+        carry, path = jax.lax.scan(body, carry, steps)
+    x, state = carry
+    path = jnp.concatenate([path, x[None]]) if keep else None
+    x_hat, t_hat, state = raise_noise(n - 1, x, times[-1], state)
+    return solver.last(flow, x_hat, t_hat, state), path
+
+
+def _add_noise(
+    churn: Churn, schedule: AbstractSchedule, key: PRNGKey, n: int, x: Array, t: Array
+) -> tuple[Array, Array]:
+    """Algorithm 2, lines 4-6: raise the noise level by gamma, in any schedule."""
+    sigma = schedule.sigma(t)
+    gamma = churn.gamma(sigma, n)
+    t_hat = jnp.where(gamma > 0, schedule.time(sigma * (1 + gamma)), t)
+    sigma_hat = schedule.sigma(t_hat)
+    variance = (sigma_hat - sigma) * (sigma_hat + sigma)
+    # Rounding to discrete levels may go down: then nothing is added, as in the reference.
+    # The inner `where` keeps the root's derivative finite where nothing is added.
+    added = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    scale = schedule.scale(t_hat)
+    unit = as_float(churn.s_noise, x) * churn.draw(key, x.shape, x.dtype)
+    return scale / schedule.scale(t) * x + added * scale * unit, t_hat
+
+
+def _check(noise: Array, sigmas: Any, churn: Churn | None, key: PRNGKey | None) -> None:
+    check_floating("noise", noise)
+    if churn is not None and key is None:
+        raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
+    if jnp.ndim(sigmas) != 1 or len(sigmas) < 1:
+        raise ValueError(
+            "sigmas must be a 1-D array of at least one noise level, got shape "
+            f"{jnp.shape(sigmas)}"
+        )
+    if concrete(sigmas):
+        levels = np.asarray(sigmas, float)
+        if not (np.all(np.isfinite(levels)) and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
+            raise ValueError(
+                f"sigmas must be positive, finite and descending, got {levels}"
+            )

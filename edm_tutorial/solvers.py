@@ -1,0 +1,150 @@
+r"""One step of the probability-flow ODE, from time $t$ to the next.
+
+A solver sees the ODE through a `Flow`: `velocity(t, x)` is the right-hand side of Eq. 4 and
+`denoise(t, x)` the denoiser under it. It may keep a state from step to step, which is how a
+multistep method remembers. The last step goes to t = 0, where the velocity is not defined:
+it is taken with one denoiser call, at the time before.
+"""
+
+from abc import abstractmethod
+from typing import Any, final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from edm_tutorial.dynamics import probability_flow
+from edm_tutorial.schedules import AbstractSchedule
+from edm_tutorial.types import Condition, DenoiserFn, check_positive
+
+
+@final
+class Flow(eqx.Module):
+    """The ODE as a solver sees it: a denoiser and its condition in one schedule."""
+
+    denoiser: DenoiserFn
+    schedule: AbstractSchedule
+    cond: Condition
+
+    def velocity(self, t: Array, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """dx/dt (Eq. 4). One denoiser call."""
+        return probability_flow(self.denoiser, self.schedule)(t, x, self.cond)
+
+    def denoise(self, t: Array, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The denoised, unscaled D(x / s; sigma). One denoiser call."""
+        sigma, s = self.schedule.sigma(t), self.schedule.scale(t)
+        return self.denoiser(x / s, sigma, self.cond)
+
+
+class AbstractSolver(eqx.Module):
+    """A rule for one step; times descend, and `state` is whatever `init` returned."""
+
+    @abstractmethod
+    def init(self, x: Float[Array, "*shape"]) -> Any:
+        """What the solver remembers before its first step."""
+
+    @abstractmethod
+    def step(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, t_next: Array, state: Any
+    ) -> tuple[Float[Array, "*shape"], Any]:
+        """Move `x` from `t` to `t_next`; both have positive noise."""
+
+    @abstractmethod
+    def last(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: Any
+    ) -> Float[Array, "*shape"]:
+        """Move `x` from `t` to time 0, with one denoiser call."""
+
+
+@final
+class Euler(AbstractSolver):
+    """First order, one denoiser call a step (Algorithm 1 without its correction)."""
+
+    def init(self, x: Float[Array, "*shape"]) -> None:
+        return None
+
+    def step(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
+    ) -> tuple[Float[Array, "*shape"], None]:
+        return x + (t_next - t) * flow.velocity(t, x), None
+
+    def last(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: None
+    ) -> Float[Array, "*shape"]:
+        return _euler_to_zero(flow, x, t)
+
+
+@final
+class Heun(AbstractSolver):
+    r"""Second order, two denoiser calls a step (Algorithm 1; Algorithm 3 for any alpha).
+
+    The second call is at $t + \alpha h$: `alpha` 1 is Heun's method, 1/2 the midpoint
+    rule, 2/3 Ralston's.
+
+    Raises:
+        ValueError: `alpha` is not positive.
+    """
+
+    alpha: float = 1.0
+
+    def __check_init__(self):
+        check_positive("alpha", self.alpha)
+
+    def init(self, x: Float[Array, "*shape"]) -> None:
+        return None
+
+    def step(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
+    ) -> tuple[Float[Array, "*shape"], None]:
+        h = t_next - t
+        first = flow.velocity(t, x)
+        second = flow.velocity(t + self.alpha * h, x + self.alpha * h * first)
+        half = 1 / (2 * self.alpha)
+        return x + h * ((1 - half) * first + half * second), None
+
+    def last(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: None
+    ) -> Float[Array, "*shape"]:
+        return _euler_to_zero(flow, x, t)
+
+
+@final
+class DPMSolverPP2M(AbstractSolver):
+    r"""DPM-Solver++(2M): second order with one denoiser call a step (Lu et al., 2022).
+
+    In $\lambda = -\ln\sigma$ the ODE is linear in $x/s$ but for the denoiser, and that part
+    is solved exactly: $x/s$ shrinks by $\sigma_{next}/\sigma$ towards $D$. The method
+    extrapolates D along $\lambda$ through this call and the one before. The first step,
+    and each step after churn, has no call before it and uses D itself. In the last step
+    D is the sample.
+    """
+
+    def init(self, x: Float[Array, "*shape"]) -> tuple[Array, Array]:
+        return jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)  # at infinite distance
+
+    def step(
+        self,
+        flow: Flow,
+        x: Float[Array, "*shape"],
+        t: Array,
+        t_next: Array,
+        state: tuple[Array, Array],
+    ) -> tuple[Float[Array, "*shape"], tuple[Array, Array]]:
+        old, old_sigma = state
+        sigma, next_sigma = flow.schedule.sigma(t), flow.schedule.sigma(t_next)
+        denoised = flow.denoise(t, x)
+        shrink = next_sigma / sigma
+        ratio = jnp.log(shrink) / jnp.log(sigma / old_sigma)  # 0 without a past
+        ahead = denoised + ratio / 2 * (denoised - old)
+        s, next_s = flow.schedule.scale(t), flow.schedule.scale(t_next)
+        x_next = next_s * (shrink * (x / s) + (1 - shrink) * ahead)
+        return x_next, (denoised, sigma)
+
+    def last(
+        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: Any
+    ) -> Float[Array, "*shape"]:
+        return flow.schedule.scale(jnp.zeros_like(t)) * flow.denoise(t, x)
+
+
+def _euler_to_zero(flow: Flow, x: Array, t: Array) -> Array:
+    return x - t * flow.velocity(t, x)

@@ -1,0 +1,91 @@
+"""The names that the signatures of this package share.
+
+Arrays are annotated with jaxtyping, `Float[Array, "*shape"]`. One example at a time: no function
+here has a batch axis unless its docstring says so; batch with `jax.vmap`.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Real
+
+Scalar = Real[ArrayLike, ""]
+"""A number: a Python or NumPy one, or an array of shape ()."""
+
+Condition = Any
+"""What a denoiser is told besides `x` and `sigma`: any pytree, or None."""
+
+PRNGKey = PRNGKeyArray
+"""A JAX random key, `jax.random.key(seed)`."""
+
+
+class DenoiserFn(Protocol):
+    """The one interface of this package: $D(x; \\sigma)$, the mean of the data given `x`.
+
+    Any callable will do: an exact formula, a trained network, a guided pair, a posterior.
+    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`.
+    """
+
+    def __call__(
+        self,
+        x: Float[Array, "*shape"],
+        sigma: Scalar,
+        cond: Condition = None,
+        /,
+    ) -> Float[Array, "*shape"]: ...
+
+
+def as_float(value: Any, like: Any = None) -> Array:
+    """`value` as a floating array, in the dtype of `like` when that is given."""
+    if like is not None:
+        return jnp.asarray(value, like.dtype)
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def concrete(*values: Any) -> bool:
+    """Whether the numbers can be looked at, which they cannot inside `jit` or `vmap`."""
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def check_floating(name: str, array: Any) -> None:
+    """Refuse an array whose dtype cannot hold noise.
+
+    Raises:
+        ValueError: `array` is not floating point.
+    """
+    dtype = getattr(array, "dtype", type(array))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point array, got {dtype}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not positive and finite; a traced value cannot be checked.
+
+    Raises:
+        ValueError: `value` has an entry that is zero, negative, infinite or not a number.
+    """
+    if concrete(value):
+        numbers = np.asarray(value, dtype=float)
+        if not (numbers.size and np.all(np.isfinite(numbers)) and np.all(numbers > 0)):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_data(name: str, data: Any) -> None:
+    """Refuse data that is empty or not finite.
+
+    Raises:
+        ValueError: no example along the first axis, or an entry that is not finite.
+    """
+    check_floating(name, data)
+    if data.ndim == 0 or data.size == 0:
+        raise ValueError(
+            f"{name} needs at least one example along its first axis, got shape {data.shape}"
+        )
+    if concrete(data) and not np.all(np.isfinite(np.asarray(data))):
+        bad = int(np.sum(~np.isfinite(np.asarray(data))))
+        raise ValueError(
+            f"{name} has {bad} entries that are not finite; remove or repair them first"
+        )
