@@ -19,6 +19,9 @@ from edm_tutorial.grids import ve_sigmas as ve_sigmas
 from edm_tutorial.grids import vp_sigmas as vp_sigmas
 from edm_tutorial.initial_loss import check_initial_loss as check_initial_loss
 from edm_tutorial.initial_loss import initial_loss as initial_loss
+from edm_tutorial.likelihood import Likelihood as Likelihood
+from edm_tutorial.likelihood import bits_per_dim as bits_per_dim
+from edm_tutorial.likelihood import log_likelihood as log_likelihood
 from edm_tutorial.losses import AbstractNoiseDistribution as AbstractNoiseDistribution
 from edm_tutorial.losses import LogNormal as LogNormal
 from edm_tutorial.losses import LogUniform as LogUniform

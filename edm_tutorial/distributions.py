@@ -5,7 +5,8 @@ a mixture of Gaussians stays a mixture, and its density, score and denoiser are 
 A finite data set is the mixture of its points; its denoiser is a softmax average of them.
 """
 
-from typing import final
+from collections.abc import Sequence
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -40,9 +41,9 @@ class GaussianMixture(eqx.Module):
 
     def __init__(
         self,
-        weights: Float[ArrayLike, " components"],
-        means: Float[ArrayLike, "components d"],
-        covs: Float[ArrayLike, "components d d"],
+        weights: ArrayLike | Sequence[Any],
+        means: ArrayLike | Sequence[Any],
+        covs: ArrayLike | Sequence[Any],
     ):
         weights, means, covs = (as_float(value) for value in (weights, means, covs))
         _check_mixture(weights, means, covs)
@@ -122,8 +123,8 @@ class EmpiricalDenoiser(eqx.Module):
 
     data: Float[Array, "n *shape"]
 
-    def __init__(self, data: Float[ArrayLike, "n *shape"]):
-        self.data = jnp.asarray(data)
+    def __init__(self, data: ArrayLike | Sequence[Any]):
+        self.data = as_float(data)
         check_data("data", self.data)
 
     def weights(self, x: Float[Array, "*shape"], sigma: Scalar) -> Float[Array, " n"]:

@@ -57,9 +57,13 @@ def vp_sigmas(
     t = 1 + _ramp(n) * (eps - 1)
     if not 0 < eps < 1:
         raise ValueError(f"need 0 < eps < 1, got eps={eps}")
-    if not (0 < beta_min < np.inf and 0 < beta_min + beta_d < np.inf):
+    rates = np.array(
+        [beta_min + beta_d * eps / 2, beta_min + beta_d * eps, beta_min + beta_d]
+    )
+    if not (np.all(np.isfinite(rates)) and np.all(rates > 0)):
         raise ValueError(
-            f"need beta_min > 0 and beta_min + beta_d > 0, got {beta_min} and {beta_d}"
+            f"the noise must be positive at t = eps and rise from there to t = 1, got "
+            f"eps={eps}, beta_d={beta_d} and beta_min={beta_min}"
         )
     return jnp.asarray(np.sqrt(np.expm1(t * (beta_d * t / 2 + beta_min))))
 
@@ -96,7 +100,7 @@ def iddpm_sigmas(
 
 def iddpm_table(
     levels: int = 1000, c_1: float = 1e-3, c_2: float = 8e-3
-) -> Float[Array, " levels+1"]:
+) -> Float[Array, " {levels}+1"]:
     r"""The noise levels $u_0 > \dots > u_M = 0$ that improved DDPM was trained on.
 
     $u_{j-1}^2 = (u_j^2 + 1) / \max(\bar\alpha_{j-1}/\bar\alpha_j, C_1) - 1$ with

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.types import Scalar, as_float, check_positive
+from edm_tutorial.types import Scalar, as_float, check_positive, concrete
 
 
 class AbstractSchedule(eqx.Module):
@@ -74,14 +74,24 @@ class VariancePreserving(AbstractSchedule):
     t = 0 in float32.
 
     Arguments:
-        beta_d, beta_min: the noise rate at time t is beta_min + beta_d t.
+        beta_d, beta_min: the noise rate at time t is beta_min + beta_d t. `from_range`
+            may find a small negative beta_min; then sigma(t) is defined at t = 0 and from
+            t = -2 beta_min / beta_d on, where all its noise levels lie.
+
+    Raises:
+        ValueError: the noise level at t = 1 is not positive, finite and rising.
     """
 
     beta_d: float = 19.9
     beta_min: float = 0.1
 
     def __check_init__(self):
-        check_positive("beta_min", self.beta_min)
+        beta_d, beta_min = self.beta_d, self.beta_min
+        if concrete(beta_d, beta_min):
+            check_positive(
+                "the noise rate at t = 1, beta_min + beta_d,", beta_min + beta_d
+            )
+            check_positive("beta_min + beta_d / 2", beta_min + beta_d / 2)
 
     @classmethod
     def from_range(
@@ -105,7 +115,7 @@ class VariancePreserving(AbstractSchedule):
         low, high = np.log1p(sigma_min**2), np.log1p(sigma_max**2)
         beta_d = 2 * (low / eps - high) / (eps - 1)
         beta_min = high - beta_d / 2
-        if not (beta_min > 0 and beta_min + beta_d > 0):
+        if not beta_min + beta_d > 0:  # it rises from `low` > 0; does it to the end?
             raise ValueError(
                 f"no variance-preserving schedule has sigma({eps}) = {sigma_min} and "
                 f"sigma(1) = {sigma_max}: choose another eps"

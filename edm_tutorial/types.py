@@ -4,7 +4,7 @@ Arrays are annotated with jaxtyping, `Float[Array, "*shape"]`. One example at a 
 here has a batch axis unless its docstring says so; batch with `jax.vmap`.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ PRNGKey = PRNGKeyArray
 """A JAX random key, `jax.random.key(seed)`."""
 
 
+@runtime_checkable
 class DenoiserFn(Protocol):
     """The one interface of this package: $D(x; \\sigma)$, the mean of the data given `x`.
 

@@ -29,16 +29,19 @@ def embed_noise(c_noise: Float[Array, ""]) -> Float[Array, " features"]:
 class _Block(eqx.Module):
     norm: eqx.nn.LayerNorm
     inner: eqx.nn.Linear
+    context: eqx.nn.Linear
     outer: eqx.nn.Linear
 
     def __init__(self, width: int, key: PRNGKey):
-        inner_key, outer_key = jr.split(key)
+        inner_key, context_key, outer_key = jr.split(key, 3)
         self.norm = eqx.nn.LayerNorm(width)
-        self.inner = eqx.nn.Linear(2 * width, width, key=inner_key)
+        self.inner = eqx.nn.Linear(width, width, key=inner_key)
+        self.context = eqx.nn.Linear(width, width, use_bias=False, key=context_key)
         self.outer = eqx.nn.Linear(width, width, key=outer_key)
 
     def __call__(self, h: Array, context: Array) -> Array:
-        inside = self.inner(jnp.concatenate([self.norm(h), context]))
+        # A sum, not a concatenation: under vmap a shared context is computed only once.
+        inside = self.inner(self.norm(h)) + self.context(context)
         return h + self.outer(jax.nn.silu(inside))
 
 
@@ -75,7 +78,7 @@ class MLP(eqx.Module):
             )
         input_key, context_key, output_key, *block_keys = jr.split(key, 3 + depth)
         self.size, self.cond_size = size, cond_size
-        self.embed_input = eqx.nn.Linear(size + cond_size, width, key=input_key)
+        self.embed_input = eqx.nn.Linear(size, width, key=input_key)
         self.embed_context = eqx.nn.MLP(
             2 * FREQUENCIES + cond_size,
             width,
@@ -104,7 +107,7 @@ class MLP(eqx.Module):
         context = net.embed_context(
             jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond])
         )
-        h = net.embed_input(jnp.concatenate([x, cond]))
+        h = net.embed_input(x)
         for block in net.blocks:
             h = block(h, context)
         return net.output(jax.nn.silu(h))

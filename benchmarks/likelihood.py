@@ -1,0 +1,173 @@
+"""What a log-likelihood costs, and which solver, tolerance and time variable to take.
+
+    python -m benchmarks.likelihood
+
+Cost: one evaluation of the flow and its divergence, batch 1,024, against (d + 1) calls of
+`jax.jvp` (exact trace) and against one call of `jax.vjp` (one probe). Work-precision: the
+largest error over points of three mixtures with exact denoisers, float32, against the
+evaluations of the slowest point, integrating in sigma and in log sigma.
+"""
+
+from functools import partial
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import edm_tutorial as edm
+from benchmarks.timing import medians, write
+
+BATCH = 1024
+STAGES = {"Tsit5": 6, "Dopri5": 6, "Dopri8": 13}
+
+
+@eqx.filter_jit
+def exact(model, x, directions):
+    """D and the trace of its Jacobian by one linearisation, as `log_likelihood` does it."""
+
+    def one(x):
+        denoised, jvp = jax.linearize(lambda x: model(x, 1.0), x)
+        return denoised, jnp.sum(directions * jax.vmap(jvp)(directions))
+
+    return jax.vmap(one)(x)
+
+
+@eqx.filter_jit
+def probed(model, x, probe):
+    """The same with one probe an example."""
+
+    def one(x, v):
+        denoised, jvp = jax.linearize(lambda x: model(x, 1.0), x)
+        return denoised, jnp.sum(v * jvp(v))
+
+    return jax.vmap(one)(x, probe)
+
+
+@eqx.filter_jit
+def jvp_call(model, x, v):
+    return jax.vmap(lambda x, v: jax.jvp(lambda x: model(x, 1.0), (x,), (v,)))(x, v)
+
+
+@eqx.filter_jit
+def vjp_call(model, x, v):
+    def one(x, v):
+        denoised, pull = jax.vjp(lambda x: model(x, 1.0), x)
+        return denoised, pull(v)
+
+    return jax.vmap(one)(x, v)
+
+
+def cost() -> list[dict]:
+    rows = []
+    for d in (2, 16, 64):
+        model = edm.Denoiser(edm.MLP(d, key=jr.key(d)), edm.EDMPreconditioning(0.5))
+        x_key, probe_key = jr.split(jr.key(1))
+        x, v = jr.normal(x_key, (BATCH, d)), jr.rademacher(probe_key, (BATCH, d), float)
+        times = medians(
+            [
+                partial(exact, model, x, jnp.eye(d)),
+                lambda model=model, x=x, v=v, d=d: [
+                    jvp_call(model, x, v) for _ in range(d + 1)
+                ],
+                partial(probed, model, x, v),
+                partial(vjp_call, model, x, v),
+            ]
+        )
+        rows.append(
+            {
+                "d": d,
+                "batch": BATCH,
+                "exact_over_jvp_calls": round(times[0] / times[1], 3),
+                "probe_over_vjp_call": round(times[2] / times[3], 3),
+            }
+        )
+    return rows
+
+
+def mixture(name: str) -> edm.GaussianMixture:
+    angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if name == "anisotropic":
+        turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+        cov = turn @ np.diag([0.04**2, 0.3**2]) @ turn.T
+        return edm.GaussianMixture(np.full(8, 1 / 8), 1.5 * ring, np.stack([cov] * 8))
+    shift = np.array([3.0, -2.0]) if name == "off centre" else 0.0
+    return edm.GaussianMixture(
+        np.full(8, 1 / 8), ring + shift, np.stack([0.01 * np.eye(2)] * 8)
+    )
+
+
+def in_log_sigma(denoise):
+    """The same flow in u = log sigma, as a denoiser cannot know: for comparison only."""
+
+    def solve(x, solver, tolerance, low=0.002, high=80.0):
+        def flow(u, state, _):
+            sigma = jnp.exp(u)
+            denoised, jvp = jax.linearize(lambda x: denoise(x, sigma), state[0])
+            return state[0] - denoised, 2 - jnp.trace(jax.vmap(jvp)(jnp.eye(2)))
+
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(flow),
+            solver,
+            np.log(low),
+            np.log(high),
+            None,
+            (x, jnp.array(0.0)),
+            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        )
+        end, gained = (leaf[-1] for leaf in solution.ys)
+        # The terminal density through the package: a flow of no length from `high` up.
+        rest = edm.log_likelihood(denoise, end, sigma_min=high, sigma_max=1.001 * high)
+        return gained + rest.log_prob, solution.stats["num_steps"]
+
+    return solve
+
+
+def work_precision() -> list[dict]:
+    rows = []
+    for name in ("centred", "off centre", "anisotropic"):
+        with jax.enable_x64(True):
+            exact = mixture(name)
+            points = jax.vmap(exact.sample)(jr.split(jr.key(1), 256))
+            truth = np.asarray(jax.vmap(lambda x: exact.log_prob(x, 0.002))(points))
+            points = np.asarray(points, np.float32)
+        denoise = mixture(name).denoise
+        for solver in (diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8()):
+            for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
+                for variable in ("sigma", "log sigma"):
+                    rows.append(
+                        {
+                            "mixture": name,
+                            "variable": variable,
+                            "solver": type(solver).__name__,
+                            "tolerance": tolerance,
+                        }
+                        | _measure(denoise, points, truth, solver, tolerance, variable)
+                    )
+    return rows
+
+
+def _measure(denoise, points, truth, solver, tolerance, variable) -> dict:
+    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+
+    def one(x):
+        if variable == "log sigma":
+            return in_log_sigma(denoise)(x, solver, tolerance)
+        result = edm.log_likelihood(
+            denoise, x, solver=solver, stepsize_controller=controller
+        )
+        return result.log_prob, result.num_steps
+
+    log_prob, steps = jax.jit(jax.vmap(one))(jnp.asarray(points))
+    error = np.abs(np.asarray(log_prob) - truth).max()
+    calls = STAGES[type(solver).__name__] * int(steps.max())
+    return {"largest_error_nats": f"{error:.1e}", "evaluations": calls}
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_default_matmul_precision", "highest")
+    write("likelihood_cost", cost())
+    write("likelihood_work_precision", work_precision())

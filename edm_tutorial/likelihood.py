@@ -1,0 +1,221 @@
+r"""The log-density of one example, by the change of variables along the probability-flow ODE.
+
+In $\sigma$ the flow is $dx/d\sigma = (x - D(x;\sigma))/\sigma$ (Eq. 4 with $\sigma(t) = t$), and along it
+
+$$\ln p(x_0;\sigma_{min}) = \ln p(x_T;\sigma_{max})
+  + \int_{\sigma_{min}}^{\sigma_{max}} \frac{d - \operatorname{tr} \partial D/\partial x}{\sigma}\,d\sigma.$$
+
+The result is the density of the data *with noise of level* `sigma_min`, in nats.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from edm_tutorial.types import (
+    Condition,
+    DenoiserFn,
+    PRNGKey,
+    as_float,
+    check_floating,
+    concrete,
+)
+
+
+class Likelihood(NamedTuple):
+    """What `log_likelihood` returns for one example.
+
+    Arguments:
+        log_prob: ln p(x; sigma_min) in nats.
+        std_error: of `log_prob` over the probes; 0 for the exact trace, infinite for one
+            probe, which cannot tell.
+        latent: the unit noise that `sample` from this sigma_max turns back into x.
+        num_steps: accepted steps of the solver.
+        ok: whether the solve succeeded.
+    """
+
+    log_prob: Float[Array, ""]
+    std_error: Float[Array, ""]
+    latent: Float[Array, "*shape"]
+    num_steps: Int[Array, ""]
+    ok: Bool[Array, ""]
+
+
+@eqx.filter_jit
+def log_likelihood(
+    denoiser: DenoiserFn,
+    x: Float[Array, "*shape"],
+    cond: Condition = None,
+    *,
+    sigma_min: float | Float[ArrayLike, ""] = 0.002,
+    sigma_max: float | Float[ArrayLike, ""] = 80.0,
+    prior_mean: float | Float[ArrayLike, "..."] | None = None,
+    prior_std: float | Float[ArrayLike, "..."] | None = None,
+    probes: int | None = None,
+    key: PRNGKey | None = None,
+    solver: diffrax.AbstractSolver = diffrax.Dopri8(),
+    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(
+        rtol=1e-5, atol=1e-5
+    ),
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    max_steps: int = 4096,
+    throw: bool = True,
+) -> Likelihood:
+    r"""$\ln p(x;\sigma_{min})$ of one example under a denoiser, in nats per example.
+
+    Each evaluation costs one linearisation of the denoiser, applied to all d directions at
+    once (the exact trace) or to the `probes` (Hutchinson's estimate of it).
+
+    Arguments:
+        denoiser: any denoiser, called as `denoiser(x, sigma, cond)`.
+        x: one example, data units.
+        sigma_min, sigma_max: the ends of the flow, data units.
+        prior_mean, prior_std: the density at sigma_max is taken as N(prior_mean,
+            sigma_max^2 + prior_std^2), numbers or shaped like x; one alone sets the other
+            to 0. With neither, it is the Gaussian whose moments the denoiser and its
+            Jacobian give at the end point (exact trace), or mean 0 and std 0 (probes).
+        probes: None for the exact trace, or how many Rademacher vectors to average; they
+            are drawn once and stay fixed over the solve.
+        key: needed with `probes`, and only then.
+        solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`.
+        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap`.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max, probes < 1 or without `key`, or `x` that
+            is not floating.
+        RuntimeError: the solver failed, for instance by running out of steps.
+    """
+    _check(x, sigma_min, sigma_max, probes, key)
+    directions = _directions(x, probes, key)
+
+    def linearise(x: Array, sigma: Array) -> tuple[Array, Array]:
+        """D(x; sigma), and its Jacobian applied to every direction."""
+        denoised, jvp = jax.linearize(lambda x: denoiser(x, sigma, cond), x)
+        return denoised, jax.vmap(jvp)(directions)
+
+    def flow(sigma: Array, state: tuple[Array, Array], _: None) -> tuple[Array, Array]:
+        x, _ = state
+        denoised, columns = linearise(x, sigma)
+        traces = jnp.sum(directions * columns, axis=range(1, columns.ndim))
+        traces = jnp.sum(traces, keepdims=True) if probes is None else traces
+        return (x - denoised) / sigma, (x.size - traces) / sigma
+
+    low, high = as_float(sigma_min, x), as_float(sigma_max, x)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(flow),
+        solver,
+        low,
+        high,
+        None,
+        (x, jnp.zeros(probes or 1, x.dtype)),
+        stepsize_controller=stepsize_controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+        throw=False,
+    )
+    end, gained = (leaf[-1] for leaf in solution.ys)
+    if prior_mean is None and prior_std is None and probes is None:
+        terminal = _matched_log_prob(end, *linearise(end, high), high)
+    else:
+        terminal = _gaussian_log_prob(end, prior_mean, prior_std, high)
+    log_probs = terminal + gained
+    ok = solution.result == diffrax.RESULTS.successful
+    log_prob = jnp.where(ok, jnp.mean(log_probs), jnp.nan)
+    if throw:
+        log_prob = eqx.error_if(log_prob, ~ok, _FAILED)
+    steps = solution.stats["num_accepted_steps"]
+    return Likelihood(log_prob, _std_error(log_probs, probes), end / high, steps, ok)
+
+
+def bits_per_dim(
+    log_prob: Float[Array, "..."],
+    shape: tuple[int, ...],
+    *,
+    bins: int = 256,
+    scale: float | None = None,
+) -> Float[Array, "..."]:
+    r"""Bits a dimension of data that were quantised: $-\ln p /(d \ln 2) - \log_2 \text{scale}$.
+
+    A density in data units becomes the probability of a quantisation cell by way of the
+    cell's width, `scale`. Data must have been dequantised by uniform noise of that width.
+
+    Arguments:
+        log_prob: nats, of a density in data units.
+        shape: of one example.
+        bins: grey levels over the range [-1, 1] of the data; sets `scale` to 2 / bins.
+        scale: the width of a cell in data units, where it is another.
+
+    Raises:
+        ValueError: an empty shape, bins < 1, or a scale that is not positive.
+    """
+    size = math.prod(shape)
+    width = 2 / bins if scale is None and bins >= 1 else scale
+    if size < 1 or width is None or not 0 < width < math.inf:
+        raise ValueError(
+            "need a shape with at least one entry, bins of at least 1 and a positive scale, "
+            f"got {shape}, {bins} and {scale}"
+        )
+    return -log_prob / (size * math.log(2)) - math.log2(width)
+
+
+_FAILED = (
+    "log_likelihood: the ODE solver failed before sigma_max, most likely out of steps. Raise "
+    "max_steps, loosen the tolerances of stepsize_controller, or pass throw=False to get NaN "
+    "with ok=False. A denoiser that returns NaN fails here too."
+)
+
+
+def _directions(x: Array, probes: int | None, key: PRNGKey | None) -> Array:
+    """The identity, or Rademacher vectors: the first axis runs over directions."""
+    if probes is None:
+        return jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+    return jr.rademacher(key, (probes, *x.shape), x.dtype)
+
+
+def _matched_log_prob(x: Array, denoised: Array, columns: Array, sigma: Array) -> Array:
+    r"""ln N(x; mean, C + sigma^2 I) with the moments that D and J = dD/dx imply at x.
+
+    For Gaussian data $I - J = \sigma^2 (C + \sigma^2 I)^{-1}$ and $x - D = (I - J)(x - mean)$.
+    """
+    jacobian = columns.reshape(x.size, x.size).T
+    precision = jnp.eye(x.size, dtype=x.dtype) - jacobian  # times sigma^2
+    residual = (x - denoised).ravel()
+    square = residual @ jnp.linalg.solve(precision, residual) / sigma**2
+    log_det = jnp.linalg.slogdet(precision)[1]
+    return (log_det - square - x.size * jnp.log(2 * jnp.pi * sigma**2)) / 2
+
+
+def _gaussian_log_prob(x: Array, mean: Any, std: Any, sigma: Array) -> Array:
+    mean, std = (as_float(0.0 if part is None else part, x) for part in (mean, std))
+    variance = jnp.broadcast_to(std**2 + sigma**2, x.shape)
+    offset = x - jnp.broadcast_to(mean, x.shape)
+    return -jnp.sum(offset**2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
+
+
+def _std_error(log_probs: Array, probes: int | None) -> Array:
+    if probes is None:
+        return jnp.zeros_like(log_probs[0])
+    if probes == 1:
+        return jnp.full_like(log_probs[0], jnp.inf)
+    return jnp.std(log_probs, ddof=1) / math.sqrt(probes)
+
+
+def _check(
+    x: Array, sigma_min: Any, sigma_max: Any, probes: int | None, key: PRNGKey | None
+) -> None:
+    check_floating("x", x)
+    if concrete(sigma_min, sigma_max) and not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(
+            f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}"
+        )
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes must be None or at least 1, got {probes}")
+    if probes is not None and key is None:
+        raise ValueError("probes are random: pass key=jax.random.key(seed)")

@@ -1,0 +1,37 @@
+"""What every test runs under: no promotion by accident, no key used twice, shapes checked.
+
+Every module of the package is checked by jaxtyping and beartype, whichever test imports it.
+A test of a message that those checks would preempt asks for the fixture `unchecked`.
+"""
+
+import sys
+import zlib
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+from jaxtyping import PRNGKeyArray
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_default_matmul_precision", "highest")  # for GPUs with tf32
+
+assert "edm_tutorial" not in sys.modules, "imported too early: its types are unchecked"
+jaxtyping.install_import_hook("edm_tutorial", "beartype.beartype")
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> PRNGKeyArray:
+    """A random key of the test's own: the same in every run and in every worker."""
+    return jax.random.key(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the run-time type checks: what a user sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
