@@ -1,0 +1,77 @@
+# One command each; `make` alone lists them. The first one that needs Python packages
+# makes a virtual environment in .venv with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+JOBS ?= auto
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PORT ?= 8000
+
+FAST := not slow and not book and not browser
+UNIT := not book and not browser$(if $(CONSTRAINTS),, and not pinned)
+
+.DEFAULT_GOAL := help
+.PHONY: help book test check lint notebooks serve clean oldest browser repository
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+book: $(STAMP) ## Run every notebook once and build the book in _build/html
+	$(BIN)/python book/_tools/build.py
+
+test: lint ## Everything: static checks, all tests, the book, the browser (cheap ones first)
+	$(BIN)/python -m pytest -n $(JOBS) -m "$(UNIT)"
+	$(BIN)/python book/_tools/build.py
+	$(BIN)/python -m pytest -m "book or browser"
+
+check: lint ## The fast part, in under four minutes: static checks and short tests
+	$(BIN)/python -m pytest -n $(JOBS) -m "$(FAST)"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python book/_tools/export.py --check
+
+notebooks: $(STAMP) ## Write notebooks/*.ipynb from the chapters' .md
+	$(BIN)/python book/_tools/export.py
+
+serve: book ## Build the book and show it on http://localhost:8000 (PORT=...)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+clean: ## Remove what was built (the environment in .venv stays)
+	rm -rf _build .executed .pytest_cache .ruff_cache build dist
+	find edm_tutorial tests book -name __pycache__ -type d -prune -exec rm -rf {} +
+
+oldest: ## Run the tests on the oldest versions that pyproject.toml allows
+	@$(check-python)
+	$(PYTHON) -m venv --clear build/oldest
+	build/oldest/bin/python -m pip install -q uv
+	build/oldest/bin/uv pip compile -q --resolution lowest-direct pyproject.toml -o build/oldest/core.txt
+	build/oldest/bin/uv pip install -q --python build/oldest -r build/oldest/core.txt -e . beartype imageio-ffmpeg matplotlib packaging pytest pytest-xdist pyyaml scikit-learn tqdm
+	build/oldest/bin/python -m pytest -n $(JOBS) -m "$(FAST) and not pinned" --ignore tests/book
+
+browser: ## Install Chromium where it is missing (Debian, as root)
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome; do \
+	  if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
+	else echo "Please install Chromium, or set CHROMIUM to a Chrome you have."; exit 1; fi
+
+repository: $(STAMP) ## Write your own address everywhere: make repository URL=https://...
+	@test -n "$(URL)" || { echo "Say which: make repository URL=https://github.com/you/name"; exit 1; }
+	$(BIN)/python book/_tools/repository.py $(URL)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(check-python)
+	$(PYTHON) -m venv $(VENV) || { echo "On Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install -q $(addprefix -c ,$(CONSTRAINTS)) -e '.[book,test]'
+	@touch $@
+
+define check-python
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+  echo "Name another one: make PYTHON=python3.12 ..."; exit 1; }
+endef

@@ -1,0 +1,171 @@
+"""Build the book, in one command.
+
+    python book/_tools/build.py                   # export, run what changed, build
+    python book/_tools/build.py --execute-only    # export and run, without the pages
+
+1. `export.py` writes the notebooks that Colab opens.
+2. Each notebook whose code, or whose package, changed is run once, in `.executed/`.
+3. The outputs, and nothing else, go into the cache that Jupyter Book reads.
+4. Jupyter Book builds `_build/html`, with every warning an error.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+
+import export
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from myst_nb.core.read import read_myst_markdown_notebook
+from nbformat import NotebookNode, read
+from numbering import read_cells
+
+ROOT = export.ROOT
+EXECUTED = ROOT / ".executed"
+BUILD = ROOT / "_build"
+PACKAGES = ("jax", "equinox", "diffrax", "optax", "numpy", "matplotlib")
+CELL_SECONDS = 1800
+
+
+def chapters() -> list[Path]:
+    """The sources of the notebooks, in the order of the table of contents."""
+    return [path.with_suffix(".md") for path in export.export(ROOT)]
+
+
+def fingerprint(chapter: Path) -> str:
+    """A hash of everything the outputs of a chapter depend on."""
+    digest = hashlib.sha256()
+    for cell in read_cells(chapter):
+        if cell.cell_type == "code":
+            digest.update(cell.source.encode() + b"\0")
+    for path in sorted((ROOT / "edm_tutorial").rglob("*.py")):
+        digest.update(path.read_bytes())
+    digest.update(" ".join([sys.version, *map(version, PACKAGES)]).encode())
+    return digest.hexdigest()
+
+
+def execute(sources: list[Path]) -> dict[str, float]:
+    """Run the notebooks that changed; returns the seconds each took when it ran.
+
+    Raises:
+        SystemExit: a cell failed.
+    """
+    EXECUTED.mkdir(exist_ok=True)
+    prints = {source: fingerprint(source) for source in sources}
+    stale = [
+        source for source in sources if _record(source).get("hash") != prints[source]
+    ]
+    for source in stale:
+        _record_path(source).unlink(missing_ok=True)
+        shutil.copy(source.with_suffix(".ipynb"), _executed(source))
+    seconds = _run(stale) if stale else {}
+    for source in stale:
+        if source.stem in seconds:
+            record = {"hash": prints[source], "seconds": seconds[source.stem]}
+            _record_path(source).write_text(json.dumps(record))
+            os.utime(source)  # Sphinx reads the page again
+    if failed := [source.stem for source in stale if source.stem not in seconds]:
+        sys.exit(f"\nbuild: a cell failed in {', '.join(failed)} (see above)")
+    return {source.stem: _record(source)["seconds"] for source in sources}
+
+
+def _run(sources: list[Path]) -> dict[str, float]:
+    """Run copies of notebooks in place; the seconds of those that passed."""
+    report, config = EXECUTED / "report.xml", EXECUTED / "pytest.ini"
+    config.write_text("[pytest]\n")  # not the settings of the package's own tests
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(config)]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
+    command += ["--nbmake", "--overwrite", f"--nbmake-timeout={CELL_SECONDS}"]
+    command += ["-n", str(min(len(sources), 2))] if len(sources) > 1 else []
+    command += [str(_executed(source)) for source in sources]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
+    environment.pop("MPLBACKEND", None)
+    code = subprocess.run(command, cwd=EXECUTED, env=environment).returncode
+    if code not in (0, 1):
+        sys.exit(f"build: pytest could not run the notebooks (exit status {code})")
+    return _passed(report)
+
+
+def _passed(report: Path) -> dict[str, float]:
+    """Names and seconds of the notebooks that ran without an error."""
+    seconds = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        if case.find("failure") is None and case.find("error") is None:
+            name = Path(case.get("name", "").partition("::")[0]).stem
+            seconds[name] = float(case.get("time", 0))
+    return seconds
+
+
+def seed(sources: list[Path]) -> None:
+    """Put the outputs of the executed notebooks where Jupyter Book looks for them."""
+    cache = get_cache(str(BUILD / ".jupyter_cache"))
+    for source in sources:
+        notebook = with_outputs(source)
+        seconds = {"execution_seconds": _record(source)["seconds"]}
+        bundle = CacheBundleIn(notebook, str(source), data=seconds)
+        cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def with_outputs(source: Path) -> NotebookNode:
+    """The chapter as Jupyter Book reads it, with the outputs of its executed copy."""
+    notebook = read_myst_markdown_notebook(source.read_text())
+    ran = [
+        cell
+        for cell in read(_executed(source), as_version=4).cells
+        if cell.cell_type == "code" and cell.id != export.INSTALL_ID
+    ]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell, done in zip(cells, ran, strict=True):
+        if cell.source != done.source:
+            sys.exit(f"build: the executed copy of {source.name} is out of step")
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    return notebook
+
+
+def pages() -> None:
+    """Build the pages; after a failure, the next build reads every page again."""
+    command = [Path(sys.executable).parent / "jupyter-book", "build"]
+    command += ["-W", "-n", "--keep-going", "."]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+        sys.exit("build: Jupyter Book failed (see above)")
+
+
+def _executed(source: Path) -> Path:
+    return EXECUTED / source.with_suffix(".ipynb").name
+
+
+def _record_path(source: Path) -> Path:
+    return EXECUTED / f"{source.stem}.json"
+
+
+def _record(source: Path) -> dict:
+    path = _record_path(source)
+    known = path.is_file() and _executed(source).is_file()
+    return json.loads(path.read_text()) if known else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build the book.")
+    parser.add_argument("--execute-only", action="store_true", help="no pages")
+    arguments = parser.parse_args()
+    if code := export.main([]):
+        sys.exit(code)
+    sources = chapters()
+    for name, seconds in execute(sources).items():
+        print(f"{name}: {seconds:.0f} s")
+    if not arguments.execute_only:
+        seed(sources)
+        pages()
+
+
+if __name__ == "__main__":
+    main()

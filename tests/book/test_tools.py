@@ -1,0 +1,121 @@
+"""The smaller tools: the address of the repository, docstrings, the API page."""
+
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import build
+import docstrings
+import pytest
+from repository import ROOT, Repository, move, read, rewrite
+
+import edm_tutorial
+
+OLD = Repository("owner", "name")
+NEW = Repository("some-one", "other.name")
+FIXTURE = Path(__file__).with_name("fixture")
+
+BADGES = """\
+[![tests](https://github.com/owner/name/actions/badge.svg)](https://github.com/owner/name)
+git clone https://github.com/owner/name.git
+https://colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb
+https://raw.githubusercontent.com/owner/name/main/book/_static/dot.png
+https://owner.github.io/name/book/intro.html
+neither some-owner/name nor owner/name-two nor owner/names
+"""
+
+
+@pytest.mark.parametrize(
+    "url", ["https://github.com/a/b", "https://github.com/a/b.git/"]
+)
+def test_an_address_is_read(url):
+    assert Repository.parse(url) == Repository("a", "b")
+
+
+@pytest.mark.parametrize(
+    "url", ["github.com/a/b", "https://github.com/a", "https://x.y/a/b"]
+)
+def test_a_wrong_address_is_refused(url):
+    with pytest.raises(ValueError, match="need https://github.com/OWNER/NAME"):
+        Repository.parse(url)
+
+
+def test_every_form_of_the_address_moves():
+    moved = rewrite(BADGES, OLD, NEW)
+    *links, last = moved.splitlines()
+    assert all("owner" not in line for line in links)
+    assert sum("some-one/other.name" in line for line in links) == 4
+    assert "https://some-one.github.io/other.name/book/intro.html" in moved
+    assert last == BADGES.splitlines()[-1]
+
+
+def test_moving_there_and_back_changes_nothing(tmp_path):
+    """Text files that git sees are rewritten; binary and ignored files are not."""
+    root = shutil.copytree(FIXTURE, tmp_path / "copy")
+    (root / "README.md").write_text(BADGES)
+    (root / ".gitignore").write_text("ignored.txt\n")
+    (root / "ignored.txt").write_text(OLD.url)
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    before = {path: path.read_bytes() for path in root.glob("*") if path.is_file()}
+    changed = move(root, NEW)
+    assert {path.name for path in changed} == {"README.md", "pyproject.toml"}
+    assert read(root) == NEW
+    move(root, OLD)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        (r"at time $t$, with $a\,b$.", r"at time :math:`t`, with :math:`a\,b`."),
+        ("two lines $a\n  + b$ long", "two lines :math:`a + b` long"),
+        ("see `sample` and `x`s", "see ``sample`` and ``x``\\ s"),
+        ("``done`` and :math:`done`", "``done`` and :math:`done`"),
+        ("shape (n, *shape), fields c_", "shape (n, \\*shape), fields c\\_"),
+        ("*not* a posterior", "*not* a posterior"),
+        ("$$\nx\n$$", "\n.. math:: x\n"),
+        (
+            "Train.\n\n    x = `1`\n\n    y\n\nEnd `z`.",
+            "Train.\n\n::\n\n    x = `1`\n\n    y\n\nEnd ``z``.",
+        ),
+        ("Arguments:\n    a: `x`\n\n    b: y", "Arguments:\n    a: ``x``\n\n    b: y"),
+    ],
+)
+def test_docstrings_become_restructured_text(source, expected):
+    assert docstrings.to_rst(source) == expected
+
+
+def test_every_module_has_its_place_on_the_api_page():
+    page = (ROOT / "book" / "api.md").read_text()
+    listed = set(re.findall(r"automodule:: ([\w.]+)", page))
+    modules = {
+        module.name
+        for module in pkgutil.walk_packages(edm_tutorial.__path__, "edm_tutorial.")
+        if not module.ispkg
+    }
+    assert listed == modules - {"edm_tutorial.__main__", "edm_tutorial.cli"}
+
+
+def test_outputs_of_another_notebook_are_refused(tmp_path, monkeypatch):
+    """The cache never shows outputs beside code that did not make them."""
+    monkeypatch.setattr(build, "EXECUTED", tmp_path)
+    source = FIXTURE / "notebooks" / "02_other.md"
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "1 + 1"}
+    cell |= {"outputs": [], "execution_count": 1}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "02_other.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(SystemExit, match="out of step"):
+        build.with_outputs(source)
+
+
+def test_a_changed_cell_changes_the_fingerprint_and_prose_does_not(tmp_path):
+    source = tmp_path / "chapter.md"
+    text = (FIXTURE / "notebooks" / "02_other.md").read_text()
+    prints = []
+    for changed in (text, text + "\nProse.\n", text.replace("2 + 2", "2 + 3")):
+        source.write_text(changed)
+        prints.append(build.fingerprint(source))
+    assert prints[0] == prints[1] != prints[2]

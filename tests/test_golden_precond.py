@@ -1,0 +1,90 @@
+"""Preconditioning against the numbers of the reference implementation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_cases import Case, assert_close, check_file, each_case, raw_network
+
+import edm_tutorial as edm
+
+FILE = "precond.npz"
+
+
+def build(cls: str, kwargs: dict):
+    """The preconditioning of a case, and the law of the noise that trains it."""
+    if cls == "EDMPrecond":
+        return edm.EDMPreconditioning(kwargs.get("sigma_data", 0.5)), edm.LogNormal()
+    if cls == "VEPrecond":
+        return edm.VEPreconditioning(), edm.LogUniform()
+    if cls == "VPPrecond":
+        betas = {k: v for k, v in kwargs.items() if k.startswith("beta")}
+        eps = {"eps": kwargs["epsilon_t"]} if "epsilon_t" in kwargs else {}
+        levels = {"levels": kwargs["M"]} if "M" in kwargs else {}
+        schedule = edm.VariancePreserving(**betas)
+        return (
+            edm.VPPreconditioning(schedule, **levels),
+            edm.UniformTime(schedule, **eps),
+        )
+    assert cls == "iDDPMPrecond"
+    names = {"M": "levels", "C_1": "c_1", "C_2": "c_2"}
+    arguments = {names[k]: v for k, v in kwargs.items()}
+    return edm.IDDPMPreconditioning(**arguments), edm.UniformLevels(**arguments)
+
+
+def test_file():
+    check_file(FILE, {"precond": 7})
+
+
+@each_case(FILE)
+def test_case(name):
+    case = Case(FILE, name)
+    params = case.params
+    preconditioning, sigma_dist = build(params["cls"], params["kwargs"])
+
+    coefficients = jax.vmap(preconditioning)(jnp.asarray(case["sigma"]))
+    for field, value in coefficients._asdict().items():
+        assert_close(value, case[field])
+
+    denoiser = edm.Denoiser(raw_network(**params["raw"]), preconditioning)
+    x = jnp.asarray(case["x"])
+    assert_close(jax.vmap(denoiser)(x, jnp.asarray(case["D_sigma"])), case["D"])
+    at_one = [denoiser(example, params["D_scalar_sigma"]) for example in x]
+    assert_close(np.stack(at_one), case["D_scalar"])
+
+    # The range of the reference's object is the support of its training noise.
+    ends = [(0.0, 1.0), (-jnp.inf, jnp.inf)][params["cls"] == "EDMPrecond"]
+    support = sorted(float(sigma_dist.from_variate(r)) for r in ends)
+    assert support[0] == pytest.approx(case["sigma_min"][()], rel=1e-9)
+    assert support[1] == pytest.approx(case["sigma_max"][()], rel=1e-9)
+
+    if params["cls"] == "VPPrecond":
+        schedule = preconditioning.schedule
+        assert_close(
+            jax.vmap(schedule.sigma)(jnp.asarray(case["t"])), case["sigma_of_t"]
+        )
+        t = jax.vmap(schedule.time)(jnp.asarray(case["sigma"]))
+        assert_close(t, case["t_of_sigma"])
+    if params["cls"] == "iDDPMPrecond":
+        check_table(case, preconditioning)
+    case.check_all_read()
+
+
+def check_table(case: Case, preconditioning: edm.IDDPMPreconditioning) -> None:
+    p = preconditioning
+    u = edm.iddpm_table(p.levels, p.c_1, p.c_2)
+    assert_close(u, case["u"])
+
+    # u_j^2 + 1 is 1 / abar_j up to a factor, wherever C_1 did not clip: from j = 1 on.
+    j, alpha_bar = case["alpha_bar_j"], case["alpha_bar"]
+    assert j[0] == 0 and alpha_bar[0] == 0 and len(j) > 4
+    total = np.sin(np.pi / 2 / (1 + p.c_2)) ** 2
+    assert_close(total / (1 + np.asarray(u)[j[1:]] ** 2), alpha_bar[1:])
+
+    queries = jnp.asarray(case["round_in"])
+    index = p.levels - 1 - jax.vmap(p)(queries).c_noise
+    np.testing.assert_array_equal(index, case["round_index"])
+    rounded = edm.Rounded(edm.Linear(), u)
+    assert_close(jax.vmap(rounded.time)(queries), case["round_out"])
+    table = jax.vmap(jax.vmap(rounded.time))(queries[:6].reshape(2, 3))
+    assert_close(table, case["round_out_shape23"])

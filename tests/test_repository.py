@@ -1,0 +1,356 @@
+"""What the repository promises beside the mathematics: one address, one set of
+versions, one test command, a README that runs, and a core that installs light."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+URL = PROJECT["urls"]["Repository"]
+
+
+def tracked() -> list[Path]:
+    """Every file of the repository, as git sees it, new ones included."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    files = (ROOT / name.decode() for name in listing.stdout.split(b"\0") if name)
+    return [file for file in files if file.is_file()]
+
+
+def own_text() -> dict[str, str]:
+    """Tracked files that we wrote: text, and nobody else's."""
+    texts = {}
+    for file in tracked():
+        name = file.relative_to(ROOT).as_posix()
+        vendored = re.search(r"^LICENSE$|^book/_static/.*mathjax", name, re.IGNORECASE)
+        data = file.read_bytes()
+        if not vendored and b"\0" not in data and not name.endswith(".svg"):
+            texts[name] = data.decode()
+    return texts
+
+
+TEXT = own_text()
+
+
+# Versions: three files, one truth
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found = [Requirement(line) for line in lines if line and line[0] != "#"]
+    pinned = {canonicalize_name(r.name): str(r.specifier) for r in found}
+    assert len(pinned) == len(found), "a package is pinned twice"
+    assert all(re.fullmatch(r"==[^,*]+", spec) for spec in pinned.values())
+    return {name: spec.removeprefix("==") for name, spec in pinned.items()}
+
+
+def all_requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    return [
+        Requirement(r) for group in [PROJECT["dependencies"], *extras] for r in group
+    ]
+
+
+def test_pins_lie_within_the_ranges():
+    pinned = pins()
+    for requirement in all_requirements():
+        name = canonicalize_name(requirement.name)
+        if name != PROJECT["name"]:
+            assert name in pinned, f"{name} has no pin"
+            assert requirement.specifier.contains(pinned[name]), name
+
+
+def test_extras_are_those_the_readers_were_told_of():
+    extras = set(PROJECT["optional-dependencies"])
+    assert extras == {"book", "data", "gpu", "plot", "sbi", "test", "train"}
+
+
+def test_conda_environment_points_at_both_files():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-c constraints.txt", "-e .[book,test]"]}
+    assert {name.split()[0] for name in conda} == {"python", "pip"}
+    (python,) = (name for name in conda if name.startswith("python"))
+    assert PROJECT["requires-python"] in python
+
+
+def installed_closure() -> dict[str, str]:
+    """The versions installed here of all that the book and the tests ask for."""
+    extras = PROJECT["optional-dependencies"]
+    todo = [Requirement(r) for r in [*PROJECT["dependencies"], *extras["book"]]]
+    todo += [Requirement(r) for group in ("test", "data", "plot", "sbi", "train")
+             for r in extras[group]]  # fmt: skip
+    found = {}
+    seen = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        key = (name, frozenset(requirement.extras))
+        if name == PROJECT["name"] or key in seen:
+            continue
+        seen.add(key)
+        distribution = importlib.metadata.distribution(name)
+        found[name] = distribution.version
+        for line in distribution.requires or []:
+            inner = Requirement(line)
+            wanted = [{"extra": extra} for extra in requirement.extras | {""}]
+            if inner.marker is None or any(map(inner.marker.evaluate, wanted)):
+                todo.append(inner)
+    return found
+
+
+@pytest.mark.pinned
+def test_every_installed_version_is_pinned():
+    pinned = pins()
+    installed = installed_closure()
+    assert len(installed) > 100
+    assert installed == {name: pinned.get(name) for name in installed}
+
+
+# One command, one address, nothing private
+
+
+@pytest.mark.parametrize(
+    "name", [".ci/run", "README.md", "CONTRIBUTING.md", ".github/workflows/test.yml"]
+)
+def test_everyone_names_the_same_test_command(name):
+    assert re.search(r"\bmake test\b", TEXT[name])
+
+
+@pytest.mark.parametrize("name", ["test", "pages", "weekly"])
+def test_workflows_ask_for_little(name):
+    workflow = yaml.safe_load(TEXT[f".github/workflows/{name}.yml"])
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all("timeout-minutes" in job for job in workflow["jobs"].values())
+    writes = {
+        permission
+        for job in workflow["jobs"].values()
+        for permission, level in job.get("permissions", {}).items()
+        if level == "write"
+    }
+    allowed = {"pages": {"pages", "id-token"}, "weekly": {"issues"}}
+    assert writes == allowed.get(name, set())
+
+
+def test_ci_tests_both_ends_of_the_python_range():
+    jobs = yaml.safe_load(TEXT[".github/workflows/test.yml"])["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+
+
+def test_make_lists_its_commands():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, check=True).stdout
+    listed = re.findall(r"^  make (\w+)", shown.decode(), re.MULTILINE)
+    promised = {"help", "book", "test", "check", "notebooks", "serve", "clean"}
+    assert promised <= set(listed)
+    phony = re.search(r"^\.PHONY: (.*)$", TEXT["Makefile"], re.MULTILINE)
+    assert phony and set(listed) <= set(phony[1].split())
+
+
+@pytest.mark.parametrize("under_ci", [False, True])
+def test_a_skipped_test_fails_under_ci_and_only_there(tmp_path, under_ci):
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    skipping = (
+        "import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): pass"
+    )
+    (tmp_path / "test_two.py").write_text(skipping)
+    environment = {k: v for k, v in os.environ.items() if k != "CI"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1"],
+        cwd=tmp_path,
+        env=environment | ({"CI": "true"} if under_ci else {}),
+        capture_output=True,
+        text=True,
+    )
+    assert "1 passed, 1 skipped" in ran.stdout
+    assert ran.returncode == under_ci
+
+
+def test_pre_commit_needs_no_download():
+    config = yaml.safe_load(TEXT[".pre-commit-config.yaml"])
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    assert all(
+        hook["language"] == "system" for r in config["repos"] for hook in r["hooks"]
+    )
+
+
+def test_one_address():
+    """Only the address in pyproject.toml occurs, whoever's it has become."""
+    home = URL.removeprefix("https://github.com/")
+    address = re.compile(r"github(?:usercontent)?(?:\.com)?/([\w.-]+/edm-tutorial)\b")
+    pages = re.compile(r"([\w-]+)\.github\.io(/edm-tutorial)\b")
+    for file, text in TEXT.items():
+        found = {*address.findall(text), *("".join(hit) for hit in pages.findall(text))}
+        assert found <= {home}, file
+    assert home in TEXT["README.md"]
+    assert yaml.safe_load(TEXT["CITATION.cff"])["repository-code"] == URL
+    assert yaml.safe_load(TEXT["_config.yml"])["repository"]["url"] == URL
+
+
+def test_one_version():
+    version = PROJECT["version"]
+    assert yaml.safe_load(TEXT["CITATION.cff"])["version"] == version
+    assert f"## {version}" in TEXT["CHANGELOG.md"]
+
+
+# What must not be in a public repository: paths of somebody's machine, hosts of package
+# registries (pip knows its own), and talk about how the text came to be.
+PRIVATE = {
+    "a machine's path": r"(?<![\w.])/(work|root|home|tmp|opt|Users)/",
+    "a registry's host": r"pypi\.org|python[h]osted|registry\.npmjs|deb\.debian",
+    "working talk": r"\b([Tt]his|[Nn]ext|[Pp]revious|[Ee]arlier|[Aa] later) session\b",
+    "a ticket's number": r"\b[Ii]ssues? #?\d+\b",
+}
+
+
+@pytest.mark.parametrize("what", PRIVATE)
+def test_nothing_private(what):
+    found = [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name, text in TEXT.items()
+        if not name.endswith((".js", ".css"))
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(PRIVATE[what], line)
+    ]
+    assert not found, what
+
+
+def test_notebooks_carry_no_outputs():
+    notebooks = [name for name in TEXT if name.endswith(".ipynb")]
+    assert notebooks
+    for name in notebooks:
+        for cell in json.loads(TEXT[name])["cells"]:
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [] and cell["execution_count"] is None, name
+
+
+def test_golden_numbers_are_the_recorded_ones():
+    golden = ROOT / "tests" / "golden"
+    recorded = json.loads((golden / "manifest.json").read_text())["files"]
+    files = {file.name: file for file in golden.glob("*.npz")}
+    expected = {"precond", "losses", "gmm", "sampler_edm", "sampler_ablation"}
+    assert {f"{name}.npz" for name in expected} <= set(files)
+    for name, file in files.items():
+        data = file.read_bytes()
+        assert len(data) == recorded[name]["bytes"]
+        assert hashlib.sha256(data).hexdigest() == recorded[name]["sha256"], name
+
+
+# The README
+
+
+def readme_block(language: str) -> str:
+    (block,) = re.findall(rf"```{language}\n(.*?)```", TEXT["README.md"], re.DOTALL)
+    return block
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+
+
+def test_readme_example_is_twenty_lines():
+    lines = [line for line in readme_block("python").splitlines() if line.strip()]
+    assert len(lines) <= 20 and max(map(len, lines)) <= 88
+
+
+EXACT = """
+for n in (18, 64):
+    draw = jax.vmap(lambda noise: edm.sample(truth.denoise, noise, edm.edm_sigmas(n)))
+    print(jax.vmap(truth.log_prob)(draw(jr.normal(noise_key, (2000, 2)))).mean())
+print(edm.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_readme_example_runs_as_printed_with_the_package_copied_in(tmp_path):
+    """The folder copied beside a script is all it takes, and the numbers are right."""
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "edm_tutorial", tmp_path / "edm_tutorial", ignore=skip)
+    (tmp_path / "example.py").write_text(readme_block("python") + EXACT)
+    command = [sys.executable, "example.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    *printed, exact_18, exact_64, file = ran.stdout.splitlines()
+    assert Path(file).parents[1] == tmp_path
+
+    shown = readme_block("text")
+    assert re.sub(r"-?\d+\.\d+", "", shown).splitlines() == [
+        re.sub(r"-?\d+\.\d+", "", line) for line in printed
+    ]
+    # Rounding differs between machines and grows over training; seeds differ by 0.07.
+    assert numbers(shown) == pytest.approx(numbers("\n".join(printed)), abs=0.1)
+    prose = TEXT["README.md"].partition("An untrained network")[2]
+    gap, claimed_18, claimed_64 = (n for n in numbers(prose)[:3])
+    assert float(exact_18) == pytest.approx(claimed_18, abs=0.02)
+    assert float(exact_64) == pytest.approx(claimed_64, abs=0.02)
+    data, samples = numbers(shown)[-2:]
+    assert data - samples == pytest.approx(gap, abs=0.005)
+    assert samples < claimed_18 < claimed_64
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_relative_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT[name]):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_readme_shows_one_picture_and_every_chapter():
+    pictures = re.findall(r"!\[([^\]]+)\]\((book/[^)]+)\)", TEXT["README.md"])
+    assert len(pictures) == 1 and (ROOT / pictures[0][1]).is_file()
+    home = URL.removeprefix("https://github.com/")
+    for name in TEXT:
+        if name.startswith("notebooks/") and name.endswith(".ipynb"):
+            link = f"https://colab.research.google.com/github/{home}/blob/main/{name}"
+            assert link in TEXT["README.md"], name
+
+
+# The core in a clean environment
+
+
+@pytest.mark.slow
+def test_core_installs_and_imports_light(tmp_path):
+    """A wheel of the package, in an environment with its core dependencies only."""
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"edm_tutorial"}
+    assert "edm_tutorial/py.typed" in names
+    assert {f"edm_tutorial/{f.relative_to(ROOT / 'edm_tutorial').as_posix()}"
+            for f in (ROOT / "edm_tutorial").rglob("*.py")} <= names  # fmt: skip
+    licences = {name.rpartition("/")[2] for name in names if "/licenses/" in name}
+    assert licences == {"LICENSE", "LICENSE-TEXT"}
+
+    run(sys.executable, "-m", "venv", tmp_path / "clean")
+    python = tmp_path / "clean" / "bin" / "python"
+    run(python, *pip[1:], "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    listing = run(python, *pip[1:], "list", "--format=json")
+    installed = {canonicalize_name(row["name"]) for row in json.loads(listing)}
+    assert "edm-tutorial" in installed and "jax" in installed
+    heavy = {"matplotlib", "ipython", "ipykernel", "jupyter-book", "scikit-learn"}
+    assert not heavy & installed
+    assert not {name for name in installed if name.startswith(("jupyter", "sphinx"))}
+    run(
+        python, "-c", "import edm_tutorial, sys; assert 'matplotlib' not in sys.modules"
+    )
