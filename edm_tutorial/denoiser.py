@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import Condition, PRNGKey, Scalar, as_float, check_floating
+from edm_tutorial.types import (
+    Condition,
+    PRNGKey,
+    Scalar,
+    as_float,
+    check_floating,
+    check_number,
+    check_shape,
+)
 
 
 @final
@@ -42,16 +50,14 @@ class Denoiser(eqx.Module):
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
         Raises:
-            ValueError: `x` is not floating, or the network changes its shape.
+            ValueError: `x` is not floating, `sigma` is not positive and finite, or the
+                network changes the shape of `x`.
         """
         check_floating("x", x)
+        check_number("sigma", sigma)
         c = self.preconditioning(as_float(sigma, x))
         output = self.network(c.c_in * x, c.c_noise, cond, key=key)
-        if jnp.shape(output) != x.shape:
-            raise ValueError(
-                f"the network must return the shape of x, {x.shape}, "
-                f"got {jnp.shape(output)}"
-            )
+        check_shape("the network's output", output, x)
         return c.c_skip * x + c.c_out * output
 
 

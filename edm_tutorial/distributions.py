@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.types import Condition, PRNGKey, Scalar, as_float, check_data, concrete
+from edm_tutorial.types import (
+    Condition,
+    PRNGKey,
+    Scalar,
+    as_float,
+    check_data,
+    check_floating,
+    check_number,
+    concrete,
+)
 
 
 @final
@@ -85,7 +94,9 @@ class GaussianMixture(eqx.Module):
         local, total = self._local(x, sigma)
         posterior = jax.nn.softmax(self._log_joint(local, total))
         shrunk = local * (self.variances.astype(x.dtype) / total)
-        means = self.means.astype(x.dtype) + jnp.einsum("kij,kj->ki", self._axes(x), shrunk)
+        means = self.means.astype(x.dtype) + jnp.einsum(
+            "kij,kj->ki", self._axes(x), shrunk
+        )
         return posterior @ means
 
     def _axes(self, x: Array) -> Array:
@@ -93,6 +104,8 @@ class GaussianMixture(eqx.Module):
 
     def _local(self, x: Array, sigma: Scalar) -> tuple[Array, Array]:
         """`x` in the axes of each component, and the variance along each axis."""
+        check_floating("x", x)
+        check_number("sigma", sigma, zero=True)
         if jnp.shape(x) != self.means.shape[1:]:
             raise ValueError(
                 f"x must have shape {self.means.shape[1:]}, got {jnp.shape(x)}: "
@@ -129,6 +142,8 @@ class EmpiricalDenoiser(eqx.Module):
 
     def weights(self, x: Float[Array, "*shape"], sigma: Scalar) -> Float[Array, " n"]:
         """The probability of each data point given the noisy `x`; sums to 1."""
+        check_floating("x", x)
+        check_number("sigma", sigma)
         if jnp.shape(x) != self.data.shape[1:]:
             raise ValueError(
                 f"x must have the shape of one data point, {self.data.shape[1:]}, "
@@ -153,7 +168,11 @@ class EmpiricalDenoiser(eqx.Module):
 
 
 def _check_mixture(weights: Array, means: Array, covs: Array) -> None:
-    fits = weights.ndim == 1 and means.ndim == 2 and covs.shape == (*means.shape, means.shape[-1])
+    fits = (
+        weights.ndim == 1
+        and means.ndim == 2
+        and covs.shape == (*means.shape, means.shape[-1])
+    )
     if not (fits and len(weights) == len(means) > 0):
         raise ValueError(
             "weights, means and covs need shapes (K,), (K, d) and (K, d, d), got "

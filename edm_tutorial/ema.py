@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edm_tutorial.types import Scalar, as_float, check_positive
+from edm_tutorial.types import Scalar, as_float, check_number, check_positive
 
 Model = TypeVar("Model")
 
@@ -40,6 +40,8 @@ class HalfLifeEMA(eqx.Module):
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
         """beta for a step on `batch_size` examples after `seen` examples before it."""
+        check_number("seen", seen, zero=True)
+        check_number("batch_size", batch_size)
         seen = as_float(seen)
         half_life = jnp.full_like(seen, self.half_life)
         if self.rampup_ratio is not None:

@@ -135,7 +135,11 @@ def _ramp(n: int) -> np.ndarray:
 
 
 def _check_count(n: int, name: str = "n") -> None:
-    if operator.index(n) < 1:
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {n!r}") from None
+    if count < 1:
         raise ValueError(f"need at least 1 noise level, got {name}={n}")
 
 

@@ -15,7 +15,14 @@ from jaxtyping import Array, ArrayLike, Float
 from edm_tutorial.grids import edm_sigmas
 from edm_tutorial.losses import errors_by_sigma
 from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import Condition, PRNGKey, Scalar, as_float, check_data
+from edm_tutorial.types import (
+    Condition,
+    PRNGKey,
+    Scalar,
+    as_float,
+    check_data,
+    check_number,
+)
 
 
 def initial_loss(
@@ -28,7 +35,12 @@ def initial_loss(
     Arguments:
         sigma: noise level, data units.
         mean_square: $E x^2$ of the data about zero, data units squared.
+
+    Raises:
+        ValueError: `sigma` is not positive and finite, or `mean_square` negative.
     """
+    check_number("sigma", sigma)
+    check_number("mean_square", mean_square, zero=True)
     sigma = as_float(sigma)
     c_skip = preconditioning(sigma).c_skip
     spread = (c_skip - 1) ** 2 * as_float(mean_square, sigma) + c_skip**2 * sigma**2
@@ -74,7 +86,9 @@ def check_initial_loss(
     allowed = 4 * spread / np.sqrt(errors.shape[1])
     worst = int(np.argmax(np.abs(loss - 1) / allowed))
     if not abs(loss[worst] - 1) <= allowed[worst]:
-        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
+        raise ValueError(
+            _advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst])
+        )
     return jnp.asarray(loss, x.dtype)
 
 

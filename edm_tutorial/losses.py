@@ -28,8 +28,13 @@ from edm_tutorial.types import (
     PRNGKey,
     Scalar,
     as_float,
+    check_cond,
+    check_data,
     check_floating,
+    check_number,
     check_positive,
+    check_shape,
+    concrete,
 )
 
 
@@ -54,6 +59,8 @@ class LogNormal(AbstractNoiseDistribution):
 
     def __check_init__(self):
         check_positive("p_std", self.p_std)
+        if concrete(self.p_mean) and not np.isfinite(self.p_mean):
+            raise ValueError(f"p_mean must be finite, got {self.p_mean}")
 
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
         return self.from_variate(jr.normal(key))
@@ -142,16 +149,17 @@ def weighted_error(
         key: for the network's dropout, if it has any.
 
     Raises:
-        ValueError: `denoiser` has no `network` and `preconditioning`.
+        ValueError: `denoiser` has no `network` and `preconditioning`, `n` is not shaped
+            like `x`, or `sigma` is not positive and finite.
     """
+    check_floating("x", x)
+    check_number("sigma", sigma)
+    check_shape("n", n, x)
     network, preconditioning = _parts(denoiser)
     c = preconditioning(as_float(sigma, x))
     output = network(c.c_in * (x + n), c.c_noise, cond, key=key)
     target = ((1 - c.c_skip) * x - c.c_skip * n) / c.c_out
-    if jnp.shape(output) != x.shape:
-        raise ValueError(
-            f"the network must return the shape of x, {x.shape}, got {jnp.shape(output)}"
-        )
+    check_shape("the network's output", output, x)
     return (output - target) ** 2
 
 
@@ -172,7 +180,7 @@ def denoising_loss(
         key: split between the level, the noise and the network.
 
     Raises:
-        ValueError: `x` is not floating, or `denoiser` is not a preconditioned network.
+        ValueError: as `weighted_error`.
     """
     check_floating("x", x)
     sigma_key, noise_key, network_key = jr.split(key, 3)
@@ -202,7 +210,8 @@ def loss_by_sigma(
             none of its own, such as an exact one.
 
     Raises:
-        ValueError: `denoiser` is a plain callable and no `preconditioning` is given.
+        ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
+            `sigmas` not positive, or not one condition for each example.
     """
     return errors_by_sigma(denoiser, x, sigmas, cond, preconditioning, key).mean(axis=1)
 
@@ -216,7 +225,9 @@ def errors_by_sigma(
     key: PRNGKey,
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
-    check_floating("x", x)
+    check_data("x", x)
+    check_positive("sigmas", sigmas)
+    check_cond(cond, len(x))
     if preconditioning is None:
         _parts(denoiser)
 
@@ -224,7 +235,9 @@ def errors_by_sigma(
         noise_key, network_key = jr.split(key)
         n = sigma * jr.normal(noise_key, x.shape, x.dtype)
         if preconditioning is None:
-            return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
+            return jnp.mean(
+                weighted_error(denoiser, x, sigma, n, cond, key=network_key)
+            )
         error = denoiser(x + n, sigma, cond, key=network_key) - x
         return jnp.mean(preconditioning.loss_weight(sigma) * error**2)
 

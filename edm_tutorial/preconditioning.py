@@ -108,10 +108,17 @@ class VPPreconditioning(AbstractPreconditioning):
     Arguments:
         schedule: the VP schedule of training, whose time labels the noise level.
         levels: M, the number of discrete levels of the original model.
+
+    Raises:
+        ValueError: `levels` is less than 2.
     """
 
     schedule: VariancePreserving = VariancePreserving()
     levels: int = 1000
+
+    def __check_init__(self):
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
         sigma = as_float(sigma)

@@ -5,6 +5,7 @@ moves `x` from time $t$ to the next; the last step goes to $\sigma = 0$ and eval
 denoiser once. Noise levels, schedule, solver and churn are chosen here, after training.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, final
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.schedules import AbstractSchedule, Linear
+from edm_tutorial.schedules import AbstractSchedule, Linear, Rounded
 from edm_tutorial.solvers import AbstractSolver, Flow, Heun
 from edm_tutorial.types import (
     Condition,
@@ -44,7 +45,7 @@ class Churn(eqx.Module):
         draw: called as `draw(key, shape, dtype)` once a step for unit noise.
 
     Raises:
-        ValueError: a negative amount, or s_min > s_max.
+        ValueError: a negative amount, s_min > s_max, or s_noise not finite.
     """
 
     s_churn: Any
@@ -64,11 +65,13 @@ class Churn(eqx.Module):
             )
         if not np.all(np.asarray(self.s_min, float) <= np.asarray(self.s_max, float)):
             raise ValueError(f"need s_min <= s_max, got {self.s_min} and {self.s_max}")
+        if not np.all(np.isfinite(np.asarray(self.s_noise, float))):
+            raise ValueError(f"s_noise must be finite, got {self.s_noise}")
 
     def gamma(self, sigma: Scalar, n: int) -> Float[Array, ""]:
         r"""$\min(S_{churn}/N, \sqrt2 - 1)$ inside the window, else 0, for `n` steps."""
         sigma = as_float(sigma)
-        amount = jnp.minimum(as_float(self.s_churn, sigma) / n, np.sqrt(2.0) - 1)
+        amount = jnp.minimum(as_float(self.s_churn, sigma) / n, math.sqrt(2) - 1)
         inside = (as_float(self.s_min, sigma) <= sigma) & (
             sigma <= as_float(self.s_max, sigma)
         )
@@ -105,9 +108,9 @@ def sample(
 
     Raises:
         ValueError: `churn` without `key`, `noise` that is not floating, or `sigmas` that
-            are not positive, finite and descending.
+            are not positive, finite and descending, also after a schedule's rounding.
     """
-    _check(noise, sigmas, churn, key)
+    _check(noise, sigmas, schedule, churn, key)
     return _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key)[0]
 
 
@@ -127,7 +130,7 @@ def sample_path(
     Arguments and errors are those of `sample`. States include the schedule's scaling:
     the i-th has the marginal of s(t) (y + sigma noise) at `sigmas[i]`.
     """
-    _check(noise, sigmas, churn, key)
+    _check(noise, sigmas, schedule, churn, key)
     last, path = _integrate(
         denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True
     )
@@ -154,8 +157,12 @@ def _integrate(
         if churn is None:
             return x, t, state
         x_hat, t_hat = _add_noise(churn, schedule, jax.random.fold_in(key, i), n, x, t)
-        fresh = solver.init(x)  # fresh noise makes what a multistep solver remembers stale
-        state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
+        fresh = solver.init(
+            x
+        )  # fresh noise makes what a multistep solver remembers stale
+        state = jax.tree.map(
+            lambda new, old: jnp.where(t_hat > t, new, old), fresh, state
+        )
         return x_hat, t_hat, state
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
@@ -192,7 +199,13 @@ def _add_noise(
     return scale / schedule.scale(t) * x + added * scale * unit, t_hat
 
 
-def _check(noise: Array, sigmas: Any, churn: Churn | None, key: PRNGKey | None) -> None:
+def _check(
+    noise: Array,
+    sigmas: Any,
+    schedule: AbstractSchedule,
+    churn: Churn | None,
+    key: PRNGKey | None,
+) -> None:
     check_floating("noise", noise)
     if churn is not None and key is None:
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
@@ -201,9 +214,20 @@ def _check(noise: Array, sigmas: Any, churn: Churn | None, key: PRNGKey | None) 
             "sigmas must be a 1-D array of at least one noise level, got shape "
             f"{jnp.shape(sigmas)}"
         )
-    if concrete(sigmas):
-        levels = np.asarray(sigmas, float)
-        if not (np.all(np.isfinite(levels)) and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
+    if not concrete(sigmas):
+        return
+    levels = np.asarray(sigmas, float)
+    if not (
+        np.isfinite(levels).all() and levels[-1] > 0 and np.all(np.diff(levels) < 0)
+    ):
+        raise ValueError(
+            f"sigmas must be positive, finite and descending, got {levels}"
+        )
+    if isinstance(schedule, Rounded) and concrete(schedule.levels):
+        table = np.asarray(schedule.levels, float)
+        rounded = table[np.argmin(np.abs(table - levels[:, None]), axis=1)]
+        if not (rounded[-1] > 0 and np.all(np.diff(rounded) < 0)):
             raise ValueError(
-                f"sigmas must be positive, finite and descending, got {levels}"
+                "sigmas must round to distinct, positive levels of the schedule: take "
+                f"fewer, or a larger sigma_min; got {levels}, rounded to {rounded}"
             )

@@ -75,8 +75,8 @@ class VariancePreserving(AbstractSchedule):
 
     Arguments:
         beta_d, beta_min: the noise rate at time t is beta_min + beta_d t. `from_range`
-            may find a small negative beta_min; then sigma(t) is defined at t = 0 and from
-            t = -2 beta_min / beta_d on, where all its noise levels lie.
+            may find a small negative beta_min; then sigma(t) is defined at t = 0 and
+            from t = -2 beta_min / beta_d on, where all its noise levels lie.
 
     Raises:
         ValueError: the noise level at t = 1 is not positive, finite and rising.
@@ -179,10 +179,23 @@ class Rounded(AbstractSchedule):
     Arguments:
         schedule: the schedule to wrap.
         levels: the allowed noise levels in data units, for instance `iddpm_table()`.
+
+    Raises:
+        ValueError: no levels, or one that is negative or not finite.
     """
 
     schedule: AbstractSchedule
     levels: Float[ArrayLike, " levels"]
+
+    def __check_init__(self):
+        if concrete(self.levels):
+            levels = np.asarray(self.levels, float)
+            valid = np.isfinite(levels) & (levels >= 0)
+            if levels.ndim != 1 or levels.size < 1 or not valid.all():
+                raise ValueError(
+                    "levels must be a 1-D array of noise levels, finite and not "
+                    f"negative, got {self.levels}"
+                )
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.sigma(t)

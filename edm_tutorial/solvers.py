@@ -64,7 +64,12 @@ class Euler(AbstractSolver):
         return None
 
     def step(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
+        self,
+        flow: Flow,
+        x: Float[Array, "*shape"],
+        t: Array,
+        t_next: Array,
+        state: None,
     ) -> tuple[Float[Array, "*shape"], None]:
         return x + (t_next - t) * flow.velocity(t, x), None
 
@@ -94,7 +99,12 @@ class Heun(AbstractSolver):
         return None
 
     def step(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
+        self,
+        flow: Flow,
+        x: Float[Array, "*shape"],
+        t: Array,
+        t_next: Array,
+        state: None,
     ) -> tuple[Float[Array, "*shape"], None]:
         h = t_next - t
         first = flow.velocity(t, x)
@@ -130,15 +140,16 @@ class DPMSolverPP2M(AbstractSolver):
         t_next: Array,
         state: tuple[Array, Array],
     ) -> tuple[Float[Array, "*shape"], tuple[Array, Array]]:
-        old, old_sigma = state
+        old, old_log = state
         sigma, next_sigma = flow.schedule.sigma(t), flow.schedule.sigma(t_next)
         denoised = flow.denoise(t, x)
         shrink = next_sigma / sigma
-        ratio = jnp.log(shrink) / jnp.log(sigma / old_sigma)  # 0 without a past
+        log = jnp.log(sigma)
+        ratio = (jnp.log(next_sigma) - log) / (log - old_log)  # 0 without a past
         ahead = denoised + ratio / 2 * (denoised - old)
         s, next_s = flow.schedule.scale(t), flow.schedule.scale(t_next)
         x_next = next_s * (shrink * (x / s) + (1 - shrink) * ahead)
-        return x_next, (denoised, sigma)
+        return x_next, (denoised, log)
 
     def last(
         self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: Any

@@ -5,6 +5,7 @@ key and the data alone: stopped anywhere and resumed, it gives the same weights.
 """
 
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from edm_tutorial.ema import HalfLifeEMA
 from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import PRNGKey, check_data
+from edm_tutorial.types import PRNGKey, as_float, check_cond, check_data
 
 
 class TrainState(NamedTuple):
@@ -80,9 +81,11 @@ def train(
     Raises:
         ValueError: data that are empty, not finite or of unequal length, or a count
             (`steps`, `batch_size`, `every`) below 1.
+        TypeError: a count that is not a whole number.
     """
     data = data if isinstance(data, tuple) else (data, None)
     _check(data, steps, batch_size, every)
+    sharding = _automatic(sharding)
     if state is None:
         state = init_state(denoiser, optimizer)
 
@@ -128,6 +131,14 @@ def _chunk(
     return eqx.combine(dynamic, static), losses
 
 
+def _automatic(sharding: Any) -> Any:
+    """The same sharding over axes that the compiler handles, as `_draw` needs."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    return jax.sharding.NamedSharding(mesh, sharding.spec)
+
+
 def _draw(key: PRNGKey, data: Any, batch_size: int, sharding: Any) -> Any:
     count = len(jax.tree.leaves(data)[0])
     index = jr.randint(key, (batch_size,), 0, count)
@@ -159,19 +170,18 @@ def _step(
         denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
     average = denoiser
     if ema is not None:
-        average = ema.update(state.ema, denoiser, state.step * batch_size, batch_size)
+        seen = as_float(state.step) * batch_size  # a float: in int32 it could overflow
+        average = ema.update(state.ema, denoiser, seen, batch_size)
     return TrainState(denoiser, average, opt_state, state.step + 1), value
 
 
 def _check(data: tuple[Any, Any], steps: int, batch_size: int, every: int) -> None:
     for name, count in (("steps", steps), ("batch_size", batch_size), ("every", every)):
+        if not isinstance(count, Integral):
+            raise TypeError(f"{name} must be a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if len(data) != 2:
         raise ValueError(f"data must be x or a pair (x, cond), got {len(data)} parts")
     check_data("data", data[0])
-    for leaf in jax.tree.leaves(data[1]):
-        if len(leaf) != len(data[0]):
-            raise ValueError(
-                f"every example needs its condition: x has {len(data[0])} and cond {len(leaf)}"
-            )
+    check_cond(data[1], len(data[0]))

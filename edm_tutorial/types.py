@@ -57,9 +57,10 @@ def check_floating(name: str, array: Any) -> None:
     Raises:
         ValueError: `array` is not floating point.
     """
-    dtype = getattr(array, "dtype", type(array))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name} must be a floating-point array, got {dtype}")
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(array).__name__ if dtype is None else dtype
+        raise ValueError(f"{name} must be a floating-point array, got {got}")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -72,6 +73,33 @@ def check_positive(name: str, value: Any) -> None:
         numbers = np.asarray(value, dtype=float)
         if not (numbers.size and np.all(np.isfinite(numbers)) and np.all(numbers > 0)):
             raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> None:
+    """Refuse what is not one number, positive (or, if asked, zero) and finite.
+
+    Raises:
+        ValueError: an array with axes, or a value that `check_positive` refuses.
+    """
+    if jnp.ndim(value) != 0:
+        raise ValueError(
+            f"{name} must be one number, got shape {jnp.shape(value)}: "
+            "use jax.vmap for more"
+        )
+    if not (zero and concrete(value) and float(value) == 0):
+        check_positive(name, value)
+
+
+def check_shape(name: str, array: Any, x: Array) -> None:
+    """Refuse an array that is not shaped like `x`, even where it would broadcast.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if jnp.shape(array) != x.shape:
+        raise ValueError(
+            f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}"
+        )
 
 
 def check_data(name: str, data: Any) -> None:
@@ -90,3 +118,19 @@ def check_data(name: str, data: Any) -> None:
         raise ValueError(
             f"{name} has {bad} entries that are not finite; remove or repair them first"
         )
+
+
+def check_cond(cond: Condition, count: int) -> None:
+    """Refuse conditions that are not one for each of `count` examples, or not finite.
+
+    Raises:
+        ValueError: an array of another length, or an entry that is not finite.
+    """
+    for leaf in jax.tree.leaves(cond):
+        if jnp.ndim(leaf) == 0 or len(leaf) != count:
+            raise ValueError(
+                f"every example needs its condition: {count} examples, and cond of shape "
+                f"{jnp.shape(leaf)}"
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            check_data("cond", leaf)

@@ -1,7 +1,7 @@
-"""What every test runs under: no promotion by accident, no key used twice, shapes checked.
+"""What every test runs under: no accidental promotion, no key used twice, shapes checked.
 
-Every module of the package is checked by jaxtyping and beartype, whichever test imports it.
-A test of a message that those checks would preempt asks for the fixture `unchecked`.
+Every module of the package is checked by jaxtyping and beartype, whichever test imports
+it. A test of a message that those checks would preempt asks for the fixture `unchecked`.
 """
 
 import sys
@@ -16,7 +16,8 @@ from jaxtyping import PRNGKeyArray
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_debug_key_reuse", True)
+# Before JAX 0.10 the check mistook keys[-1], as in eqx.nn.MLP, for a key used twice.
+jax.config.update("jax_debug_key_reuse", jax.__version_info__ >= (0, 10))
 jax.config.update("jax_default_matmul_precision", "highest")  # for GPUs with tf32
 
 assert "edm_tutorial" not in sys.modules, "imported too early: its types are unchecked"

@@ -1,8 +1,8 @@
 """Denoisers whose every trajectory is known, and where the trajectories end.
 
 For N(mean, c^2) the denoiser is linear and x(sigma) - mean is proportional to
-sqrt(c^2 + sigma^2) along the ODE. All parameters are arrays, so that one compiled sampler
-serves them all.
+sqrt(c^2 + sigma^2) along the ODE. All parameters are arrays, so that one compiled
+sampler serves them all.
 """
 
 import equinox as eqx
@@ -31,7 +31,9 @@ class Gaussian(eqx.Module):
         """Where the ODE takes `noise`, from sigma_max all the way to 0."""
         std, mean = np.asarray(self.std), np.asarray(self.mean)
         start = np.asarray(noise) * np.asarray(sigma_max)
-        return mean + (start - mean) * std / np.sqrt(std**2 + np.asarray(sigma_max) ** 2)
+        return mean + (start - mean) * std / np.sqrt(
+            std**2 + np.asarray(sigma_max) ** 2
+        )
 
 
 class Correlated(eqx.Module):

@@ -1,7 +1,7 @@
 """The reference numbers of `tests/golden`, one case at a time, none left out.
 
-`tests/golden/README.md` states every formula and every array. A `Case` remembers which of
-its arrays were read, so that a test can claim to have compared them all.
+`tests/golden/README.md` states every formula and every array. A `Case` remembers which
+of its arrays were read, so that a test can claim to have compared them all.
 """
 
 import json
@@ -28,7 +28,7 @@ def arrays(file: str) -> dict[str, np.ndarray]:
 
 
 class Case:
-    """One case: `case["D"]` is an array, `case.params` what the reference was called with."""
+    """`case["D"]` is an array, `case.params` what the reference was called with."""
 
     def __init__(self, file: str, name: str):
         entry = manifest()[file]["cases"][name]
@@ -57,7 +57,7 @@ def each_case(file: str, kind: str | None = None):
 
 
 def check_file(file: str, kinds: dict[str, int]) -> None:
-    """The file holds what the manifest says, and as many cases of each kind as we know."""
+    """The file holds what the manifest says, and as many cases of each kind."""
     cases = manifest()[file]["cases"]
     listed = {f"{name}/{a}" for name, entry in cases.items() for a in entry["arrays"]}
     assert set(arrays(file)) == listed
@@ -68,8 +68,8 @@ def check_file(file: str, kinds: dict[str, int]) -> None:
 def assert_close(got: ArrayLike, want: np.ndarray, tolerance: float = 1e-9) -> None:
     """|got - want| <= tolerance max(|want|, 1e-3 max|want|), element by element.
 
-    Independent float64 implementations meet 1e-10, where the reference's own exp(.) - 1 is
-    what loses digits; a wrong formula misses 1e-9 by orders of magnitude.
+    Independent float64 implementations meet 1e-10, where the reference's own exp(.) - 1
+    is what loses digits; a wrong formula misses 1e-9 by orders of magnitude.
     """
     got = np.asarray(got)
     assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"

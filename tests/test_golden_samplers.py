@@ -1,9 +1,9 @@
 """Samplers against the reference: every state, and every input of the denoiser.
 
-The batch of a case is one example here, of one more axis: nothing in a sampler mixes the
-entries of an example except the denoiser, which is given the batch axis back. Everything
-runs under `jax.disable_jit`, so that the denoiser can write down what it is asked and the
-recorded noise can be handed out draw by draw.
+The batch of a case is one example here, of one more axis: nothing in a sampler mixes
+the entries of an example except the denoiser, which is given the batch axis back.
+Everything runs under `jax.disable_jit`, so that the denoiser can write down what it is
+asked and the recorded noise can be handed out draw by draw.
 """
 
 import itertools
@@ -183,7 +183,7 @@ def build_solver(params: dict) -> edm.AbstractSolver:
 
 
 def check_schedule(schedule: edm.AbstractSchedule, sigmas, want: dict) -> None:
-    """Times, noise levels, scales and both derivatives, the latter by way of the SDE."""
+    """Times, noise levels, scales; their derivatives by way of the forward SDE."""
     t = jax.vmap(schedule.time)(sigmas)
     sigma, s = jax.vmap(schedule.sigma)(t), jax.vmap(schedule.scale)(t)
     assert_close(np.append(t, 0), want["t_steps"])

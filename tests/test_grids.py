@@ -61,7 +61,7 @@ def test_ve_is_even_in_the_logarithm():
 
 
 def test_edm_becomes_ve_for_large_rho():
-    """(a + r (b - a))^rho with a, b = sigma^(1/rho) tends to a geometric ramp, as 1/rho."""
+    """(a + r (b - a))^rho with a, b = sigma^(1/rho) tends to a geometric ramp."""
     limits = {"sigma_min": 0.02, "sigma_max": 100.0}
     log_ve = np.log(edm.ve_sigmas(9, **limits))
     gaps = [
@@ -88,7 +88,7 @@ def test_vp_is_even_in_time(limits):
 
 
 def test_iddpm_levels_by_an_independent_recursion():
-    """In the log-SNR: 1 + u_j^2 = 1 / abar_j, until a step would exceed a factor 1/C_1."""
+    """1 + u_j^2 is 1 / abar_j, up to a factor, until a step would exceed 1 / C_1."""
     levels, c_1, c_2 = 50, 0.003, 0.012
     table = np.asarray(edm.iddpm_table(levels, c_1, c_2))
     j = np.arange(levels + 1)
@@ -103,9 +103,13 @@ def test_iddpm_levels_by_an_independent_recursion():
 
 def test_iddpm_picks_evenly_among_992_levels():
     table = list(np.asarray(edm.iddpm_table()))
-    index = np.array([table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(992))])
+    index = np.array(
+        [table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(992))]
+    )
     np.testing.assert_array_equal(index, np.arange(8, 1000))
-    index = np.array([table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(100))])
+    index = np.array(
+        [table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(100))]
+    )
     assert set(np.diff(index)) == {10, 11}  # 991 / 99 = 10.01
 
 
@@ -188,7 +192,9 @@ def test_more_iddpm_levels_than_there_are():
         edm.iddpm_sigmas(993)
 
 
-@pytest.mark.parametrize("make", [edm.iddpm_table, functools.partial(edm.iddpm_sigmas, 2)])
+@pytest.mark.parametrize(
+    "make", [edm.iddpm_table, functools.partial(edm.iddpm_sigmas, 2)]
+)
 def test_iddpm_parameters(make):
     with pytest.raises(ValueError, match="need at least 1 noise level, got levels=0"):
         make(levels=0)

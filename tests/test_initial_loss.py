@@ -89,10 +89,12 @@ def test_check_fails_at_half_and_twice_and_says_what_to_do(factor, high, key):
 def test_check_seldom_cries_wolf_over_few_examples():
     """Ten examples, 300 levels, each with noise of its own: none may be refused.
 
-    The spread of ten squares is often far too small: by itself it would refuse 2% of them.
+    The spread of ten squares is often far too small: alone it would refuse 2% of them.
     """
     denoiser = edm.Denoiser(zero, edm.VEPreconditioning())
-    edm.check_initial_loss(denoiser, jnp.zeros((10, 1)), sigmas=np.linspace(0.1, 1, 300))
+    edm.check_initial_loss(
+        denoiser, jnp.zeros((10, 1)), sigmas=np.linspace(0.1, 1, 300)
+    )
 
 
 def test_check_notices_data_that_are_not_centred_when_sigma_data_is_a_std(key):

@@ -102,7 +102,7 @@ def test_vp_label_is_the_time():
 
 
 def test_iddpm_label_counts_levels_from_the_cleanest():
-    """u_(M-1), the smallest positive level, is 0; u_0 is M - 1; sigma is not rounded."""
+    """u_(M-1), the smallest positive level, is 0; sigma itself is not rounded."""
     part = edm.IDDPMPreconditioning(levels=20)
     table = edm.iddpm_table(20)
     labels = jax.vmap(part)(table[:-1]).c_noise
@@ -137,7 +137,10 @@ def test_sigma_data_has_no_default():
     [
         (jnp.zeros((0, 2)), "x needs at least one example"),
         (jnp.zeros((4, 0)), "x needs at least one example"),
-        (jnp.array([[1.0, math.nan], [math.inf, 0.0]]), "x has 2 entries that are not fin"),
+        (
+            jnp.array([[1.0, math.nan], [math.inf, 0.0]]),
+            "x has 2 entries that are not fin",
+        ),
         (jnp.array([[1, 2]]), "x must be a floating-point array, got int64"),
         (jnp.zeros((5, 2)), "sigma_data must be positive and finite"),
     ],

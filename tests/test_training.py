@@ -1,0 +1,320 @@
+"""Training reaches what can be computed by hand, and is a function of its key."""
+
+import io
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from tqdm import tqdm
+
+import edm_tutorial as edm
+from edm_tutorial.networks import MLP
+
+NOISE = edm.LogNormal(-0.5, 1.0)
+LOSS = partial(edm.denoising_loss, noise=NOISE)
+STDS = np.array([0.3, 1.5])
+ADAM = optax.adam(3e-3)  # one object: another one would be compiled for anew
+
+
+def gaussian_run(seed, *, optimizer=ADAM, steps=24, sigma_data=None, **options):
+    """A small run on a Gaussian with independent entries of standard deviation STDS."""
+    data_key, net_key, train_key = jr.split(jr.clone(seed), 3)
+    data = STDS[None] * jr.normal(data_key, (4096, 2))
+    preconditioning = edm.EDMPreconditioning.from_data(data)
+    if sigma_data is not None:
+        preconditioning = edm.EDMPreconditioning(sigma_data)
+    network = MLP(2, width=options.pop("width", 8), depth=1, key=net_key)
+    denoiser = edm.Denoiser(network, preconditioning)
+    options = {"batch_size": 16, "every": 8, "key": train_key} | options
+    return edm.train(denoiser, LOSS, data, optimizer, steps=steps, **options)
+
+
+def leaves(tree):
+    return [np.array(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def assert_identical(one, other):
+    for a, b in zip(leaves(one), leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_reaches_the_loss_and_the_denoiser_of_the_optimum(key):
+    """For independent Gaussian entries both are known, at every noise level.
+
+    D_j = x_j c_j^2 / (c_j^2 + sigma^2), and the least loss at sigma is the mean over j
+    of c_j^2 / (c_j^2 + sigma^2) (sigma^2 + sigma_data^2) / sigma_data^2.
+    """
+    run = gaussian_run(
+        key, width=32, steps=1500, batch_size=256, every=500, optimizer=optax.adam(5e-3)
+    )
+    *_, (state, losses) = run
+    assert int(state.step) == 1500
+    sigma_data = float(state.denoiser.preconditioning.sigma_data)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    sigma = np.exp(NOISE.p_mean + NOISE.p_std * nodes)[:, None]
+    shrink = STDS**2 / (STDS**2 + sigma**2)
+    at_sigma = (shrink * (sigma**2 + sigma_data**2) / sigma_data**2).mean(axis=1)
+    floor = at_sigma @ weights / weights.sum()
+    assert floor < 0.8  # an untrained network scores 1: there is something to learn
+    # 4 standard errors of 500 steps, and what 1500 steps leave to be learnt
+    spread = 4 * float(losses.std()) / np.sqrt(len(losses))
+    excess = float(losses.mean()) - floor
+    assert -spread < excess < spread + 0.02 * floor
+    denoise = jax.jit(jax.vmap(state.ema))
+    for sigma in (0.1, 0.5, 2.0):
+        total = np.sqrt(STDS**2 + sigma**2)
+        x = total * np.random.default_rng(0).normal(size=(500, 2))
+        exact = x * STDS**2 / total**2
+        got = denoise(jnp.array(x), jnp.full(500, sigma))
+        error = np.sqrt(np.mean((got - exact) ** 2))
+        posterior = np.sqrt(np.mean((STDS * sigma / total) ** 2))
+        # an error of 15% of the posterior's own spread is an excess loss of 2%
+        assert error < 0.15 * posterior
+
+
+def test_same_key_same_weights_other_key_others(key):
+    first, again = list(gaussian_run(key)), list(gaussian_run(key))
+    assert_identical(first[-1][0], again[-1][0])
+    np.testing.assert_array_equal(first[-1][1], again[-1][1])
+    other = list(gaussian_run(key, key=jr.fold_in(key, 5)))
+    assert np.all(first[-1][1] != other[-1][1])
+
+
+def test_chunks_change_nothing(key):
+    """Losses of all steps in order, and the weights, bit for bit."""
+    eights, fives = (list(gaussian_run(key, every=every)) for every in (8, 5))
+    assert [int(state.step) for state, _ in eights] == [8, 16, 24]
+    assert [len(losses) for _, losses in fives] == [5, 5, 5, 5, 4]
+    one, other = (
+        np.concatenate([losses for _, losses in run]) for run in (eights, fives)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert_identical(eights[-1][0], fives[-1][0])
+
+
+def test_resumed_is_uninterrupted(key):
+    whole = list(gaussian_run(key))
+    stopped = next(gaussian_run(key))[0]
+    assert int(stopped.step) == 8
+    resumed = list(gaussian_run(key, state=stopped))
+    assert len(resumed) == 2
+    for (state, losses), (expected, expected_losses) in zip(
+        resumed, whole[1:], strict=True
+    ):
+        assert_identical(state, expected)
+        np.testing.assert_array_equal(losses, expected_losses)
+    assert list(gaussian_run(key, state=whole[-1][0])) == []
+
+
+def test_a_yielded_state_is_a_snapshot(key):
+    """Early stopping keeps the state it liked best; training on must not change it."""
+    run = gaussian_run(key)
+    kept, _ = next(run)
+    before = [leaf.copy() for leaf in leaves(kept)]
+    rest = list(run)
+    for then, now in zip(before, leaves(kept), strict=True):
+        np.testing.assert_array_equal(then, now)
+    changed = [np.any(a != b) for a, b in zip(before, leaves(rest[-1][0]), strict=True)]
+    assert sum(changed) > len(before) / 2
+    # and what was kept can be used: sampled from, resumed
+    assert np.all(np.isfinite(kept.ema(jnp.ones(2), 0.5)))
+    assert len(list(gaussian_run(key, state=kept))) == 2
+
+
+def test_ema_is_the_average_of_the_weights_after_each_step(key):
+    """By hand from the states of single steps: beta is 0, then 2^(-B / half-life)."""
+    ema = edm.HalfLifeEMA(half_life=50.0, rampup_ratio=0.5)
+    batch = 16
+    average = None
+    for step, (state, _) in enumerate(gaussian_run(key, steps=10, every=1, ema=ema)):
+        half_life = min(50.0, 0.5 * step * batch)
+        beta = 0.0 if step == 0 else 0.5 ** (batch / half_life)
+        live = leaves(state.denoiser.network)
+        average = live if average is None else average
+        average = [
+            new + beta * (old - new) for old, new in zip(average, live, strict=True)
+        ]
+        for got, expected in zip(leaves(state.ema.network), average, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_without_ema_the_average_is_the_weights(key):
+    state, _ = next(gaussian_run(key, ema=None))
+    assert_identical(state.ema, state.denoiser)
+    state, _ = next(gaussian_run(key))
+    assert np.any(
+        state.ema.network.output.weight != state.denoiser.network.output.weight
+    )
+
+
+def test_the_number_of_examples_seen_does_not_overflow(key):
+    """2^27 steps of 16 examples pass 2^31; an overflow would reset the average."""
+    state = next(gaussian_run(key))[0]
+    late = state._replace(step=jnp.array(2**27 + 2, jnp.int32))
+    after = next(gaussian_run(key, state=late, steps=2**27 + 3))[0]
+    old, new = state.ema.network.output.weight, after.denoiser.network.output.weight
+    expected = new + 0.5 ** (16 / 500_000) * (old - new)
+    np.testing.assert_allclose(after.ema.network.output.weight, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_preconditioning_is_never_trained(name, key):
+    """sigma_data is an array here; weight decay would eat it, were it a parameter."""
+    optimizer = {
+        "adamw": optax.adamw(1e-2, weight_decay=10.0),
+        "sgd": optax.chain(
+            optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)
+        ),
+    }[name]
+    sigma_data = jnp.array([0.4, 1.2])
+    state, _ = next(gaussian_run(key, optimizer=optimizer, sigma_data=sigma_data))
+    for model in (state.denoiser, state.ema):
+        np.testing.assert_array_equal(model.preconditioning.sigma_data, sigma_data)
+        assert np.abs(model.network.output.weight).max() > 1e-3  # it was zero
+
+
+class Recorder(eqx.Module):
+    """Something with one weight, for losses that look at the batch alone."""
+
+    weight: jax.Array
+
+
+def test_conditions_stay_with_their_examples(key):
+    """Example i has condition -i: a loss of x + cond is 0 only for the right pairs."""
+    x = jnp.arange(1.0, 301.0)[:, None]
+    cond = {"minus": -x[:, 0], "label": jnp.arange(1, 301)}
+
+    def loss(model, x, cond, *, key):
+        pair = jnp.abs(x[0] + cond["minus"]) + jnp.abs(
+            x[0] - cond["label"].astype(float)
+        )
+        return pair + model.weight * 0
+
+    model = Recorder(jnp.array(1.0))
+    run = edm.train(
+        model, loss, (x, cond), optax.sgd(1.0), steps=5, batch_size=64, key=key, every=5
+    )
+    np.testing.assert_array_equal(next(run)[1], np.zeros(5))
+
+
+def test_batches_are_uniform_draws_of_all_examples(key):
+    """Each step sees other examples; their mean and spread are those of the data."""
+    x = jnp.linspace(-1.0, 1.0, 101)[:, None]
+    model = Recorder(jnp.array(1.0))
+
+    def value(model, x, cond, *, key):
+        return x[0] + 0 * model.weight
+
+    run = edm.train(
+        model, value, x, optax.sgd(0.0), steps=400, batch_size=25, key=key, every=400
+    )
+    means = np.array(next(run)[1])
+    spread = float(x.std()) / 5
+    assert len(np.unique(np.round(means, 9))) > 200  # means of 25 on a grid of 1/1250
+    assert abs(means.mean()) < 4 * spread / np.sqrt(400)
+    assert abs(means.std() / spread - 1) < 4 / np.sqrt(2 * 400)
+
+
+def test_every_example_of_a_step_has_noise_of_its_own(key):
+    x = jnp.zeros((3, 1))
+    model = Recorder(jnp.array(1.0))
+
+    def draw(model, x, cond, *, key):
+        return jr.normal(key) + 0 * model.weight
+
+    run = edm.train(
+        model, draw, x, optax.sgd(0.0), steps=400, batch_size=25, key=key, every=400
+    )
+    means = np.array(next(run)[1])
+    # Were noise shared within a batch, these means would have a std of 1, not 1/5.
+    assert abs(5 * means.std() - 1) < 4 / np.sqrt(2 * 400)
+
+
+def test_one_step_of_gradient_descent_by_hand(key):
+    """loss (w - x)^2 from w = 0 at rate 1/4 moves w halfway to the batch mean of x."""
+    x = jnp.full((7, 1), 3.0)
+    run = edm.train(
+        Recorder(jnp.array(0.0)),
+        lambda model, x, cond, *, key: (model.weight - x[0]) ** 2,
+        x,
+        optax.sgd(0.25),
+        steps=3,
+        batch_size=4,
+        key=key,
+        every=1,
+    )
+    weights, losses = zip(
+        *[(float(s.denoiser.weight), float(y[0])) for s, y in run], strict=True
+    )
+    np.testing.assert_allclose(weights, [1.5, 2.25, 2.625], rtol=1e-14)
+    np.testing.assert_allclose(losses, [9.0, 2.25, 0.5625], rtol=1e-14)
+
+
+def test_tqdm_shows_the_loss(key):
+    screen = io.StringIO()
+    with tqdm(gaussian_run(key), total=3, file=screen, mininterval=0) as bar:
+        for _, losses in bar:
+            bar.set_postfix(loss=float(losses.mean()))
+    assert "3/3" in screen.getvalue() and "loss=" in screen.getvalue()
+
+
+def test_float32_stays_float32(key):
+    data_key, net_key, train_key = jr.split(key, 3)
+    data = jr.normal(data_key, (64, 2), jnp.float32)
+    network = MLP(2, width=8, depth=1, key=net_key)
+    cast = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a  # noqa: E731
+    network = jax.tree.map(cast, network)
+    denoiser = edm.Denoiser(network, edm.EDMPreconditioning.from_data(data))
+    run = edm.train(
+        denoiser, LOSS, data, optax.adam(1e-3), steps=2, batch_size=8, key=train_key
+    )
+    state, losses = next(run)
+    assert losses.dtype == jnp.float32
+    for model in (state.denoiser, state.ema):
+        assert all(leaf.dtype == np.float32 for leaf in leaves(model))
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import conftest  # noqa: F401  the same settings as the other tests
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from test_training import gaussian_run, leaves
+
+mesh = jax.make_mesh((8,), ("batch",))
+sharding = NamedSharding(mesh, PartitionSpec("batch"))
+options = {"steps": 12, "every": 6, "batch_size": 64}
+*_, (many, sharded) = gaussian_run(jax.random.key(3), sharding=sharding, **options)
+*_, (one, single) = gaussian_run(jax.random.key(3), **options)
+assert len(jax.devices()) == 8
+for a, b in zip([*leaves(many), sharded], [*leaves(one), single], strict=True):
+    # the same sums in another order
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_eight_devices_are_one():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(Path(__file__).parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
