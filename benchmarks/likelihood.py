@@ -69,9 +69,7 @@ def cost() -> list[dict]:
         times = medians(
             [
                 partial(exact, model, x, jnp.eye(d)),
-                lambda model=model, x=x, v=v, d=d: [
-                    jvp_call(model, x, v) for _ in range(d + 1)
-                ],
+                lambda model=model, x=x, v=v, d=d: [jvp_call(model, x, v) for _ in range(d + 1)],
                 partial(probed, model, x, v),
                 partial(vjp_call, model, x, v),
             ]
@@ -95,9 +93,7 @@ def mixture(name: str) -> edm.GaussianMixture:
         cov = turn @ np.diag([0.04**2, 0.3**2]) @ turn.T
         return edm.GaussianMixture(np.full(8, 1 / 8), 1.5 * ring, np.stack([cov] * 8))
     shift = np.array([3.0, -2.0]) if name == "off centre" else 0.0
-    return edm.GaussianMixture(
-        np.full(8, 1 / 8), ring + shift, np.stack([0.01 * np.eye(2)] * 8)
-    )
+    return edm.GaussianMixture(np.full(8, 1 / 8), ring + shift, np.stack([0.01 * np.eye(2)] * 8))
 
 
 def in_log_sigma(denoise):
@@ -132,7 +128,7 @@ def work_precision() -> list[dict]:
         with jax.enable_x64(True):
             exact = mixture(name)
             points = jax.vmap(exact.sample)(jr.split(jr.key(1), 256))
-            truth = np.asarray(jax.vmap(lambda x: exact.log_prob(x, 0.002))(points))
+            truth = np.asarray(jax.vmap(exact.log_prob, (0, None))(points, 0.002))
             points = np.asarray(points, np.float32)
         denoise = mixture(name).denoise
         for solver in (diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8()):
@@ -156,9 +152,7 @@ def _measure(denoise, points, truth, solver, tolerance, variable) -> dict:
     def one(x):
         if variable == "log sigma":
             return in_log_sigma(denoise)(x, solver, tolerance)
-        result = edm.log_likelihood(
-            denoise, x, solver=solver, stepsize_controller=controller
-        )
+        result = edm.log_likelihood(denoise, x, solver=solver, stepsize_controller=controller)
         return result.log_prob, result.num_steps
 
     log_prob, steps = jax.jit(jax.vmap(one))(jnp.asarray(points))

@@ -48,9 +48,7 @@ def against_limit() -> list[dict]:
         whole, calls = medians(
             [
                 partial(draw, model, noise),
-                lambda nfe=nfe, sigma=sigma: [
-                    forward(model, noise, sigma) for _ in range(nfe)
-                ],
+                lambda nfe=nfe, sigma=sigma: [forward(model, noise, sigma) for _ in range(nfe)],
             ]
         )
         rows.append(

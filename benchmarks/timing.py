@@ -52,8 +52,4 @@ def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        print(
-            "  ".join(
-                f"{key}={value}" for key, value in row.items() if key != "machine"
-            )
-        )
+        print("  ".join(f"{key}={value}" for key, value in row.items() if key != "machine"))

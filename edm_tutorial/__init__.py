@@ -32,7 +32,9 @@ from edm_tutorial.losses import loss_by_sigma as loss_by_sigma
 from edm_tutorial.losses import weighted_error as weighted_error
 from edm_tutorial.networks.mlp import MLP as MLP
 from edm_tutorial.networks.mlp import Embedded as Embedded
-from edm_tutorial.preconditioning import AbstractPreconditioning as AbstractPreconditioning
+from edm_tutorial.preconditioning import (
+    AbstractPreconditioning as AbstractPreconditioning,
+)
 from edm_tutorial.preconditioning import Coefficients as Coefficients
 from edm_tutorial.preconditioning import EDMPreconditioning as EDMPreconditioning
 from edm_tutorial.preconditioning import IDDPMPreconditioning as IDDPMPreconditioning

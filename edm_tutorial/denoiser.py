@@ -108,9 +108,7 @@ class Guided(eqx.Module):
 
     def __check_init__(self):
         if len(self.interval) != 2 or not self.interval[0] <= self.interval[1]:
-            raise ValueError(
-                f"interval must be (low, high) with low <= high, got {self.interval}"
-            )
+            raise ValueError(f"interval must be (low, high) with low <= high, got {self.interval}")
 
     def __call__(
         self,

@@ -169,9 +169,7 @@ _FORMULAS: dict[Any, tuple[str, ...]] = {
     grids.vp_sigmas: ("sigma(t_i) of VP at t_i = 1 + i/(N-1) (eps - 1)",),
     grids.ve_sigmas: ("sigma_max (sigma_min/sigma_max)^(i/(N-1))",),
     grids.iddpm_sigmas: ("u_j from sigma_max to sigma_min, j evenly spaced",),
-    grids.edm_sigmas: (
-        "(a + i/(N-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)",
-    ),
+    grids.edm_sigmas: ("(a + i/(N-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)",),
     schedules.Linear: ("t", "1"),
     schedules.VarianceExploding: ("sqrt(t)", "1"),
     schedules.VariancePreserving: (

@@ -94,9 +94,7 @@ class GaussianMixture(eqx.Module):
         local, total = self._local(x, sigma)
         posterior = jax.nn.softmax(self._log_joint(local, total))
         shrunk = local * (self.variances.astype(x.dtype) / total)
-        means = self.means.astype(x.dtype) + jnp.einsum(
-            "kij,kj->ki", self._axes(x), shrunk
-        )
+        means = self.means.astype(x.dtype) + jnp.einsum("kij,kj->ki", self._axes(x), shrunk)
         return posterior @ means
 
     def _axes(self, x: Array) -> Array:
@@ -122,7 +120,7 @@ class GaussianMixture(eqx.Module):
 
 @final
 class EmpiricalDenoiser(eqx.Module):
-    r"""The ideal denoiser of a data set: $\sum_i w_i\, y_i$, $w = $ softmax$(-|x-y_i|^2/2\sigma^2)$.
+    r"""The ideal denoiser of a data set: $\sum_i w_i y_i$, $w =$ softmax$(-|x-y_i|^2/2\sigma^2)$.
 
     Eq. 57 (App. B.3): the exact minimiser of the loss on these very points. It can only
     return averages of them. Costs one pass over the data per call.
@@ -134,7 +132,7 @@ class EmpiricalDenoiser(eqx.Module):
         ValueError: `data` is empty or not finite.
     """
 
-    data: Float[Array, "n *shape"]
+    data: Float[Array, " n *shape"]
 
     def __init__(self, data: ArrayLike | Sequence[Any]):
         self.data = as_float(data)
@@ -168,11 +166,7 @@ class EmpiricalDenoiser(eqx.Module):
 
 
 def _check_mixture(weights: Array, means: Array, covs: Array) -> None:
-    fits = (
-        weights.ndim == 1
-        and means.ndim == 2
-        and covs.shape == (*means.shape, means.shape[-1])
-    )
+    fits = weights.ndim == 1 and means.ndim == 2 and covs.shape == (*means.shape, means.shape[-1])
     if not (fits and len(weights) == len(means) > 0):
         raise ValueError(
             "weights, means and covs need shapes (K,), (K, d) and (K, d, d), got "

@@ -49,9 +49,7 @@ class HalfLifeEMA(eqx.Module):
         # A half-life of zero means beta = 0; the floor avoids 0/0 and nothing else.
         return 0.5 ** (as_float(batch_size, seen) / jnp.maximum(half_life, 1e-8))
 
-    def update(
-        self, average: Model, model: Model, seen: Scalar, batch_size: Scalar
-    ) -> Model:
+    def update(self, average: Model, model: Model, seen: Scalar, batch_size: Scalar) -> Model:
         """The average after one more step, which led to `model`.
 
         Floating arrays are averaged; everything else is taken from `model`.

@@ -30,9 +30,7 @@ def edm_sigmas(
     return jnp.asarray((high + ramp * (low - high)) ** rho)
 
 
-def ve_sigmas(
-    n: int, sigma_min: float = 0.02, sigma_max: float = 100.0
-) -> Float[Array, " n"]:
+def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Float[Array, " n"]:
     r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
 
     Raises:
@@ -57,9 +55,7 @@ def vp_sigmas(
     t = 1 + _ramp(n) * (eps - 1)
     if not 0 < eps < 1:
         raise ValueError(f"need 0 < eps < 1, got eps={eps}")
-    rates = np.array(
-        [beta_min + beta_d * eps / 2, beta_min + beta_d * eps, beta_min + beta_d]
-    )
+    rates = np.array([beta_min + beta_d * eps / 2, beta_min + beta_d * eps, beta_min + beta_d])
     if not (np.all(np.isfinite(rates)) and np.all(rates > 0)):
         raise ValueError(
             f"the noise must be positive at t = eps and rise from there to t = 1, got "
@@ -145,6 +141,4 @@ def _check_count(n: int, name: str = "n") -> None:
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < np.inf:
-        raise ValueError(
-            f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}"
-        )
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

@@ -49,7 +49,7 @@ def initial_loss(
 
 def check_initial_loss(
     denoiser: Any,
-    x: Float[Array, "n *shape"],
+    x: Float[Array, " n *shape"],
     cond: Condition = None,
     *,
     sigmas: Float[ArrayLike, " levels"] | None = None,
@@ -86,9 +86,7 @@ def check_initial_loss(
     allowed = 4 * spread / np.sqrt(errors.shape[1])
     worst = int(np.argmax(np.abs(loss - 1) / allowed))
     if not abs(loss[worst] - 1) <= allowed[worst]:
-        raise ValueError(
-            _advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst])
-        )
+        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
     return jnp.asarray(loss, x.dtype)
 
 

@@ -1,9 +1,10 @@
 r"""The log-density of one example, by the change of variables along the probability-flow ODE.
 
-In $\sigma$ the flow is $dx/d\sigma = (x - D(x;\sigma))/\sigma$ (Eq. 4 with $\sigma(t) = t$), and along it
+In $\sigma$ the flow is $dx/d\sigma = (x - D(x;\sigma))/\sigma$ (Eq. 4 with $\sigma(t) = t$), and
+along it
 
-$$\ln p(x_0;\sigma_{min}) = \ln p(x_T;\sigma_{max})
-  + \int_{\sigma_{min}}^{\sigma_{max}} \frac{d - \operatorname{tr} \partial D/\partial x}{\sigma}\,d\sigma.$$
+$$\ln p(x_0;\sigma_{min}) = \ln p(x_T;\sigma_{max}) + \int_{\sigma_{min}}^{\sigma_{max}}
+  \frac{d - \operatorname{tr} \partial D/\partial x}{\sigma}\,d\sigma.$$
 
 The result is the density of the data *with noise of level* `sigma_min`, in nats.
 """
@@ -100,8 +101,8 @@ def log_likelihood(
         denoised, jvp = jax.linearize(lambda x: denoiser(x, sigma, cond), x)
         return denoised, jax.vmap(jvp)(directions)
 
-    def flow(sigma: Array, state: tuple[Array, Array], _: None) -> tuple[Array, Array]:
-        x, _ = state
+    def flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
+        x = state[0]
         denoised, columns = linearise(x, sigma)
         traces = jnp.sum(directions * columns, axis=range(1, columns.ndim))
         traces = jnp.sum(traces, keepdims=True) if probes is None else traces
@@ -120,7 +121,7 @@ def log_likelihood(
         max_steps=max_steps,
         throw=False,
     )
-    end, gained = (leaf[-1] for leaf in solution.ys)
+    end, gained = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
     if prior_mean is None and prior_std is None and probes is None:
         terminal = _matched_log_prob(end, *linearise(end, high), high)
     else:
@@ -174,7 +175,7 @@ _FAILED = (
 
 def _directions(x: Array, probes: int | None, key: PRNGKey | None) -> Array:
     """The identity, or Rademacher vectors: the first axis runs over directions."""
-    if probes is None:
+    if probes is None or key is None:
         return jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
     return jr.rademacher(key, (probes, *x.shape), x.dtype)
 
@@ -212,9 +213,7 @@ def _check(
 ) -> None:
     check_floating("x", x)
     if concrete(sigma_min, sigma_max) and not 0 < sigma_min < sigma_max < np.inf:
-        raise ValueError(
-            f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}"
-        )
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     if probes is not None and probes < 1:
         raise ValueError(f"probes must be None or at least 1, got {probes}")
     if probes is not None and key is None:

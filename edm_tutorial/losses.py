@@ -3,7 +3,8 @@ r"""What is minimised: the weighted error of the denoiser, at noise levels drawn
 Eq. 2 is $E\,\lambda(\sigma)\,\|D(y+n;\sigma)-y\|^2$ with $n \sim N(0,\sigma^2 I)$, and
 Eq. 8 is the same error in the units of the network's output: $\lambda c_{out}^2 = 1$, so
 
-$$\lambda\,(D(y+n)-y)^2 = \Big(F(c_{in}(y+n)) - \frac{(1-c_{skip})\,y - c_{skip}\,n}{c_{out}}\Big)^2.$$
+$$\lambda\,(D(y+n)-y)^2
+  = \Big(F(c_{in}(y+n)) - \frac{(1-c_{skip})\,y - c_{skip}\,n}{c_{out}}\Big)^2.$$
 
 The right-hand side is what is computed. The huge numbers ($\lambda(0.002) = 250{,}000$)
 and the tiny ones they multiply are never formed.
@@ -79,8 +80,7 @@ class LogUniform(AbstractNoiseDistribution):
     def __check_init__(self):
         if not 0 < self.sigma_min < self.sigma_max < np.inf:
             raise ValueError(
-                "need 0 < sigma_min < sigma_max, got "
-                f"{self.sigma_min} and {self.sigma_max}"
+                f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -191,7 +191,7 @@ def denoising_loss(
 
 def loss_by_sigma(
     denoiser: Any,
-    x: Float[Array, "n *shape"],
+    x: Float[Array, " n *shape"],
     sigmas: Float[ArrayLike, " levels"],
     cond: Condition = None,
     *,
@@ -235,9 +235,7 @@ def errors_by_sigma(
         noise_key, network_key = jr.split(key)
         n = sigma * jr.normal(noise_key, x.shape, x.dtype)
         if preconditioning is None:
-            return jnp.mean(
-                weighted_error(denoiser, x, sigma, n, cond, key=network_key)
-            )
+            return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
         error = denoiser(x + n, sigma, cond, key=network_key) - x
         return jnp.mean(preconditioning.loss_weight(sigma) * error**2)
 
@@ -255,7 +253,7 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
         return denoiser.network, denoiser.preconditioning
     except AttributeError:
         raise ValueError(
-            "the loss is weighted by a preconditioning, and this denoiser has none: wrap "
-            "the network, Denoiser(network, preconditioning), or pass preconditioning= to "
-            f"loss_by_sigma; got {denoiser}"
+            "the loss takes its weight from a preconditioning: use Denoiser(network, "
+            "preconditioning), or pass preconditioning= to loss_by_sigma; "
+            f"got {denoiser}"
         ) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.animation import FFMpegWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def use_style() -> None:
             "lines.linewidth": 2.0,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": plt.cycler(color=OTHERS),
+            "axes.prop_cycle": cycler(color=OTHERS),
             "image.cmap": HEAT,
         }
     )
@@ -63,7 +64,11 @@ def color(label: str) -> str | None:
 
 
 def panels(
-    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (3.2, 3.2), **kwargs: Any
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    size: tuple[float, float] = (3.2, 3.2),
+    **kwargs: Any,
 ) -> tuple[Figure, np.ndarray]:
     """A grid of axes, each `size` inches; the array of axes is flat."""
     figure, axes = plt.subplots(
@@ -113,7 +118,13 @@ def plot_points(
     for label, points in clouds.items():
         points = np.asarray(points)
         ax.scatter(
-            points[:, 0], points[:, 1], s=size, lw=0, alpha=0.6, label=label, color=color(label)
+            points[:, 0],
+            points[:, 1],
+            s=size,
+            lw=0,
+            alpha=0.6,
+            label=label,
+            color=color(label),
         )
     ax.set(aspect="equal", **axes)
     if limit is not None:
@@ -166,7 +177,13 @@ def plot_heat(
     """
     ax = plt.gca() if ax is None else ax
     image = ax.imshow(
-        values, origin="lower", extent=extent, aspect="auto", cmap=HEAT, vmin=vmin, vmax=vmax
+        values,
+        origin="lower",
+        extent=extent,
+        aspect="auto",
+        cmap=HEAT,
+        vmin=vmin,
+        vmax=vmax,
     )
     if bar is not None:
         plt.colorbar(image, ax=ax, label=bar)
@@ -186,9 +203,7 @@ def plot_paths(
 ) -> Axes:
     """Trajectories of one coordinate against time: `paths` has shape (how many, len(t))."""
     ax = plt.gca() if ax is None else ax
-    lines = ax.plot(
-        t, np.asarray(paths).T, lw=width, alpha=alpha, color=color(label) or OTHERS[0]
-    )
+    lines = ax.plot(t, np.asarray(paths).T, lw=width, alpha=alpha, color=color(label) or OTHERS[0])
     if not label.startswith("_"):
         lines[0].set_label(label)
         ax.legend()
@@ -207,7 +222,12 @@ def plot_histogram(
     ax = plt.gca() if ax is None else ax
     for label, values in samples.items():
         ax.hist(
-            np.asarray(values), bins=bins, density=True, histtype="step", lw=2, label=label,
+            np.asarray(values),
+            bins=bins,
+            density=True,
+            histtype="step",
+            lw=2,
+            label=label,
             color=color(label),
         )
     ax.set(**axes)
@@ -224,7 +244,10 @@ def film(
     """
     import imageio_ffmpeg
 
-    rc = {"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe(), "savefig.bbox": None}
+    rc: Any = {
+        "animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe(),
+        "savefig.bbox": None,
+    }
     with tempfile.TemporaryDirectory() as folder, plt.rc_context(rc):
         video, poster = Path(folder) / "film.mp4", Path(folder) / "poster.jpg"
         writer = FFMpegWriter(fps=fps, codec="libx264", extra_args=["-pix_fmt", "yuv420p"])

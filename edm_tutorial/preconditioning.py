@@ -1,4 +1,4 @@
-r"""What the network sees, and what its output means: $D = c_{skip} x + c_{out} F(c_{in} x; c_{noise})$.
+r"""What the network sees and what it returns: $D = c_{skip} x + c_{out} F(c_{in} x; c_{noise})$.
 
 Eq. 7 wraps a raw network $F$ into a denoiser $D$. The four coefficients depend on $\sigma$
 alone (Table 1, "Network and preconditioning"); they are fixed when the network is trained
@@ -67,7 +67,7 @@ class EDMPreconditioning(AbstractPreconditioning):
         check_positive("sigma_data", self.sigma_data)
 
     @classmethod
-    def from_data(cls, x: Float[ArrayLike, "n *shape"]) -> "EDMPreconditioning":
+    def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
         """Measure `sigma_data`: the root mean square of `x` about zero.
 
         EDM has no parameter for the mean, so centre the data first.

@@ -72,9 +72,7 @@ class Churn(eqx.Module):
         r"""$\min(S_{churn}/N, \sqrt2 - 1)$ inside the window, else 0, for `n` steps."""
         sigma = as_float(sigma)
         amount = jnp.minimum(as_float(self.s_churn, sigma) / n, math.sqrt(2) - 1)
-        inside = (as_float(self.s_min, sigma) <= sigma) & (
-            sigma <= as_float(self.s_max, sigma)
-        )
+        inside = (as_float(self.s_min, sigma) <= sigma) & (sigma <= as_float(self.s_max, sigma))
         return jnp.where(inside, amount, jnp.zeros_like(amount))
 
 
@@ -124,16 +122,14 @@ def sample_path(
     solver: AbstractSolver = Heun(),
     churn: Churn | None = None,
     key: PRNGKey | None = None,
-) -> Float[Array, "n+1 *shape"]:
+) -> Float[Array, " n+1 *shape"]:
     """The states that `sample` passes through: at the start of every step, then the sample.
 
     Arguments and errors are those of `sample`. States include the schedule's scaling:
     the i-th has the marginal of s(t) (y + sigma noise) at `sigmas[i]`.
     """
     _check(noise, sigmas, schedule, churn, key)
-    last, path = _integrate(
-        denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True
-    )
+    last, path = _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True)
     return jnp.concatenate([path, last[None]])
 
 
@@ -154,15 +150,11 @@ def _integrate(
     flow = Flow(denoiser, schedule, cond)
 
     def raise_noise(i: Any, x: Array, t: Array, state: Any) -> tuple[Array, Array, Any]:
-        if churn is None:
+        if churn is None or key is None:
             return x, t, state
         x_hat, t_hat = _add_noise(churn, schedule, jax.random.fold_in(key, i), n, x, t)
-        fresh = solver.init(
-            x
-        )  # fresh noise makes what a multistep solver remembers stale
-        state = jax.tree.map(
-            lambda new, old: jnp.where(t_hat > t, new, old), fresh, state
-        )
+        fresh = solver.init(x)  # fresh noise makes what a multistep solver remembers stale
+        state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
         return x_hat, t_hat, state
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
@@ -172,7 +164,8 @@ def _integrate(
         return solver.step(flow, x_hat, t_hat, t_next, state), x if keep else None
 
     x = noise * schedule.sigma(times[0]) * schedule.scale(times[0])
-    carry, path = (x, solver.init(x)), jnp.zeros((0, *x.shape), x.dtype)
+    carry: Any = (x, solver.init(x))
+    path: Any = jnp.zeros((0, *x.shape), x.dtype)
     if n > 1:
         steps = (jnp.arange(n - 1), times[:-1], times[1:])
         carry, path = jax.lax.scan(body, carry, steps)
@@ -211,18 +204,13 @@ def _check(
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
     if jnp.ndim(sigmas) != 1 or len(sigmas) < 1:
         raise ValueError(
-            "sigmas must be a 1-D array of at least one noise level, got shape "
-            f"{jnp.shape(sigmas)}"
+            f"sigmas must be a 1-D array of at least one noise level, got shape {jnp.shape(sigmas)}"
         )
     if not concrete(sigmas):
         return
     levels = np.asarray(sigmas, float)
-    if not (
-        np.isfinite(levels).all() and levels[-1] > 0 and np.all(np.diff(levels) < 0)
-    ):
-        raise ValueError(
-            f"sigmas must be positive, finite and descending, got {levels}"
-        )
+    if not (np.isfinite(levels).all() and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
+        raise ValueError(f"sigmas must be positive, finite and descending, got {levels}")
     if isinstance(schedule, Rounded) and concrete(schedule.levels):
         table = np.asarray(schedule.levels, float)
         rounded = table[np.argmin(np.abs(table - levels[:, None]), axis=1)]

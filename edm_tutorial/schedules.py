@@ -88,9 +88,7 @@ class VariancePreserving(AbstractSchedule):
     def __check_init__(self):
         beta_d, beta_min = self.beta_d, self.beta_min
         if concrete(beta_d, beta_min):
-            check_positive(
-                "the noise rate at t = 1, beta_min + beta_d,", beta_min + beta_d
-            )
+            check_positive("the noise rate at t = 1, beta_min + beta_d,", beta_min + beta_d)
             check_positive("beta_min + beta_d / 2", beta_min + beta_d / 2)
 
     @classmethod
@@ -107,9 +105,7 @@ class VariancePreserving(AbstractSchedule):
                 schedule passes through both points.
         """
         if not 0 < sigma_min < sigma_max < np.inf:
-            raise ValueError(
-                f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}"
-            )
+            raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         if not 0 < eps < 1:
             raise ValueError(f"need 0 < eps < 1, got eps={eps}")
         low, high = np.log1p(sigma_min**2), np.log1p(sigma_max**2)

@@ -162,7 +162,8 @@ def _step(
 
     def mean_loss(params: Any) -> Array:
         one = lambda x, cond, key: loss(eqx.combine(params, static), x, cond, key=key)  # noqa: E731
-        return jnp.mean(jax.vmap(one)(*batch, keys))
+        x, cond = batch
+        return jnp.mean(jax.vmap(one)(x, cond, keys))
 
     value, grads = jax.value_and_grad(mean_loss)(params)
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Real
 
 Scalar = Real[ArrayLike, ""]
@@ -48,7 +49,7 @@ def as_float(value: Any, like: Any = None) -> Array:
 
 def concrete(*values: Any) -> bool:
     """Whether the numbers can be looked at, which they cannot inside `jit` or `vmap`."""
-    return not any(isinstance(value, jax.core.Tracer) for value in values)
+    return not any(isinstance(value, Tracer) for value in values)
 
 
 def check_floating(name: str, array: Any) -> None:
@@ -83,8 +84,7 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> None:
     """
     if jnp.ndim(value) != 0:
         raise ValueError(
-            f"{name} must be one number, got shape {jnp.shape(value)}: "
-            "use jax.vmap for more"
+            f"{name} must be one number, got shape {jnp.shape(value)}: use jax.vmap for more"
         )
     if not (zero and concrete(value) and float(value) == 0):
         check_positive(name, value)
@@ -97,9 +97,7 @@ def check_shape(name: str, array: Any, x: Array) -> None:
         ValueError: another shape.
     """
     if jnp.shape(array) != x.shape:
-        raise ValueError(
-            f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}"
-        )
+        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}")
 
 
 def check_data(name: str, data: Any) -> None:

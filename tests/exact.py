@@ -31,9 +31,7 @@ class Gaussian(eqx.Module):
         """Where the ODE takes `noise`, from sigma_max all the way to 0."""
         std, mean = np.asarray(self.std), np.asarray(self.mean)
         start = np.asarray(noise) * np.asarray(sigma_max)
-        return mean + (start - mean) * std / np.sqrt(
-            std**2 + np.asarray(sigma_max) ** 2
-        )
+        return mean + (start - mean) * std / np.sqrt(std**2 + np.asarray(sigma_max) ** 2)
 
 
 class Correlated(eqx.Module):

@@ -98,9 +98,7 @@ def test_sigma_data_per_feature_is_one_denoiser_per_feature(shape):
     got = denoiser(jnp.array(x), sigma)
     for feature in range(2):
         alone = edm.Denoiser(wavy, edm.EDMPreconditioning(sigma_data[feature]))
-        np.testing.assert_allclose(
-            got[feature], alone(jnp.array(x[feature]), sigma), rtol=1e-14
-        )
+        np.testing.assert_allclose(got[feature], alone(jnp.array(x[feature]), sigma), rtol=1e-14)
     from_float32 = denoiser(jnp.array(x, jnp.float32), sigma)
     assert from_float32.dtype == jnp.float32
     np.testing.assert_allclose(from_float32, got, rtol=1e-5, atol=1e-6)
@@ -184,9 +182,7 @@ def test_classifier_free_guidance_pins_the_guide():
     null = jnp.array(0.0)
     guided = edm.Guided(denoiser, edm.Pinned(denoiser, null), 3.0)
     told, untold = denoiser(X, SIGMA, COND), denoiser(X, SIGMA, null)
-    np.testing.assert_allclose(
-        guided(X, SIGMA, COND), untold + 3 * (told - untold), rtol=1e-13
-    )
+    np.testing.assert_allclose(guided(X, SIGMA, COND), untold + 3 * (told - untold), rtol=1e-13)
 
 
 def test_guided_splits_its_key(key):

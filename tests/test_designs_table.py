@@ -12,9 +12,7 @@ import pytest
 import edm_tutorial as edm
 from edm_tutorial import designs
 
-COLUMNS = {
-    f.__name__: f() for f in (designs.vp, designs.ve, designs.iddpm, designs.edm)
-}
+COLUMNS = {f.__name__: f() for f in (designs.vp, designs.ve, designs.iddpm, designs.edm)}
 each_column = pytest.mark.parametrize("design", COLUMNS.values(), ids=COLUMNS)
 
 # The printed formulas are Python but for "^" and products without a sign.
@@ -29,9 +27,7 @@ def values(text: str) -> dict[str, float]:
 
 def evaluate(text: str, **names: float) -> float:
     formula, _, _ = text.partition(";")
-    formula = formula.replace("^", "**").replace(
-        "sigma sigma_data", "sigma * sigma_data"
-    )
+    formula = formula.replace("^", "**").replace("sigma sigma_data", "sigma * sigma_data")
     formula = re.sub(r"(beta_\w+) t", r"\1 * t", formula)
     return float(eval(formula, {**FUNCTIONS, **names, **values(text)}))
 
@@ -69,9 +65,7 @@ def test_printed_formulas_compute_what_the_objects_do(design):
     sigma = float(design.schedule.sigma(jnp.float64(t)))
     scale = float(design.schedule.scale(jnp.float64(t)))
     assert evaluate(rows["Schedule sigma(t)"], t=t) == pytest.approx(sigma, rel=1e-12)
-    assert evaluate(rows["Scaling s(t)"], sigma=sigma) == pytest.approx(
-        scale, rel=1e-12
-    )
+    assert evaluate(rows["Scaling s(t)"], sigma=sigma) == pytest.approx(scale, rel=1e-12)
 
     c = design.preconditioning(jnp.float64(sigma))
     known = {"sigma": sigma, **values(rows["Parameters"])}

@@ -72,9 +72,7 @@ def test_log_prob_equals_dense_linear_algebra():
 
 
 def test_log_prob_without_noise_is_the_default():
-    mixture = edm.GaussianMixture(
-        np.ones(1), np.full((1, 1), 0.5), np.full((1, 1, 1), 4.0)
-    )
+    mixture = edm.GaussianMixture(np.ones(1), np.full((1, 1), 0.5), np.full((1, 1, 1), 4.0))
     # N(2.5; 0.5, 4) is one standard deviation out
     exact = -0.5 - np.log(2) - np.log(2 * np.pi) / 2
     np.testing.assert_allclose(mixture.log_prob(jnp.array([2.5])), exact, rtol=1e-14)
@@ -140,9 +138,7 @@ def test_score_is_the_gradient_and_tweedie(dtype, tolerance, relative):
 def test_a_float64_mixture_follows_the_dtype_of_x():
     mixture = edm.GaussianMixture(*random_mixture(6))
     x = jnp.array(points(7)[0], jnp.float32)
-    for method in map(
-        eqx.filter_jit, (mixture.log_prob, mixture.score, mixture.denoise)
-    ):
+    for method in map(eqx.filter_jit, (mixture.log_prob, mixture.score, mixture.denoise)):
         assert method(x, 0.3).dtype == jnp.float32
     denoised = mixture.denoise(x, jnp.float64(0.3))
     assert denoised.dtype == jnp.float32
@@ -164,9 +160,7 @@ def test_golden_mixtures():
         )
         x = jnp.array(stored[f"{name}/test_x"]).reshape(-1, d)
         exact = stored[f"{name}/test_D"].reshape(-1, d)
-        got = jax.jit(jax.vmap(mixture.denoise))(
-            x, jnp.array(stored[f"{name}/test_sigma"])
-        )
+        got = jax.jit(jax.vmap(mixture.denoise))(x, jnp.array(stored[f"{name}/test_sigma"]))
         # the README's tolerance for independent float64 implementations
         allowed = 1e-10 * np.maximum(np.abs(exact), 1e-3 * np.abs(exact).max())
         assert np.all(np.abs(got - exact) <= allowed)
@@ -179,9 +173,7 @@ def test_sample_has_the_moments_of_the_mixture(key):
     draws = np.array(jax.jit(jax.vmap(mixture.sample))(jax.random.split(key, n)))
     mean = weights @ means
     spread = means - mean
-    cov = np.einsum(
-        "k,kij->ij", weights, covs + spread[:, :, None] * spread[:, None, :]
-    )
+    cov = np.einsum("k,kij->ij", weights, covs + spread[:, :, None] * spread[:, None, :])
     products = (draws - mean)[:, :, None] * (draws - mean)[:, None, :]
     for values, exact in ((draws, mean), (products, cov)):
         allowed = 4 * values.std(axis=0) / np.sqrt(n)  # 4 standard errors
@@ -207,9 +199,7 @@ def test_one_key_one_sample(key):
 
 def test_covariances_are_those_given():
     parameters = random_mixture(10)
-    np.testing.assert_allclose(
-        edm.GaussianMixture(*parameters).covs, parameters[2], atol=1e-14
-    )
+    np.testing.assert_allclose(edm.GaussianMixture(*parameters).covs, parameters[2], atol=1e-14)
 
 
 def test_a_singular_covariance_is_a_gaussian_on_a_line():
@@ -249,9 +239,7 @@ def test_empirical_denoiser_of_images_is_equation_57():
     for sigma in (0.3, 1.0, 8.0):
         density = np.exp(-((x - data) ** 2).sum(axis=(1, 2, 3)) / (2 * sigma**2))
         weights = density / density.sum()
-        np.testing.assert_allclose(
-            ideal.weights(jnp.array(x), sigma), weights, rtol=1e-11
-        )
+        np.testing.assert_allclose(ideal.weights(jnp.array(x), sigma), weights, rtol=1e-11)
         exact = (weights[:, None, None, None] * data).sum(axis=0)
         np.testing.assert_allclose(ideal(jnp.array(x), sigma), exact, rtol=1e-11)
 

@@ -21,17 +21,13 @@ class Model(eqx.Module):
 
 def test_decay_equals_the_reference():
     case = {name: GOLDEN[f"ema_beta/{name}"] for name in ("cur_nimg", "batch_size")}
-    case |= {
-        name: GOLDEN[f"ema_beta/{name}"] for name in ("halflife_kimg", "rampup_ratio")
-    }
+    case |= {name: GOLDEN[f"ema_beta/{name}"] for name in ("halflife_kimg", "rampup_ratio")}
     rows = zip(*case.values(), strict=True)
     decays = []
     for seen, batch_size, kimg, ratio in rows:
         ema = edm.HalfLifeEMA(1000 * kimg, None if np.isnan(ratio) else ratio)
         decays.append(ema.decay(seen, batch_size))
-    np.testing.assert_allclose(
-        decays, GOLDEN["ema_beta/ema_beta"], rtol=1e-12, atol=1e-300
-    )
+    np.testing.assert_allclose(decays, GOLDEN["ema_beta/ema_beta"], rtol=1e-12, atol=1e-300)
 
 
 def test_sequence_equals_the_reference():
@@ -47,9 +43,7 @@ def influence(ema, steps, batch_size):
     """The shares in the average of the initial weights and of those after each step."""
     average = Model(jnp.eye(steps + 1)[0])
     for k in range(steps):
-        average = ema.update(
-            average, Model(jnp.eye(steps + 1)[k + 1]), k * batch_size, batch_size
-        )
+        average = ema.update(average, Model(jnp.eye(steps + 1)[k + 1]), k * batch_size, batch_size)
     return np.array(average.weights)
 
 
@@ -81,12 +75,8 @@ def test_ramp_up_ends_where_the_half_life_is_reached():
 
 def test_only_floating_arrays_are_averaged():
     ema = edm.HalfLifeEMA(half_life=100.0, rampup_ratio=None)
-    old = Model(
-        {"a": jnp.zeros(2), "f32": jnp.zeros(1, jnp.float32)}, jnp.array(3), "old"
-    )
-    new = Model(
-        {"a": jnp.ones(2), "f32": jnp.ones(1, jnp.float32)}, jnp.array(8), "new"
-    )
+    old = Model({"a": jnp.zeros(2), "f32": jnp.zeros(1, jnp.float32)}, jnp.array(3), "old")
+    new = Model({"a": jnp.ones(2), "f32": jnp.ones(1, jnp.float32)}, jnp.array(8), "new")
     average = ema.update(old, new, 1000, 100)
     np.testing.assert_allclose(average.weights["a"], 0.5, rtol=1e-15)
     assert average.weights["f32"].dtype == jnp.float32

@@ -366,9 +366,7 @@ UNKNOWN = {
     "denoising_loss": lambda: edm.denoising_loss(
         DENOISER, X, noise=edm.LogNormal(), key=key(), sigma_data=0.5
     ),
-    "loss_by_sigma": lambda: edm.loss_by_sigma(
-        DENOISER, DATA, X, key=key(), weight=1.0
-    ),
+    "loss_by_sigma": lambda: edm.loss_by_sigma(DENOISER, DATA, X, key=key(), weight=1.0),
     "weighted_error": lambda: edm.weighted_error(DENOISER, X, 1.0, X, sigma_data=0.5),
     "train": lambda: train(epochs=3),
     "LogNormal": lambda: edm.LogNormal(P_mean=-1.2),
@@ -388,9 +386,7 @@ def test_signatures_are_strict(name):
 def test_bad_input_is_refused_before_the_first_step_is_asked_for():
     """`train` is a generator, but its checks do not wait for the loop."""
     with pytest.raises(ValueError, match="data has"):
-        edm.train(
-            DENOISER, zero, DATA * NAN, optax.sgd(0.1), steps=1, batch_size=1, key=key()
-        )
+        edm.train(DENOISER, zero, DATA * NAN, optax.sgd(0.1), steps=1, batch_size=1, key=key())
 
 
 def test_checks_leave_traced_values_alone():

@@ -14,9 +14,7 @@ def build(loss: str, kwargs: dict):
     if loss == "EDMLoss":
         names = {"P_mean": "p_mean", "P_std": "p_std"}
         law = {names[k]: v for k, v in kwargs.items() if k in names}
-        return edm.LogNormal(**law), edm.EDMPreconditioning(
-            kwargs.get("sigma_data", 0.5)
-        )
+        return edm.LogNormal(**law), edm.EDMPreconditioning(kwargs.get("sigma_data", 0.5))
     if loss == "VELoss":
         arguments = {k: float(v) for k, v in kwargs.items()}
         return edm.LogUniform(**arguments), edm.VEPreconditioning()

@@ -60,9 +60,7 @@ def test_case(name):
 
     if params["cls"] == "VPPrecond":
         schedule = preconditioning.schedule
-        assert_close(
-            jax.vmap(schedule.sigma)(jnp.asarray(case["t"])), case["sigma_of_t"]
-        )
+        assert_close(jax.vmap(schedule.sigma)(jnp.asarray(case["t"])), case["sigma_of_t"])
         t = jax.vmap(schedule.time)(jnp.asarray(case["sigma"]))
         assert_close(t, case["t_of_sigma"])
     if params["cls"] == "iDDPMPrecond":

@@ -50,9 +50,7 @@ def test_the_denoiser_of_the_cases(name):
     mixture = RecordingMixture(name)
     case = mixture.case
     rows = zip(case["test_x"], case["test_sigma"], strict=True)
-    assert_close(
-        np.concatenate([mixture.denoise(x[None], s) for x, s in rows]), case["test_D"]
-    )
+    assert_close(np.concatenate([mixture.denoise(x[None], s) for x, s in rows]), case["test_D"])
     case.check_all_read()
 
 
@@ -194,9 +192,7 @@ def check_schedule(schedule: edm.AbstractSchedule, sigmas, want: dict) -> None:
     rate = jax.vmap(lambda t: drift(t, one, None)[0])(t)
     g = jax.vmap(lambda t: diffusion(t, one, None).diagonal[0])(t)
     assert_close(rate * s, want["s_deriv_t"])  # f = s'/s
-    assert_close(
-        (g / s) ** 2 / (2 * sigma), want["sigma_deriv_t"]
-    )  # g^2 = 2 s^2 sigma' sigma
+    assert_close((g / s) ** 2 / (2 * sigma), want["sigma_deriv_t"])  # g^2 = 2 s^2 sigma' sigma
 
 
 def test_ablation_file():
@@ -220,9 +216,7 @@ def test_ablation_grid(name):
         assert_close(sigmas, one["sigma_steps"])
         assert_close(betas, one["vp_beta"])
         check_schedule(schedule, sigmas, one)
-        path, eval_x, eval_sigma = run(
-            one, sigmas, schedule, build_solver(params), None
-        )
+        path, eval_x, eval_sigma = run(one, sigmas, schedule, build_solver(params), None)
         assert_close(path[-1], one["x_final"])
         assert_close(eval_x, one["eval_x"])
         assert_close(eval_sigma, one["eval_sigma"])
@@ -273,9 +267,7 @@ def test_ablation(name):
 
     assert_close(sigmas, case["sigma_steps"], tolerance)
     assert_close(betas, case["vp_beta"], tolerance)
-    want = {
-        a: case[a] for a in ("t_steps", "sigma_t", "s_t", "s_deriv_t", "sigma_deriv_t")
-    }
+    want = {a: case[a] for a in ("t_steps", "sigma_t", "s_t", "s_deriv_t", "sigma_deriv_t")}
     if tolerance == 1e-9:
         check_schedule(schedule, sigmas, want)
     assert_close(gamma, case["gamma"])

@@ -65,8 +65,7 @@ def test_edm_becomes_ve_for_large_rho():
     limits = {"sigma_min": 0.02, "sigma_max": 100.0}
     log_ve = np.log(edm.ve_sigmas(9, **limits))
     gaps = [
-        np.abs(np.log(edm.edm_sigmas(9, rho=rho, **limits)) - log_ve).max()
-        for rho in (1e3, 2e3)
+        np.abs(np.log(edm.edm_sigmas(9, rho=rho, **limits)) - log_ve).max() for rho in (1e3, 2e3)
     ]
     assert gaps[0] < 0.02
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.01)
@@ -95,21 +94,15 @@ def test_iddpm_levels_by_an_independent_recursion():
     abar = np.sin(np.pi / 2 * j / (levels * (1 + c_2))) ** 2
     assert table.shape == (levels + 1,) and table[-1] == 0
     inside = slice(1, None)  # abar_0 = 0: only the first step is clipped
-    np.testing.assert_allclose(
-        1 + table[inside] ** 2, abar[-1] / abar[inside], rtol=1e-12
-    )
+    np.testing.assert_allclose(1 + table[inside] ** 2, abar[-1] / abar[inside], rtol=1e-12)
     assert 1 + table[0] ** 2 == pytest.approx((1 + table[1] ** 2) / c_1, rel=1e-12)
 
 
 def test_iddpm_picks_evenly_among_992_levels():
     table = list(np.asarray(edm.iddpm_table()))
-    index = np.array(
-        [table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(992))]
-    )
+    index = np.array([table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(992))])
     np.testing.assert_array_equal(index, np.arange(8, 1000))
-    index = np.array(
-        [table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(100))]
-    )
+    index = np.array([table.index(sigma) for sigma in np.asarray(edm.iddpm_sigmas(100))])
     assert set(np.diff(index)) == {10, 11}  # 991 / 99 = 10.01
 
 
@@ -178,9 +171,7 @@ def test_bad_eps(eps):
         edm.vp_sigmas(5, eps=eps)
 
 
-@pytest.mark.parametrize(
-    "betas", [(19.9, -0.1), (-0.2, 0.1), (math.nan, 0.1), (19.9, math.inf)]
-)
+@pytest.mark.parametrize("betas", [(19.9, -0.1), (-0.2, 0.1), (math.nan, 0.1), (19.9, math.inf)])
 def test_betas_without_rising_noise(betas):
     with pytest.raises(ValueError, match="must be positive at t = eps and rise"):
         edm.vp_sigmas(5, 1e-3, *betas)
@@ -192,9 +183,7 @@ def test_more_iddpm_levels_than_there_are():
         edm.iddpm_sigmas(993)
 
 
-@pytest.mark.parametrize(
-    "make", [edm.iddpm_table, functools.partial(edm.iddpm_sigmas, 2)]
-)
+@pytest.mark.parametrize("make", [edm.iddpm_table, functools.partial(edm.iddpm_sigmas, 2)])
 def test_iddpm_parameters(make):
     with pytest.raises(ValueError, match="need at least 1 noise level, got levels=0"):
         make(levels=0)

@@ -44,9 +44,7 @@ def test_initial_loss_of_the_other_columns_does_not_see_the_data():
         edm.IDDPMPreconditioning(),
     ):
         for sigma in SIGMAS:
-            np.testing.assert_allclose(
-                edm.initial_loss(other, sigma, 3.1), 1, rtol=1e-12
-            )
+            np.testing.assert_allclose(edm.initial_loss(other, sigma, 3.1), 1, rtol=1e-12)
 
 
 def test_initial_loss_per_feature():
@@ -92,9 +90,7 @@ def test_check_seldom_cries_wolf_over_few_examples():
     The spread of ten squares is often far too small: alone it would refuse 2% of them.
     """
     denoiser = edm.Denoiser(zero, edm.VEPreconditioning())
-    edm.check_initial_loss(
-        denoiser, jnp.zeros((10, 1)), sigmas=np.linspace(0.1, 1, 300)
-    )
+    edm.check_initial_loss(denoiser, jnp.zeros((10, 1)), sigmas=np.linspace(0.1, 1, 300))
 
 
 def test_check_notices_data_that_are_not_centred_when_sigma_data_is_a_std(key):
@@ -130,8 +126,6 @@ def test_check_is_repeatable_and_takes_a_key_and_levels(key):
     x = jnp.array(np.random.default_rng(0).normal(size=(2000, 2)))
     denoiser = edm.Denoiser(zero, edm.EDMPreconditioning.from_data(x))
     first = edm.check_initial_loss(denoiser, x, sigmas=SIGMAS)
-    np.testing.assert_array_equal(
-        first, edm.check_initial_loss(denoiser, x, sigmas=SIGMAS)
-    )
+    np.testing.assert_array_equal(first, edm.check_initial_loss(denoiser, x, sigmas=SIGMAS))
     other = edm.check_initial_loss(denoiser, x, sigmas=SIGMAS, key=key)
     assert first.shape == SIGMAS.shape and not np.any(first == other)

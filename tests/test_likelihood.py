@@ -24,9 +24,7 @@ def rotated(angle, *std):
 def ring(centre):
     angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     means = np.stack([np.cos(angles), np.sin(angles)], axis=1) + centre
-    return edm.GaussianMixture(
-        np.full(8, 1 / 8), means, np.stack([0.01 * np.eye(2)] * 8)
-    )
+    return edm.GaussianMixture(np.full(8, 1 / 8), means, np.stack([0.01 * np.eye(2)] * 8))
 
 
 def correlated(d, rng):
@@ -219,22 +217,18 @@ def test_gradients(key):
     x = draw(mixture, key, 1)[0]
     value = lambda x, mixture: edm.log_likelihood(mixture.denoise, x).log_prob  # noqa: E731
     score = mixture.score(x, SIGMA_MIN)
-    by_x, by_mixture = eqx.filter_jit(eqx.filter_grad(lambda p: value(*p)))(
-        (x, mixture)
-    )
+    by_x, by_mixture = eqx.filter_jit(eqx.filter_grad(lambda p: value(*p)))((x, mixture))
     np.testing.assert_allclose(by_x, score, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(
-        by_mixture.means.sum(axis=0), -score, rtol=1e-3, atol=1e-3
-    )
+    np.testing.assert_allclose(by_mixture.means.sum(axis=0), -score, rtol=1e-3, atol=1e-3)
 
 
 def test_adjoint_is_open_to_choice():
     gaussian = edm.GaussianMixture([1.0], np.zeros((1, 1)), np.ones((1, 1, 1)))
-    value = lambda x: (
-        edm.log_likelihood(  # noqa: E731
-            gaussian.denoise, x, adjoint=diffrax.ForwardMode()
-        ).log_prob
-    )
+
+    def value(x):
+        adjoint = diffrax.ForwardMode()
+        return edm.log_likelihood(gaussian.denoise, x, adjoint=adjoint).log_prob
+
     x = jnp.array([0.7])
     _, slope = jax.jvp(value, (x,), (jnp.ones(1),))
     np.testing.assert_allclose(slope, gaussian.score(x, SIGMA_MIN)[0], rtol=1e-3)
@@ -243,9 +237,7 @@ def test_adjoint_is_open_to_choice():
 def test_trained_density_integrates_to_one(key):
     data_key, net_key, train_key = jr.split(key, 3)
     x = draw(
-        edm.GaussianMixture(
-            [0.4, 0.6], [[-0.6, 0.0], [0.4, 0.0]], [rotated(0.4, 0.2, 0.4)] * 2
-        ),
+        edm.GaussianMixture([0.4, 0.6], [[-0.6, 0.0], [0.4, 0.0]], [rotated(0.4, 0.2, 0.4)] * 2),
         data_key,
         4096,
     )
@@ -277,9 +269,7 @@ def test_bits_per_dim():
     shape = (3, 4, 4)
     log_prob = jnp.array(-48 * np.log(2.0))
     np.testing.assert_allclose(edm.bits_per_dim(log_prob, shape), 8.0, rtol=1e-12)
-    np.testing.assert_allclose(
-        edm.bits_per_dim(log_prob, shape, bins=16), 4.0, rtol=1e-12
-    )
+    np.testing.assert_allclose(edm.bits_per_dim(log_prob, shape, bins=16), 4.0, rtol=1e-12)
     in_grey_levels = log_prob - 48 * np.log(127.5)  # the same data on [0, 255]
     np.testing.assert_allclose(
         edm.bits_per_dim(in_grey_levels, shape, scale=255 / 256), 8.0, rtol=1e-12
@@ -295,9 +285,7 @@ def test_quantised_gaussian_bits():
     mass = np.diff([0.5 * (1 + float(jax.scipy.special.erf(v))) for v in z])
     mass = mass[mass > 0]
     entropy = -np.sum(mass * np.log2(mass))
-    np.testing.assert_allclose(
-        edm.bits_per_dim(mean_log_prob, (1,), bins=bins), entropy, atol=1e-3
-    )
+    np.testing.assert_allclose(edm.bits_per_dim(mean_log_prob, (1,), bins=bins), entropy, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -319,9 +307,7 @@ def test_refuses_integers(unchecked):
         edm.log_likelihood(MIXTURES["centred"].denoise, jnp.arange(2))
 
 
-@pytest.mark.parametrize(
-    "shape, kwargs", [((), {"bins": 0}), ((0,), {}), ((3,), {"scale": -1.0})]
-)
+@pytest.mark.parametrize("shape, kwargs", [((), {"bins": 0}), ((0,), {}), ((3,), {"scale": -1.0})])
 def test_bits_per_dim_refuses(shape, kwargs):
     with pytest.raises(ValueError, match="bins of at least 1 and a positive scale"):
         edm.bits_per_dim(jnp.array(0.0), shape, **kwargs)

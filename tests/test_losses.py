@@ -50,9 +50,7 @@ def test_weighted_error_is_equation_2_in_denoiser_space(name):
         got = in_network_space(denoiser, jnp.array(x), sigma, jnp.array(n), cond)
         error = np.array(denoise(jnp.array(x + n), sigma, cond)) - x
         # D - x is of order sigma: it has lost |x| / sigma of its 16 digits, at most 3
-        np.testing.assert_allclose(
-            got, table_weight(name, float(sigma)) * error**2, rtol=1e-11
-        )
+        np.testing.assert_allclose(got, table_weight(name, float(sigma)) * error**2, rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", PRECONDITIONINGS)
@@ -87,9 +85,7 @@ def test_the_weight_is_neither_clamped_nor_applied_twice():
     for dtype, rtol in ((jnp.float64, 1e-14), (jnp.float32, 1e-6)):
         nothing = jnp.zeros(1, dtype)
         # x = n = 0 makes the target 0: what is left is the network's output, squared.
-        error = edm.weighted_error(
-            edm.Denoiser(one, preconditioning), nothing, 0.002, nothing
-        )
+        error = edm.weighted_error(edm.Denoiser(one, preconditioning), nothing, 0.002, nothing)
         assert error.dtype == dtype
         np.testing.assert_allclose(error, [1.0], rtol=rtol)
         # F = 0: lambda ((c_skip - 1) x + c_skip n)^2 with x = 1/2, n = sigma = 1/500
@@ -109,9 +105,7 @@ def test_denoising_loss_is_the_mean_over_features(key):
     d, n = 10, 4000
 
     def loss(key):
-        return edm.denoising_loss(
-            denoiser, jnp.ones(d), noise=edm.LogUniform(), key=key
-        )
+        return edm.denoising_loss(denoiser, jnp.ones(d), noise=edm.LogUniform(), key=key)
 
     losses = jax.jit(jax.vmap(loss))(jr.split(key, n))
     # a chi-square of d degrees over d has variance 2/d; 4 standard errors

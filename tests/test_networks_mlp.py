@@ -109,9 +109,7 @@ def test_different_keys_different_networks(key):
     one, other = (MLP(3, key=k, width=8, depth=2) for k in jr.split(key))
     assert np.all(one.embed_input.weight != other.embed_input.weight)
     firsts = [block.inner.weight[0, 0] for block in (*one.blocks, *other.blocks)]
-    assert (
-        len(set(map(float, firsts))) == 4
-    )  # nor do two blocks of one network start alike
+    assert len(set(map(float, firsts))) == 4  # nor do two blocks of one network start alike
 
 
 def test_embedded_class_labels_are_trained_with_the_network(key):
@@ -140,6 +138,4 @@ def test_embedded_class_labels_are_trained_with_the_network(key):
     # Halfway between the two an untold network could only answer 0.
     denoise = eqx.filter_jit(state.denoiser)
     for label, centre in ((0, -1.0), (1, 1.0)):
-        np.testing.assert_allclose(
-            denoise(jnp.zeros(1), 5.0, jnp.array(label)), [centre], atol=0.3
-        )
+        np.testing.assert_allclose(denoise(jnp.zeros(1), 5.0, jnp.array(label)), [centre], atol=0.3)

@@ -119,9 +119,7 @@ def test_ve_label():
 # What is refused
 
 
-@pytest.mark.parametrize(
-    "bad", [0.0, -0.5, math.nan, math.inf, np.array([0.5, 0.0]), np.array([])]
-)
+@pytest.mark.parametrize("bad", [0.0, -0.5, math.nan, math.inf, np.array([0.5, 0.0]), np.array([])])
 def test_sigma_data_must_be_positive(bad):
     with pytest.raises(ValueError, match="sigma_data must be positive and finite, got"):
         edm.EDMPreconditioning(bad)

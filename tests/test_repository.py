@@ -61,9 +61,7 @@ def pins() -> dict[str, str]:
 
 def all_requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"].values()
-    return [
-        Requirement(r) for group in [PROJECT["dependencies"], *extras] for r in group
-    ]
+    return [Requirement(r) for group in [PROJECT["dependencies"], *extras] for r in group]
 
 
 def test_pins_lie_within_the_ranges():
@@ -164,9 +162,7 @@ def test_make_lists_its_commands():
 @pytest.mark.parametrize("under_ci", [False, True])
 def test_a_skipped_test_fails_under_ci_and_only_there(tmp_path, under_ci):
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    skipping = (
-        "import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): pass"
-    )
+    skipping = "import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): pass"
     (tmp_path / "test_two.py").write_text(skipping)
     environment = {k: v for k, v in os.environ.items() if k != "CI"}
     ran = subprocess.run(
@@ -183,9 +179,7 @@ def test_a_skipped_test_fails_under_ci_and_only_there(tmp_path, under_ci):
 def test_pre_commit_needs_no_download():
     config = yaml.safe_load(TEXT[".pre-commit-config.yaml"])
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
-    assert all(
-        hook["language"] == "system" for r in config["repos"] for hook in r["hooks"]
-    )
+    assert all(hook["language"] == "system" for r in config["repos"] for hook in r["hooks"])
 
 
 def test_one_address():
@@ -351,6 +345,4 @@ def test_core_installs_and_imports_light(tmp_path):
     heavy = {"matplotlib", "ipython", "ipykernel", "jupyter-book", "scikit-learn"}
     assert not heavy & installed
     assert not {name for name in installed if name.startswith(("jupyter", "sphinx"))}
-    run(
-        python, "-c", "import edm_tutorial, sys; assert 'matplotlib' not in sys.modules"
-    )
+    run(python, "-c", "import edm_tutorial, sys; assert 'matplotlib' not in sys.modules")

@@ -204,9 +204,7 @@ def test_each_step_draws_with_a_key_of_its_own():
         edm.sample(GAUSSIAN, NOISE.astype(jnp.float32), LEVELS[:3], **options)
     assert [(shape, dtype) for _, shape, dtype in seen] == [((2,), jnp.float32)] * 3
     for i, (data, _, _) in enumerate(seen):
-        np.testing.assert_array_equal(
-            data, jax.random.key_data(jax.random.fold_in(key, i))
-        )
+        np.testing.assert_array_equal(data, jax.random.key_data(jax.random.fold_in(key, i)))
 
 
 def test_churn_keeps_the_marginals():
@@ -220,9 +218,7 @@ def test_churn_keeps_the_marginals():
 
     def end(noise, draws):
         # the key of step i is only used to find out which step it is
-        keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(KEY, i)))(
-            steps
-        )
+        keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(KEY, i)))(steps)
 
         def draw(key, shape, dtype):
             here = jnp.all(keys == jax.random.key_data(key)[None], axis=1)

@@ -18,9 +18,7 @@ SCHEDULES = {
     "vp_scaled_linear": edm.VarianceScaled(edm.Linear()),
     "vp_unscaled": edm.Unscaled(edm.VariancePreserving()),
 }
-each_schedule = pytest.mark.parametrize(
-    "schedule", SCHEDULES.values(), ids=SCHEDULES.keys()
-)
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
 
 @each_schedule
@@ -128,9 +126,7 @@ def test_from_range_refuses(arguments, message):
     "betas", [(19.9, -10.0), (-0.2, 0.1), (math.nan, 0.1), (19.9, math.inf), (0.0, 0.0)]
 )
 def test_vp_refuses_betas_without_rising_noise(betas):
-    with pytest.raises(
-        ValueError, match=r"beta_min \+ beta_d.* must be positive and fin"
-    ):
+    with pytest.raises(ValueError, match=r"beta_min \+ beta_d.* must be positive and fin"):
         edm.VariancePreserving(*betas)
 
 

@@ -136,9 +136,7 @@ def test_dpm_halves_the_error_of_heun_at_equal_cost(name, key):
     else:
         exact = np.stack([denoiser.end(z, 80.0) for z in noise])
     heun = samples(denoiser, noise, edm.edm_sigmas(18)) - exact
-    dpm = (
-        samples(denoiser, noise, edm.edm_sigmas(36), solver=edm.DPMSolverPP2M()) - exact
-    )
+    dpm = samples(denoiser, noise, edm.edm_sigmas(36), solver=edm.DPMSolverPP2M()) - exact
     assert rms(dpm) < rms(heun) / 2
 
 
@@ -164,9 +162,7 @@ def test_dpm_is_exact_for_one_point(schedule):
 @each_schedule
 def test_the_last_step_of_dpm_is_a_denoise(schedule):
     sigmas = jnp.array([3.0, 1.0, 0.4])
-    path = edm.sample_path(
-        GAUSSIAN, NOISE, sigmas, schedule=schedule, solver=edm.DPMSolverPP2M()
-    )
+    path = edm.sample_path(GAUSSIAN, NOISE, sigmas, schedule=schedule, solver=edm.DPMSolverPP2M())
     x = path[-2] / schedule.scale(schedule.time(0.4))
     np.testing.assert_allclose(path[-1], GAUSSIAN(x, 0.4), rtol=1e-12)
 
@@ -176,9 +172,7 @@ def test_the_last_step_of_the_others_is_euler(solver):
     """A whole denoise in EDM's clock, half of one in VE's: there t sigma' is sigma/2."""
     sigmas = jnp.array([3.0, 1.0, 0.4])
     for schedule, share in [(edm.Linear(), 1.0), (edm.VarianceExploding(), 0.5)]:
-        path = edm.sample_path(
-            GAUSSIAN, NOISE, sigmas, schedule=schedule, solver=solver
-        )
+        path = edm.sample_path(GAUSSIAN, NOISE, sigmas, schedule=schedule, solver=solver)
         x = path[-2]
         want = x + share * (GAUSSIAN(x, 0.4) - x)
         np.testing.assert_allclose(path[-1], want, rtol=1e-12)
@@ -207,9 +201,7 @@ def gaussian(x, sigma):
 def test_dpm_step_by_step():
     """Uneven steps: the extrapolation must use the ratio of neighbouring ones."""
     levels = np.array([5.0, 3.0, 0.6, 0.5, 0.1])
-    got = edm.sample(
-        Gaussian(0.5), jnp.array(1.3), jnp.asarray(levels), solver=edm.DPMSolverPP2M()
-    )
+    got = edm.sample(Gaussian(0.5), jnp.array(1.3), jnp.asarray(levels), solver=edm.DPMSolverPP2M())
     assert float(got) == pytest.approx(dpm_by_hand(6.5, levels, gaussian), rel=1e-13)
 
 
@@ -220,9 +212,7 @@ def test_dpm_forgets_after_churn():
     leaves x alone and raises the level from 1 to 1.3: two runs, joined by hand.
     """
     levels = np.array([5.0, 3.0, 1.0, 0.5])
-    quiet = edm.Churn(
-        1.2, 0.9, 1.1, draw=lambda key, shape, dtype: jnp.zeros(shape, dtype)
-    )
+    quiet = edm.Churn(1.2, 0.9, 1.1, draw=lambda key, shape, dtype: jnp.zeros(shape, dtype))
     path = edm.sample_path(
         Gaussian(0.5),
         jnp.array(1.3),
@@ -247,9 +237,7 @@ def test_dpm_forgets_after_churn():
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
 def test_alpha_must_be_positive(alpha):
-    with pytest.raises(
-        ValueError, match=f"alpha must be positive and finite, got {alpha}"
-    ):
+    with pytest.raises(ValueError, match=f"alpha must be positive and finite, got {alpha}"):
         edm.Heun(alpha)
 
 

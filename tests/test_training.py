@@ -94,9 +94,7 @@ def test_chunks_change_nothing(key):
     eights, fives = (list(gaussian_run(key, every=every)) for every in (8, 5))
     assert [int(state.step) for state, _ in eights] == [8, 16, 24]
     assert [len(losses) for _, losses in fives] == [5, 5, 5, 5, 4]
-    one, other = (
-        np.concatenate([losses for _, losses in run]) for run in (eights, fives)
-    )
+    one, other = (np.concatenate([losses for _, losses in run]) for run in (eights, fives))
     np.testing.assert_array_equal(one, other)
     assert_identical(eights[-1][0], fives[-1][0])
 
@@ -107,9 +105,7 @@ def test_resumed_is_uninterrupted(key):
     assert int(stopped.step) == 8
     resumed = list(gaussian_run(key, state=stopped))
     assert len(resumed) == 2
-    for (state, losses), (expected, expected_losses) in zip(
-        resumed, whole[1:], strict=True
-    ):
+    for (state, losses), (expected, expected_losses) in zip(resumed, whole[1:], strict=True):
         assert_identical(state, expected)
         np.testing.assert_array_equal(losses, expected_losses)
     assert list(gaussian_run(key, state=whole[-1][0])) == []
@@ -140,9 +136,7 @@ def test_ema_is_the_average_of_the_weights_after_each_step(key):
         beta = 0.0 if step == 0 else 0.5 ** (batch / half_life)
         live = leaves(state.denoiser.network)
         average = live if average is None else average
-        average = [
-            new + beta * (old - new) for old, new in zip(average, live, strict=True)
-        ]
+        average = [new + beta * (old - new) for old, new in zip(average, live, strict=True)]
         for got, expected in zip(leaves(state.ema.network), average, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
@@ -151,9 +145,7 @@ def test_without_ema_the_average_is_the_weights(key):
     state, _ = next(gaussian_run(key, ema=None))
     assert_identical(state.ema, state.denoiser)
     state, _ = next(gaussian_run(key))
-    assert np.any(
-        state.ema.network.output.weight != state.denoiser.network.output.weight
-    )
+    assert np.any(state.ema.network.output.weight != state.denoiser.network.output.weight)
 
 
 def test_the_number_of_examples_seen_does_not_overflow(key):
@@ -171,9 +163,7 @@ def test_preconditioning_is_never_trained(name, key):
     """sigma_data is an array here; weight decay would eat it, were it a parameter."""
     optimizer = {
         "adamw": optax.adamw(1e-2, weight_decay=10.0),
-        "sgd": optax.chain(
-            optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)
-        ),
+        "sgd": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
     }[name]
     sigma_data = jnp.array([0.4, 1.2])
     state, _ = next(gaussian_run(key, optimizer=optimizer, sigma_data=sigma_data))
@@ -194,9 +184,7 @@ def test_conditions_stay_with_their_examples(key):
     cond = {"minus": -x[:, 0], "label": jnp.arange(1, 301)}
 
     def loss(model, x, cond, *, key):
-        pair = jnp.abs(x[0] + cond["minus"]) + jnp.abs(
-            x[0] - cond["label"].astype(float)
-        )
+        pair = jnp.abs(x[0] + cond["minus"]) + jnp.abs(x[0] - cond["label"].astype(float))
         return pair + model.weight * 0
 
     model = Recorder(jnp.array(1.0))
@@ -214,9 +202,7 @@ def test_batches_are_uniform_draws_of_all_examples(key):
     def value(model, x, cond, *, key):
         return x[0] + 0 * model.weight
 
-    run = edm.train(
-        model, value, x, optax.sgd(0.0), steps=400, batch_size=25, key=key, every=400
-    )
+    run = edm.train(model, value, x, optax.sgd(0.0), steps=400, batch_size=25, key=key, every=400)
     means = np.array(next(run)[1])
     spread = float(x.std()) / 5
     assert len(np.unique(np.round(means, 9))) > 200  # means of 25 on a grid of 1/1250
@@ -231,9 +217,7 @@ def test_every_example_of_a_step_has_noise_of_its_own(key):
     def draw(model, x, cond, *, key):
         return jr.normal(key) + 0 * model.weight
 
-    run = edm.train(
-        model, draw, x, optax.sgd(0.0), steps=400, batch_size=25, key=key, every=400
-    )
+    run = edm.train(model, draw, x, optax.sgd(0.0), steps=400, batch_size=25, key=key, every=400)
     means = np.array(next(run)[1])
     # Were noise shared within a batch, these means would have a std of 1, not 1/5.
     assert abs(5 * means.std() - 1) < 4 / np.sqrt(2 * 400)
@@ -252,9 +236,7 @@ def test_one_step_of_gradient_descent_by_hand(key):
         key=key,
         every=1,
     )
-    weights, losses = zip(
-        *[(float(s.denoiser.weight), float(y[0])) for s, y in run], strict=True
-    )
+    weights, losses = zip(*[(float(s.denoiser.weight), float(y[0])) for s, y in run], strict=True)
     np.testing.assert_allclose(weights, [1.5, 2.25, 2.625], rtol=1e-14)
     np.testing.assert_allclose(losses, [9.0, 2.25, 0.5625], rtol=1e-14)
 
@@ -274,9 +256,7 @@ def test_float32_stays_float32(key):
     cast = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a  # noqa: E731
     network = jax.tree.map(cast, network)
     denoiser = edm.Denoiser(network, edm.EDMPreconditioning.from_data(data))
-    run = edm.train(
-        denoiser, LOSS, data, optax.adam(1e-3), steps=2, batch_size=8, key=train_key
-    )
+    run = edm.train(denoiser, LOSS, data, optax.adam(1e-3), steps=2, batch_size=8, key=train_key)
     state, losses = next(run)
     assert losses.dtype == jnp.float32
     for model in (state.denoiser, state.ema):

@@ -92,15 +92,11 @@ def _public_name(app, env, node, contnode):
     if node.get("refdomain") != "py" or package != "edm_tutorial":
         return None
     objects = env.get_domain("py").objects
-    found = [
-        key for key in objects if key.startswith(package) and key.endswith(f".{name}")
-    ]
+    found = [key for key in objects if key.startswith(package) and key.endswith(f".{name}")]
     if len(found) != 1:
         return contnode if _is_type_variable(node["reftarget"]) else None
     entry, here = objects[found[0]], node["refdoc"]
-    return make_refnode(
-        app.builder, here, entry.docname, entry.node_id, contnode, found[0]
-    )
+    return make_refnode(app.builder, here, entry.docname, entry.node_id, contnode, found[0])
 
 
 def _is_type_variable(target: str) -> bool:

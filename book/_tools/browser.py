@@ -21,9 +21,7 @@ TYPESET = "() => window.MathJax?.startup?.promise?.then(() => true) ?? true"
 
 def chromium() -> str | None:
     """The browser: `$CHROMIUM`, or the first one on the PATH."""
-    return os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, NAMES)), None
-    )
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def built_pages(html: Path = HTML) -> list[str]:

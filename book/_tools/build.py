@@ -59,9 +59,7 @@ def execute(sources: list[Path]) -> dict[str, float]:
     """
     EXECUTED.mkdir(exist_ok=True)
     prints = {source: fingerprint(source) for source in sources}
-    stale = [
-        source for source in sources if _record(source).get("hash") != prints[source]
-    ]
+    stale = [source for source in sources if _record(source).get("hash") != prints[source]]
     for source in stale:
         _record_path(source).unlink(missing_ok=True)
         shutil.copy(source.with_suffix(".ipynb"), _executed(source))

@@ -41,9 +41,7 @@ class Citations:
 
 
 def _name(person: Any) -> str:
-    initials = "".join(
-        f" {name[0]}." for name in person.first_names + person.middle_names
-    )
+    initials = "".join(f" {name[0]}." for name in person.first_names + person.middle_names)
     return f"{_plain(' '.join(person.last_names))}{initials}"
 
 

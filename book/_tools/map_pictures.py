@@ -64,9 +64,7 @@ def river(ax: Axes) -> None:
     y = np.linspace(-2.2, 2.2, 160)
     at_level = lambda s, w: jax.vmap(lambda v: truth.log_prob(v[None] * w, s))(y)  # noqa: E731
     heat = np.exp(jax.vmap(at_level)(sigmas, jnp.asarray(width[:n]))) * width[:n, None]
-    ax.imshow(
-        heat.T, cmap=HEAT, aspect="auto", origin="lower", extent=(0, n, -2.2, 2.2)
-    )
+    ax.imshow(heat.T, cmap=HEAT, aspect="auto", origin="lower", extent=(0, n, -2.2, 2.2))
     for paths, line in ((rough, 0.7), (smooth, 1.8)):
         ax.plot((np.asarray(paths)[..., 0] / width).T, color="white", lw=line)
     ax.set(xlim=(0, n), ylim=(-2.2, 2.2), xticks=[], yticks=[])
@@ -107,9 +105,7 @@ def filters(ax: Axes) -> None:
             ideal = lambda x, sigma, cond=None: x * c**2 / (c**2 + sigma**2)  # noqa: E731
             return edm.sample(ideal, jnp.array(1.0), sigmas, solver=solver) / c
 
-        ax.plot(
-            scales, jax.vmap(gain)(scales) ** 2, label=name, color=COLORS[name], lw=2
-        )
+        ax.plot(scales, jax.vmap(gain)(scales) ** 2, label=name, color=COLORS[name], lw=2)
     ax.axhline(1, color="black", lw=1)
     ax.set(xscale="log", ylim=(0, 1.6))
     ax.set_xlabel("scale of the data", **STYLE)
@@ -149,9 +145,7 @@ PICTURES: dict[str, Callable[[Axes], None]] = {
 
 
 def draw(picture: Callable[[Axes], None]) -> Figure:
-    figure = Figure(
-        figsize=(3.6, 2.4), dpi=160, facecolor="white", layout="constrained"
-    )
+    figure = Figure(figsize=(3.6, 2.4), dpi=160, facecolor="white", layout="constrained")
     ax = figure.add_subplot()
     picture(ax)
     ax.spines[["top", "right"]].set_visible(False)

@@ -115,9 +115,7 @@ def _number_blocks(book: Book, page: Page, blocks: list[Block], pending: list) -
                 _number_blocks(book, page, block.body, pending)
 
 
-def _number_heading(
-    book: Book, page: Page, level: int, text: str, pending: list
-) -> None:
+def _number_heading(book: Book, page: Page, level: int, text: str, pending: list) -> None:
     first = page.name not in book.titles
     if first:
         book.titles[page.name] = text

@@ -95,9 +95,7 @@ def _files(root: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Move the book to another repository.")
-    parser.add_argument(
-        "url", type=Repository.parse, help="https://github.com/OWNER/NAME"
-    )
+    parser.add_argument("url", type=Repository.parse, help="https://github.com/OWNER/NAME")
     for path in move(ROOT, parser.parse_args().url):
         print(path.relative_to(ROOT))
 

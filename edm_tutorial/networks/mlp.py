@@ -69,7 +69,13 @@ class MLP(eqx.Module):
     cond_size: int = eqx.field(static=True)
 
     def __init__(
-        self, size: int, cond_size: int = 0, *, width: int = 128, depth: int = 3, key: PRNGKey
+        self,
+        size: int,
+        cond_size: int = 0,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        key: PRNGKey,
     ):
         if min(size, width, depth) < 1 or cond_size < 0:
             raise ValueError(
@@ -104,9 +110,7 @@ class MLP(eqx.Module):
         self._check(x, cond)
         net = _cast(self, x.dtype)
         cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
-        context = net.embed_context(
-            jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond])
-        )
+        context = net.embed_context(jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond]))
         h = net.embed_input(x)
         for block in net.blocks:
             h = block(h, context)

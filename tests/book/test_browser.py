@@ -131,9 +131,7 @@ def test_page_and_notebook_have_the_same_numbers(site, name):
     page = BeautifulSoup((HTML / name).read_text(), "html.parser")
     equations = [tag.get_text(" ").split(")")[0] + ")" for tag in page.select(".eqno")]
     cells = json.loads((ROOT / name.replace(".html", ".ipynb")).read_text())["cells"]
-    text = "\n".join(
-        "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
-    )
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     tags = [f"({number})" for number in re.findall(r"\\tag\{([\d.]+)\}", text)]
     assert equations == tags
     captions = " ".join(tag.get_text() for tag in page.select(".caption-number"))

@@ -21,16 +21,12 @@ HEAD = "---\nfile_format: mystnb\n---\n"
 
 
 def cells(name: str) -> list[dict]:
-    return json.loads(export.export(FIXTURE)[FIXTURE / "notebooks" / f"{name}.ipynb"])[
-        "cells"
-    ]
+    return json.loads(export.export(FIXTURE)[FIXTURE / "notebooks" / f"{name}.ipynb"])["cells"]
 
 
 def text(name: str) -> str:
     return "\n\n".join(
-        "".join(cell["source"])
-        for cell in cells(name)
-        if cell["cell_type"] == "markdown"
+        "".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "markdown"
     )
 
 

@@ -28,16 +28,12 @@ neither some-owner/name nor owner/name-two nor owner/names
 """
 
 
-@pytest.mark.parametrize(
-    "url", ["https://github.com/a/b", "https://github.com/a/b.git/"]
-)
+@pytest.mark.parametrize("url", ["https://github.com/a/b", "https://github.com/a/b.git/"])
 def test_an_address_is_read(url):
     assert Repository.parse(url) == Repository("a", "b")
 
 
-@pytest.mark.parametrize(
-    "url", ["github.com/a/b", "https://github.com/a", "https://x.y/a/b"]
-)
+@pytest.mark.parametrize("url", ["github.com/a/b", "https://github.com/a", "https://x.y/a/b"])
 def test_a_wrong_address_is_refused(url):
     with pytest.raises(ValueError, match="need https://github.com/OWNER/NAME"):
         Repository.parse(url)
