@@ -75,7 +75,7 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
 def reverse_sde(
     denoiser: DenoiserFn,
     schedule: AbstractSchedule = Linear(),
-    beta: Callable[[Array], Array] | float | None = None,
+    beta: Callable[[Array], Array] | Scalar | None = None,
 ) -> tuple[Drift, Diffusion]:
     r"""The SDEs that remove the noise, all with the marginals of the ODE (Eq. 6).
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cycler import cycler
 from matplotlib.animation import FFMpegWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,7 +51,7 @@ def use_style() -> None:
             "lines.linewidth": 2.0,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": cycler(color=OTHERS),
+            "axes.prop_cycle": f"cycler('color', {OTHERS})",
             "image.cmap": HEAT,
         }
     )

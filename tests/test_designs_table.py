@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ def evaluate(text: str, **names: float) -> float:
     return float(eval(formula, {**FUNCTIONS, **names, **values(text)}))
 
 
-def numbers(part) -> dict[str, float]:
+def numbers(part: Any) -> dict[str, Any]:
     """The numeric fields of an object and of the objects in it, read independently."""
     fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     inner = [value for value in fields.values() if dataclasses.is_dataclass(value)]
@@ -172,13 +173,13 @@ def test_a_part_of_ones_own_is_shown_by_name():
         power: float = 1.5
 
         def sigma(self, t):
-            return t**self.power
+            return jnp.asarray(t) ** self.power
 
         def time(self, sigma):
-            return sigma ** (1 / self.power)
+            return jnp.asarray(sigma) ** (1 / self.power)
 
         def scale(self, t):
-            return jnp.ones_like(t)
+            return jnp.ones_like(jnp.asarray(t))
 
     base = COLUMNS["edm"]
     design = edm.Design(my_grid, Clock(), base.solver, base.preconditioning, base.noise)

@@ -138,8 +138,8 @@ def test_score_is_the_gradient_and_tweedie(dtype, tolerance, relative):
 def test_a_float64_mixture_follows_the_dtype_of_x():
     mixture = edm.GaussianMixture(*random_mixture(6))
     x = jnp.array(points(7)[0], jnp.float32)
-    for method in map(eqx.filter_jit, (mixture.log_prob, mixture.score, mixture.denoise)):
-        assert method(x, 0.3).dtype == jnp.float32
+    for name in ("log_prob", "score", "denoise"):
+        assert eqx.filter_jit(getattr(mixture, name))(x, 0.3).dtype == jnp.float32
     denoised = mixture.denoise(x, jnp.float64(0.3))
     assert denoised.dtype == jnp.float32
     exact = dense_denoise(random_mixture(6), np.array(x, float), 0.3)
@@ -263,7 +263,7 @@ def test_empirical_denoiser_at_its_limits(dtype):
 
 def test_empirical_denoiser_survives_data_far_from_zero():
     """|x|^2 is 1e8 here; expanding the square would leave nothing in float32."""
-    data = np.float32([[1e4, 0.0], [1e4 + 1, 0.0]])
+    data = np.array([[1e4, 0.0], [1e4 + 1, 0.0]], np.float32)
     x = jnp.array([1e4 + 0.25, 0.0], jnp.float32)
     odds = np.exp((0.25**2 - 0.75**2) / (2 * 0.5**2))
     weights = edm.EmpiricalDenoiser(data).weights(x, 0.5)

@@ -202,7 +202,8 @@ def test_diffrax_simulates_the_sdes(direction, key):
         )
         return solution.ys[0, 0]
 
-    with jax.numpy_dtype_promotion("standard"):  # the tree's own arithmetic needs it
+    # Inside the tree keys are selected, not reused, and numbers are promoted.
+    with jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
         ends = np.asarray(jax.jit(jax.vmap(path))(keys))
 
     h, m, v = (t1 - t0) / n, x0, 0.0

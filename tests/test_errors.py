@@ -5,6 +5,7 @@ These are the messages of a user without run-time type checks, hence `unchecked`
 """
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,8 +15,13 @@ import numpy as np
 import optax
 import pytest
 
-import edm_tutorial as edm
-from edm_tutorial.networks import MLP, Embedded
+import edm_tutorial
+from edm_tutorial import networks
+
+# Called wrongly on purpose, which a type checker would be right to refuse.
+edm: Any = edm_tutorial
+MLP: Any = networks.MLP
+Embedded: Any = networks.Embedded
 
 NAN, INF = float("nan"), float("inf")
 KEY = jr.key(0)
@@ -46,15 +52,15 @@ def mixture(weights=(0.5, 0.5), means=((0.0,), (1.0,)), covs=(((1.0,),), ((1.0,)
     return edm.GaussianMixture(*(jnp.array(value) for value in (weights, means, covs)))
 
 
-def mlp(size=2, cond_size=0, **options):
+def mlp(size=2, cond_size=0, **options: Any):
     return MLP(size, cond_size, **({"width": 4, "depth": 1, "key": key()} | options))
 
 
-def by_sigma(x=DATA, sigmas=(1.0,), cond=None, denoiser=DENOISER):
+def by_sigma(x=DATA, sigmas: Any = (1.0,), cond: Any = None, denoiser=DENOISER):
     return edm.loss_by_sigma(denoiser, x, jnp.array(sigmas), cond, key=key())
 
 
-def train(data=DATA, **options):
+def train(data: Any = DATA, **options: Any):
     loss = partial(edm.denoising_loss, noise=edm.LogNormal())
     options = {"steps": 1, "batch_size": 1, "key": key()} | options
     denoiser = edm.Denoiser(mlp(), EDM)

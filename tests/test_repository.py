@@ -269,6 +269,10 @@ print(edm.__file__)
 """
 
 
+def test_the_introduction_prints_the_same_example():
+    assert f"```python\n{readme_block('python')}```" in TEXT["book/intro.md"]
+
+
 @pytest.mark.slow
 def test_readme_example_runs_as_printed_with_the_package_copied_in(tmp_path):
     """The folder copied beside a script is all it takes, and the numbers are right."""

@@ -23,7 +23,7 @@ import edm_tutorial as edm
 from edm_tutorial.plotting import COLORS, HEAT
 
 FOLDER = Path(__file__).resolve().parents[1] / "_static" / "map"
-STYLE = {"fontsize": 11}
+LABEL = 11
 
 
 def mixture() -> edm.GaussianMixture:
@@ -34,7 +34,8 @@ def mixture() -> edm.GaussianMixture:
 
 def digits(ax: Axes) -> None:
     """Chapter 0: four digits as they form, the exact denoiser of the data set."""
-    pixels = jnp.asarray(load_digits().images / 8 - 1, jnp.float32)
+    scans, _ = load_digits(return_X_y=True)
+    pixels = jnp.asarray(scans.reshape(-1, 8, 8) / 8 - 1, jnp.float32)
     mean = pixels.mean(0)
     denoiser, sigmas = edm.EmpiricalDenoiser(pixels - mean), edm.edm_sigmas(18)
     noise = jr.normal(jr.key(4), (4, 8, 8))
@@ -68,7 +69,7 @@ def river(ax: Axes) -> None:
     for paths, line in ((rough, 0.7), (smooth, 1.8)):
         ax.plot((np.asarray(paths)[..., 0] / width).T, color="white", lw=line)
     ax.set(xlim=(0, n), ylim=(-2.2, 2.2), xticks=[], yticks=[])
-    ax.set_xlabel("noise → data", **STYLE)
+    ax.set_xlabel("noise → data", fontsize=LABEL)
 
 
 def recipes(ax: Axes) -> None:
@@ -79,8 +80,8 @@ def recipes(ax: Axes) -> None:
         sigmas = np.asarray(design().grid(18))
         ax.plot(sigmas, np.full(18, -row), "|", color=COLORS[name], ms=22, mew=2)
     ax.set(xscale="log", ylim=(-3.6, 0.6), yticks=range(0, -4, -1), xlim=(150, 1e-3))
-    ax.set_yticklabels(columns, **STYLE)
-    ax.set_xlabel(r"noise level $\sigma$ of 18 steps", **STYLE)
+    ax.set_yticklabels(columns, fontsize=LABEL)
+    ax.set_xlabel(r"noise level $\sigma$ of 18 steps", fontsize=LABEL)
 
 
 def coefficients(ax: Axes) -> None:
@@ -92,8 +93,8 @@ def coefficients(ax: Axes) -> None:
     for (name, values), color in zip(curves.items(), colors, strict=True):
         ax.plot(sigmas, values, label=name, color=color, lw=2)
     ax.set(xscale="log", ylim=(0, 2.1))
-    ax.set_xlabel(r"noise level $\sigma$", **STYLE)
-    ax.legend(frameon=False, **STYLE)
+    ax.set_xlabel(r"noise level $\sigma$", fontsize=LABEL)
+    ax.legend(frameon=False, fontsize=LABEL)
 
 
 def filters(ax: Axes) -> None:
@@ -108,9 +109,9 @@ def filters(ax: Axes) -> None:
         ax.plot(scales, jax.vmap(gain)(scales) ** 2, label=name, color=COLORS[name], lw=2)
     ax.axhline(1, color="black", lw=1)
     ax.set(xscale="log", ylim=(0, 1.6))
-    ax.set_xlabel("scale of the data", **STYLE)
-    ax.set_ylabel("variance out / in", **STYLE)
-    ax.legend(frameon=False, **STYLE)
+    ax.set_xlabel("scale of the data", fontsize=LABEL)
+    ax.set_ylabel("variance out / in", fontsize=LABEL)
+    ax.legend(frameon=False, fontsize=LABEL)
 
 
 def area(ax: Axes) -> None:
@@ -130,8 +131,8 @@ def area(ax: Axes) -> None:
     ax.fill_between(sigmas, values, color=COLORS["EDM"], alpha=0.3, lw=0)
     ax.plot(sigmas, values, color="black", lw=2)
     ax.set(xscale="log", ylim=(0, 1.05), xlim=(0.01, 20))
-    ax.set_xlabel(r"noise level $\sigma$", **STYLE)
-    ax.set_ylabel(r"$1 - \mathrm{mmse}/\sigma^2$", **STYLE)
+    ax.set_xlabel(r"noise level $\sigma$", fontsize=LABEL)
+    ax.set_ylabel(r"$1 - \mathrm{mmse}/\sigma^2$", fontsize=LABEL)
 
 
 PICTURES: dict[str, Callable[[Axes], None]] = {
