@@ -45,7 +45,9 @@ class Renderer:
                 title = self.solution = solution_title(self, block)
                 inside = []
             elif isinstance(block, Directive) and block.name == "solution-end":
-                parts.append(folded(title, self.blocks(inside)))
+                rest = self.blocks(inside)
+                continued = title.endswith(", continued")
+                parts.append(folded(title, rest) if rest or not continued else "")
                 title = self.solution = ""
                 inside = []
             else:

@@ -30,17 +30,15 @@ def text(name: str) -> str:
     )
 
 
+def fixture_renderer() -> Renderer:
+    """A renderer of a page of the fixture."""
+    page, citations = Page("notebooks/02_other", "2", []), FIXTURE / "book" / "references.bib"
+    return Renderer(read_book(FIXTURE), page, Citations(citations), Repository("owner", "name"))
+
+
 def rendered(source: str) -> str:
     """One cell of MyST on a page of the fixture."""
-    book = read_book(FIXTURE)
-    citations = Citations(FIXTURE / "book" / "references.bib")
-    renderer = Renderer(
-        book,
-        Page("notebooks/02_other", "2", []),
-        citations,
-        Repository("owner", "name"),
-    )
-    return renderer.cell(parse(source))
+    return fixture_renderer().cell(parse(source))
 
 
 @pytest.mark.parametrize(
@@ -248,3 +246,10 @@ def _things(page: str) -> set[tuple[str, str]]:
     """All mentions of a numbered thing, by kind and number."""
     kinds = "Figure|Theorem|Definition|Exercise|Chapter"
     return set(re.findall(rf"({kinds}) (\d[\d.]*\d|\d)", page))
+
+
+def test_a_solution_that_ends_in_code_leaves_no_empty_fold():
+    renderer = fixture_renderer()
+    opening = ":::{solution-start} ex-change\n:class: dropdown\n:::\n\nIt becomes"
+    assert "<details>" in renderer.cell(parse(opening))
+    assert renderer.cell(parse(":::{solution-end}\n:::\n\nAfter it.")) == "After it."
