@@ -5,7 +5,7 @@
 Cost: one evaluation of the flow and its divergence, batch 1,024, against (d + 1) calls of
 `jax.jvp` (exact trace) and against one call of `jax.vjp` (one probe). Work-precision: the
 largest error over points of three mixtures with exact denoisers, float32, against the
-evaluations of the slowest point, integrating in sigma and in log sigma.
+evaluations (in accepted steps) of the slowest point, integrating in sigma and in log sigma.
 """
 
 from functools import partial
@@ -117,7 +117,7 @@ def in_log_sigma(denoise):
         end, gained = (leaf[-1] for leaf in solution.ys)
         # The terminal density through the package: a flow of no length from `high` up.
         rest = edm.log_likelihood(denoise, end, sigma_min=high, sigma_max=1.001 * high)
-        return gained + rest.log_prob, solution.stats["num_steps"]
+        return gained + rest.log_prob, solution.stats["num_accepted_steps"]
 
     return solve
 
