@@ -135,7 +135,8 @@ def _automatic(sharding: Any) -> Any:
     """The same sharding over axes that the compiler handles, as `_draw` needs."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return sharding
-    mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    devices: Any = sharding.mesh.devices
+    mesh = jax.sharding.Mesh(devices, sharding.mesh.axis_names)
     return jax.sharding.NamedSharding(mesh, sharding.spec)
 
 

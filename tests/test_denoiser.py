@@ -116,9 +116,19 @@ def test_scale_equivariance_up_to_the_label():
     np.testing.assert_allclose(large(c * x, c * sigma), c * small(x, sigma), rtol=1e-12)
 
 
+@pytest.mark.parametrize("schedule", [edm.VarianceExploding(), edm.VariancePreserving()])
+def test_no_sampler_touches_the_preconditioning(schedule):
+    """A trained denoiser and the same one hidden in a function give the same sample."""
+    denoiser = edm.Denoiser(wavy, edm.EDMPreconditioning(0.5))
+    noise, sigmas = jnp.array([0.7, -1.1]), edm.edm_sigmas(6, 0.1, 10.0)
+    hidden = edm.sample(lambda *args: denoiser(*args), noise, sigmas, schedule=schedule)
+    got = edm.sample(denoiser, noise, sigmas, schedule=schedule)
+    np.testing.assert_allclose(got, hidden, rtol=1e-13)
+
+
 def test_key_is_handed_to_the_network(key):
     def noisy(z, c_noise, cond=None, *, key=None):
-        return z * 0 if key is None else jr.normal(key, z.shape)
+        return jnp.zeros_like(z) if key is None else jr.normal(key, z.shape)
 
     denoiser = edm.Denoiser(noisy, edm.VEPreconditioning())
     x, sigma = jnp.zeros(3), 2.0
@@ -188,7 +198,7 @@ def test_classifier_free_guidance_pins_the_guide():
 def test_guided_splits_its_key(key):
     """Key reuse is an error in these tests: one key handed to both would be refused."""
 
-    def noisy(x, sigma, cond=None, *, key=None):
+    def noisy(x, sigma, cond, *, key):
         return jr.normal(key, x.shape)
 
     difference = edm.Guided(noisy, noisy, 2.0)(X, SIGMA, key=key)

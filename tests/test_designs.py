@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +23,19 @@ MEAN, STD = 0.3, 0.8
 
 def test_published_values():
     """Table 1 of the paper, row by row."""
-    vp, ve, iddpm, ours = designs.vp(), designs.ve(), designs.iddpm(), designs.edm()
+    four: list[Any] = [designs.vp(), designs.ve(), designs.iddpm(), designs.edm()]
+    vp, ve, iddpm, ours = four
 
-    kinds = [type(design.solver) for design in (vp, ve, iddpm, ours)]
+    kinds = [type(design.solver) for design in four]
     assert kinds == [edm.Euler, edm.Euler, edm.Euler, edm.Heun]
     assert ours.solver.alpha == 1
 
-    kinds = [type(design.schedule) for design in (vp, ve, iddpm, ours)]
+    kinds = [type(design.schedule) for design in four]
     clocks = [edm.VariancePreserving, edm.VarianceExploding, edm.Linear, edm.Linear]
     assert kinds == clocks
     assert (vp.schedule.beta_d, vp.schedule.beta_min) == (19.9, 0.1)
 
-    ends = [tuple(np.asarray(design.grid(2))) for design in (vp, ve, iddpm, ours)]
+    ends = [tuple(np.asarray(design.grid(2))) for design in four]
     table = np.asarray(edm.iddpm_table(1000, 0.001, 0.008))
     vp_ends = [float(vp.schedule.sigma(t)) for t in (1.0, 1e-3)]
     assert ends[0] == pytest.approx(vp_ends, rel=1e-12)
@@ -135,4 +137,4 @@ def test_edm_needs_a_valid_sigma_data():
     with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
         designs.edm(sigma_data=-1.0)
     with pytest.raises(TypeError):
-        designs.edm(sigma=0.5)
+        designs.edm(**{"sigma": 0.5})

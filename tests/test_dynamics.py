@@ -73,6 +73,7 @@ def test_score_of_a_correlated_gaussian(key):
 
 def test_score_hands_on_the_condition_and_keeps_the_dtype():
     def denoiser(x, sigma, cond=None):
+        assert cond is not None
         return jnp.zeros_like(x) + cond
 
     x = jnp.array([2.0, 4.0], jnp.float32)
@@ -169,6 +170,7 @@ def test_dtype_follows_x():
 
 def conditional(x, sigma, cond=None):
     """The denoiser of N(cond, STD^2)."""
+    assert cond is not None
     return cond + STD**2 / (STD**2 + sigma**2) * (x - cond)
 
 
@@ -200,6 +202,7 @@ def test_diffrax_simulates_the_sdes(direction, key):
             y0=jnp.full(1, x0),
             args=mean,
         )
+        assert solution.ys is not None
         return solution.ys[0, 0]
 
     # Inside the tree keys are selected, not reused, and numbers are promoted.
@@ -233,6 +236,7 @@ def solve(field, x0, t0, t1, solver, controller, dt0, args=None):
         max_steps=None if dt0 is not None else 4096,
         adjoint=dfx.ForwardMode(),
     )
+    assert solution.ys is not None
     return solution.ys[0]
 
 
@@ -315,4 +319,4 @@ def quantile(z: float, sigma: float) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if cdf(middle, sigma) < target else (low, middle)
-    return middle
+    return low

@@ -58,12 +58,12 @@ def test_case(name):
     assert support[0] == pytest.approx(case["sigma_min"][()], rel=1e-9)
     assert support[1] == pytest.approx(case["sigma_max"][()], rel=1e-9)
 
-    if params["cls"] == "VPPrecond":
+    if isinstance(preconditioning, edm.VPPreconditioning):
         schedule = preconditioning.schedule
         assert_close(jax.vmap(schedule.sigma)(jnp.asarray(case["t"])), case["sigma_of_t"])
         t = jax.vmap(schedule.time)(jnp.asarray(case["sigma"]))
         assert_close(t, case["t_of_sigma"])
-    if params["cls"] == "iDDPMPrecond":
+    if isinstance(preconditioning, edm.IDDPMPreconditioning):
         check_table(case, preconditioning)
     case.check_all_read()
 

@@ -83,7 +83,7 @@ def test_one_sigma_data_per_feature():
 def test_from_data_is_the_root_mean_square_about_zero():
     """A hand-made set: sqrt((1 + 9 + 16 + 0) / 4), not the standard deviation."""
     part = edm.EDMPreconditioning.from_data(jnp.array([[1.0, 3.0], [-4.0, 0.0]]))
-    assert float(part.sigma_data) == pytest.approx(math.sqrt(6.5), rel=1e-14)
+    assert np.asarray(part.sigma_data) == pytest.approx(math.sqrt(6.5), rel=1e-14)
 
 
 def test_sigma_data_is_not_trained():
@@ -127,7 +127,7 @@ def test_sigma_data_must_be_positive(bad):
 
 def test_sigma_data_has_no_default():
     with pytest.raises(TypeError, match="sigma_data"):
-        edm.EDMPreconditioning()
+        edm.EDMPreconditioning(*[])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -87,6 +88,7 @@ def test_the_condition_reaches_every_call():
     """In all stages, and untouched: here it is a pytree that holds the mean."""
 
     def conditional(x, sigma, cond=None):
+        assert cond is not None
         return GAUSSIAN(x - cond["mean"], sigma) + cond["mean"]
 
     mean = jnp.array([4.0, -7.0])
@@ -458,5 +460,6 @@ def test_churn_refuses(arguments, message):
 
 
 def test_churn_takes_no_unknown_arguments():
+    unknown: Any = {"seed": 3}
     with pytest.raises(TypeError):
-        edm.Churn(1.0, seed=3)
+        edm.Churn(1.0, **unknown)
