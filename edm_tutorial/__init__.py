@@ -22,16 +22,16 @@ from edm_tutorial.initial_loss import initial_loss as initial_loss
 from edm_tutorial.likelihood import Likelihood as Likelihood
 from edm_tutorial.likelihood import bits_per_dim as bits_per_dim
 from edm_tutorial.likelihood import log_likelihood as log_likelihood
-from edm_tutorial.losses import AbstractNoiseDistribution as AbstractNoiseDistribution
-from edm_tutorial.losses import LogNormal as LogNormal
-from edm_tutorial.losses import LogUniform as LogUniform
-from edm_tutorial.losses import UniformLevels as UniformLevels
-from edm_tutorial.losses import UniformTime as UniformTime
 from edm_tutorial.losses import denoising_loss as denoising_loss
 from edm_tutorial.losses import loss_by_sigma as loss_by_sigma
 from edm_tutorial.losses import weighted_error as weighted_error
 from edm_tutorial.networks.mlp import MLP as MLP
 from edm_tutorial.networks.mlp import Embedded as Embedded
+from edm_tutorial.noise import AbstractNoiseDistribution as AbstractNoiseDistribution
+from edm_tutorial.noise import LogNormal as LogNormal
+from edm_tutorial.noise import LogUniform as LogUniform
+from edm_tutorial.noise import UniformLevels as UniformLevels
+from edm_tutorial.noise import UniformTime as UniformTime
 from edm_tutorial.preconditioning import (
     AbstractPreconditioning as AbstractPreconditioning,
 )

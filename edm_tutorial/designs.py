@@ -16,7 +16,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
-from edm_tutorial import grids, losses, preconditioning, schedules, solvers
+from edm_tutorial import grids, preconditioning, schedules, solvers
+from edm_tutorial import noise as noise_laws
 from edm_tutorial.types import concrete
 
 
@@ -36,7 +37,7 @@ class Design(eqx.Module):
     schedule: schedules.AbstractSchedule
     solver: solvers.AbstractSolver
     preconditioning: preconditioning.AbstractPreconditioning
-    noise: losses.AbstractNoiseDistribution
+    noise: noise_laws.AbstractNoiseDistribution
 
     def rows(self) -> dict[str, str]:
         """The column as text: each row of Table 1 with its formula and parameters.
@@ -65,19 +66,19 @@ class Design(eqx.Module):
 def vp() -> Design:
     """The variance-preserving SDE of Song et al. (Table 1, column "VP")."""
     sampling = grids.vp_sigmas, schedules.VariancePreserving(), solvers.Euler()
-    return Design(*sampling, preconditioning.VPPreconditioning(), losses.UniformTime())
+    return Design(*sampling, preconditioning.VPPreconditioning(), noise_laws.UniformTime())
 
 
 def ve() -> Design:
     """The variance-exploding SDE of Song et al. (Table 1, column "VE")."""
     sampling = grids.ve_sigmas, schedules.VarianceExploding(), solvers.Euler()
-    return Design(*sampling, preconditioning.VEPreconditioning(), losses.LogUniform())
+    return Design(*sampling, preconditioning.VEPreconditioning(), noise_laws.LogUniform())
 
 
 def iddpm() -> Design:
     """Improved DDPM, sampled as DDIM (Table 1, column "iDDPM")."""
     sampling = grids.iddpm_sigmas, schedules.Linear(), solvers.Euler()
-    training = preconditioning.IDDPMPreconditioning(), losses.UniformLevels()
+    training = preconditioning.IDDPMPreconditioning(), noise_laws.UniformLevels()
     return Design(*sampling, *training)
 
 
@@ -88,7 +89,7 @@ def edm(sigma_data: float = 0.5) -> Design:
         sigma_data: 0.5 is the table's, for images; measure that of your data.
     """
     sampling = grids.edm_sigmas, schedules.Linear(), solvers.Heun()
-    training = preconditioning.EDMPreconditioning(sigma_data), losses.LogNormal()
+    training = preconditioning.EDMPreconditioning(sigma_data), noise_laws.LogNormal()
     return Design(*sampling, *training)
 
 
@@ -116,7 +117,7 @@ def _formulas(part: Any, count: int = 1) -> tuple[str, ...]:
 
 def _schedule(schedule: Any) -> tuple[str, ...]:
     """The formulas of sigma(t) and s(t), of a wrapped schedule too."""
-    if type(schedule) in _FORMULAS or not hasattr(schedule, "schedule"):
+    if not isinstance(schedule, _WRAPPERS):
         return _formulas(schedule, 2)
     clock, scale = _schedule(schedule.schedule)
     match schedule:
@@ -162,6 +163,7 @@ _PARTS = {
     "c_skip": "Network and preconditioning",
     "Noise distribution": "Training",
 }
+_WRAPPERS = (schedules.VarianceScaled, schedules.Unscaled, schedules.Rounded)
 _FORMULAS: dict[Any, tuple[str, ...]] = {
     solvers.Euler: ("Euler, N calls",),
     solvers.Heun: ("Heun, 2 N - 1 calls",),
@@ -190,8 +192,8 @@ _FORMULAS: dict[Any, tuple[str, ...]] = {
         *("1/sqrt(sigma^2 + sigma_data^2)", "ln(sigma)/4"),
         "(sigma^2 + sigma_data^2)/(sigma sigma_data)^2",
     ),
-    losses.UniformTime: ("sigma(t) of VP, t ~ U(eps, 1)",),
-    losses.LogUniform: ("ln(sigma) ~ U(ln sigma_min, ln sigma_max)",),
-    losses.UniformLevels: ("sigma = u_j, j ~ U{0, ..., levels - 1}",),
-    losses.LogNormal: ("ln(sigma) ~ N(p_mean, p_std^2)",),
+    noise_laws.UniformTime: ("sigma(t) of VP, t ~ U(eps, 1)",),
+    noise_laws.LogUniform: ("ln(sigma) ~ U(ln sigma_min, ln sigma_max)",),
+    noise_laws.UniformLevels: ("sigma = u_j, j ~ U{0, ..., levels - 1}",),
+    noise_laws.LogNormal: ("ln(sigma) ~ N(p_mean, p_std^2)",),
 }

@@ -10,20 +10,15 @@ The right-hand side is what is computed. The huge numbers ($\lambda(0.002) = 250
 and the tiny ones they multiply are never formed.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.grids import iddpm_levels
 from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.schedules import VariancePreserving
 from edm_tutorial.types import (
     Condition,
     PRNGKey,
@@ -35,98 +30,7 @@ from edm_tutorial.types import (
     check_number,
     check_positive,
     check_shape,
-    concrete,
 )
-
-
-class AbstractNoiseDistribution(eqx.Module):
-    """The law of the training noise level: call it with a key to draw one."""
-
-    @abstractmethod
-    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
-        """One noise level, in data units."""
-
-    @abstractmethod
-    def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1)."""
-
-
-@final
-class LogNormal(AbstractNoiseDistribution):
-    r"""$\ln\sigma \sim N(P_{mean}, P_{std}^2)$ (Table 1, column "Ours"); `r` is N(0, 1)."""
-
-    p_mean: float = -1.2
-    p_std: float = 1.2
-
-    def __check_init__(self):
-        check_positive("p_std", self.p_std)
-        if concrete(self.p_mean) and not np.isfinite(self.p_mean):
-            raise ValueError(f"p_mean must be finite, got {self.p_mean}")
-
-    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
-        return self.from_variate(jr.normal(key))
-
-    def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return jnp.exp(self.p_mean + self.p_std * as_float(r))
-
-
-@final
-class LogUniform(AbstractNoiseDistribution):
-    r"""$\ln\sigma$ uniform over the range (Table 1, column "VE"); `r` is U(0, 1)."""
-
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
-
-    def __check_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max < np.inf:
-            raise ValueError(
-                f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
-
-    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
-        return self.from_variate(jr.uniform(key))
-
-    def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_float(r)
-
-
-@final
-class UniformTime(AbstractNoiseDistribution):
-    r"""$\sigma(t)$ at $t$ uniform in $(\epsilon_t, 1)$ (Table 1, "VP"); `r` = 0 is t = 1."""
-
-    schedule: VariancePreserving = VariancePreserving()
-    eps: float = 1e-5
-
-    def __check_init__(self):
-        if not 0 < self.eps < 1:
-            raise ValueError(f"need 0 < eps < 1, got eps={self.eps}")
-
-    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
-        return self.from_variate(jr.uniform(key))
-
-    def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(1 + as_float(r) * (self.eps - 1))
-
-
-@final
-class UniformLevels(AbstractNoiseDistribution):
-    r"""$\sigma = u_j$ with $j$ uniform in 0..M-1 (Table 1, "iDDPM"); `r` is U(0, 1)."""
-
-    levels: int = 1000
-    c_1: float = 1e-3
-    c_2: float = 8e-3
-
-    def __check_init__(self):
-        iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
-
-    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
-        return self.from_variate(jr.uniform(key))
-
-    def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        r = as_float(r)
-        table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), r.dtype)
-        index = jnp.floor(r * self.levels).astype(int)
-        return table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
 
 
 def weighted_error(

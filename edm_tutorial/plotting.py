@@ -63,11 +63,7 @@ def color(label: str) -> str | None:
 
 
 def panels(
-    rows: int = 1,
-    columns: int = 1,
-    *,
-    size: tuple[float, float] = (3.2, 3.2),
-    **kwargs: Any,
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (3.2, 3.2), **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
     """A grid of axes, each `size` inches; the array of axes is flat."""
     figure, axes = plt.subplots(
@@ -117,13 +113,7 @@ def plot_points(
     for label, points in clouds.items():
         points = np.asarray(points)
         ax.scatter(
-            points[:, 0],
-            points[:, 1],
-            s=size,
-            lw=0,
-            alpha=0.6,
-            label=label,
-            color=color(label),
+            points[:, 0], points[:, 1], s=size, lw=0, alpha=0.6, label=label, color=color(label)
         )
     ax.set(aspect="equal", **axes)
     if limit is not None:
@@ -176,13 +166,7 @@ def plot_heat(
     """
     ax = plt.gca() if ax is None else ax
     image = ax.imshow(
-        values,
-        origin="lower",
-        extent=extent,
-        aspect="auto",
-        cmap=HEAT,
-        vmin=vmin,
-        vmax=vmax,
+        values, origin="lower", extent=extent, aspect="auto", cmap=HEAT, vmin=vmin, vmax=vmax
     )
     if bar is not None:
         plt.colorbar(image, ax=ax, label=bar)
@@ -243,10 +227,7 @@ def film(
     """
     import imageio_ffmpeg
 
-    rc: Any = {
-        "animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe(),
-        "savefig.bbox": None,
-    }
+    rc: Any = {"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe(), "savefig.bbox": None}
     with tempfile.TemporaryDirectory() as folder, plt.rc_context(rc):
         video, poster = Path(folder) / "film.mp4", Path(folder) / "poster.jpg"
         writer = FFMpegWriter(fps=fps, codec="libx264", extra_args=["-pix_fmt", "yuv420p"])

@@ -19,6 +19,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Before JAX 0.10 the check mistook keys[-1], as in eqx.nn.MLP, for a key used twice.
 jax.config.update("jax_debug_key_reuse", jax.__version_info__ >= (0, 10))
 jax.config.update("jax_default_matmul_precision", "highest")  # for GPUs with tf32
+# Nearly all the time of these tests is compilation; the chapters run optimised code.
+jax.config.update("jax_disable_most_optimizations", True)
 
 assert "edm_tutorial" not in sys.modules, "imported too early: its types are unchecked"
 jaxtyping.install_import_hook("edm_tutorial", "beartype.beartype")
@@ -28,6 +30,13 @@ jaxtyping.install_import_hook("edm_tutorial", "beartype.beartype")
 def key(request: pytest.FixtureRequest) -> PRNGKeyArray:
     """A random key of the test's own: the same in every run and in every worker."""
     return jax.random.key(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_code() -> Iterator[None]:
+    """After each module, so that the memory of a worker stays bounded."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "edm_tutorial"
 LAYERS = {
     "types": 0,
     **dict.fromkeys(["schedules", "grids", "distributions", "networks"], 1),
-    **dict.fromkeys(["preconditioning", "dynamics", "losses", "initial_loss"], 2),
+    **dict.fromkeys(["preconditioning", "dynamics", "noise", "losses", "initial_loss"], 2),
     **dict.fromkeys(["denoiser", "solvers", "sampling", "likelihood"], 3),
     **dict.fromkeys(["ema", "training"], 3),
     **dict.fromkeys(["designs", "sbi", "checkpoint", "data"], 4),

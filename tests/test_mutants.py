@@ -13,8 +13,8 @@ runner = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(runner)
 
 MUTANTS = {mutant.path.stem: mutant for mutant in runner.mutants()}
-# Bugs with a number: 1, 4 and 7 are those of the likelihood and of standardising.
-NUMBERS = {2, 3, 5, 6, *range(8, 19)}
+# Number 7 is a bug of standardising, which the package does not do yet.
+NUMBERS = set(range(1, 19)) - {7}
 
 
 def test_no_bug_is_missing():
