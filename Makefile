@@ -13,7 +13,7 @@ FAST := not slow and not book and not browser
 UNIT := not book and not browser$(if $(CONSTRAINTS),, and not pinned)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint notebooks serve clean mutants oldest browser repository
+.PHONY: help book test check lint notebooks serve clean bench mutants oldest browser repository
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,11 @@ serve: book ## Build the book and show it on http://localhost:8000 (PORT=...)
 clean: ## Remove what was built (the environment in .venv stays)
 	rm -rf _build .executed .pytest_cache .ruff_cache build dist
 	find edm_tutorial tests book -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bench: $(STAMP) ## Measure side by side, and write the page of benchmarks
+	$(BIN)/python -m benchmarks.sampler
+	$(BIN)/python -m benchmarks.likelihood
+	$(BIN)/python -m benchmarks.page
 
 mutants: $(STAMP) ## Plant each known bug in a copy: the fast tests must notice every one
 	$(BIN)/python tests/mutants/run.py

@@ -96,69 +96,78 @@ def mixture(name: str) -> edm.GaussianMixture:
     return edm.GaussianMixture(np.full(8, 1 / 8), ring + shift, np.stack([0.01 * np.eye(2)] * 8))
 
 
-def in_log_sigma(denoise):
-    """The same flow in u = log sigma, as a denoiser cannot know: for comparison only."""
+def in_sigma(denoise, x, solver, tolerance):
+    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    result = edm.log_likelihood(denoise, x, solver=solver, stepsize_controller=controller)
+    return result.log_prob, result.num_steps
 
-    def solve(x, solver, tolerance, low=0.002, high=80.0):
-        def flow(u, state, _):
-            sigma = jnp.exp(u)
-            denoised, jvp = jax.linearize(lambda x: denoise(x, sigma), state[0])
-            return state[0] - denoised, 2 - jnp.trace(jax.vmap(jvp)(jnp.eye(2)))
 
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(flow),
-            solver,
-            np.log(low),
-            np.log(high),
-            None,
-            (x, jnp.array(0.0)),
-            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-        )
-        end, gained = (leaf[-1] for leaf in solution.ys)
-        # The terminal density through the package: a flow of no length from `high` up.
-        rest = edm.log_likelihood(denoise, end, sigma_min=high, sigma_max=1.001 * high)
-        return gained + rest.log_prob, solution.stats["num_accepted_steps"]
+def in_log_sigma(denoise, x, solver, tolerance, low=0.002, high=80.0):
+    """The same flow in u = log sigma, written out: for comparison only."""
 
-    return solve
+    def flow(u, state, args):
+        sigma = jnp.exp(u)
+        denoised, jvp = jax.linearize(lambda x: denoise(x, sigma), state[0])
+        return state[0] - denoised, 2 - jnp.trace(jax.vmap(jvp)(jnp.eye(2)))
+
+    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(flow),
+        solver,
+        np.log(low),
+        np.log(high),
+        None,
+        (x, jnp.array(0.0)),
+        stepsize_controller=controller,
+    )
+    end, gained = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+    # The terminal density through the package: a flow of no length from `high` up.
+    rest = edm.log_likelihood(denoise, end, sigma_min=high, sigma_max=1.001 * high)
+    return gained + rest.log_prob, solution.stats["num_accepted_steps"]
+
+
+VARIABLES = {"sigma": in_sigma, "log sigma": in_log_sigma}
+
+
+@eqx.filter_jit
+def evaluate(mixture, points, solver, tolerance, variable):
+    """Log-densities and accepted steps of all points; one compilation for every tolerance."""
+    one = lambda x: VARIABLES[variable](mixture.denoise, x, solver, tolerance)  # noqa: E731
+    return jax.vmap(one)(points)
+
+
+def reference(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a mixture and their exact log-densities, in float64."""
+    with jax.enable_x64(True):
+        exact = mixture(name)
+        points = jax.vmap(exact.sample)(jr.split(jr.key(1), 256))
+        truth = jax.vmap(exact.log_prob, (0, None))(points, 0.002)
+        return np.asarray(points, np.float32), np.asarray(truth)
 
 
 def work_precision() -> list[dict]:
     rows = []
     for name in ("centred", "off centre", "anisotropic"):
-        with jax.enable_x64(True):
-            exact = mixture(name)
-            points = jax.vmap(exact.sample)(jr.split(jr.key(1), 256))
-            truth = np.asarray(jax.vmap(exact.log_prob, (0, None))(points, 0.002))
-            points = np.asarray(points, np.float32)
-        denoise = mixture(name).denoise
+        points, truth = reference(name)
         for solver in (diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8()):
-            for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
-                for variable in ("sigma", "log sigma"):
+            for variable in VARIABLES:
+                for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
+                    log_prob, steps = evaluate(
+                        mixture(name), jnp.asarray(points), solver, jnp.array(tolerance), variable
+                    )
+                    error = np.abs(np.asarray(log_prob) - truth).max()
+                    label = type(solver).__name__
                     rows.append(
                         {
                             "mixture": name,
                             "variable": variable,
-                            "solver": type(solver).__name__,
+                            "solver": label,
                             "tolerance": tolerance,
+                            "largest_error_nats": f"{error:.1e}",
+                            "evaluations": STAGES[label] * int(steps.max()),
                         }
-                        | _measure(denoise, points, truth, solver, tolerance, variable)
                     )
     return rows
-
-
-def _measure(denoise, points, truth, solver, tolerance, variable) -> dict:
-    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-
-    def one(x):
-        if variable == "log sigma":
-            return in_log_sigma(denoise)(x, solver, tolerance)
-        result = edm.log_likelihood(denoise, x, solver=solver, stepsize_controller=controller)
-        return result.log_prob, result.num_steps
-
-    log_prob, steps = jax.jit(jax.vmap(one))(jnp.asarray(points))
-    error = np.abs(np.asarray(log_prob) - truth).max()
-    calls = STAGES[type(solver).__name__] * int(steps.max())
-    return {"largest_error_nats": f"{error:.1e}", "evaluations": calls}
 
 
 if __name__ == "__main__":
