@@ -8,9 +8,6 @@ Writes `book/benchmarks.md` and `book/_static/benchmarks/work_precision.png`.
 import csv
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
-
 from benchmarks.timing import RESULTS
 from edm_tutorial import plotting
 
@@ -77,7 +74,7 @@ def section(name: str) -> str:
 
 def plot() -> None:
     """Error against work, one panel a variable; each solver's worst mixture."""
-    matplotlib.use("Agg")
+    plotting.plt.switch_backend("agg")
     plotting.use_style()
     rows = read("likelihood_work_precision")
     tolerances = sorted({float(row["tolerance"]) for row in rows}, reverse=True)
@@ -99,7 +96,7 @@ def plot() -> None:
     axes[0].legend()
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=150, metadata={"Software": None})
-    plt.close(figure)
+    plotting.plt.close(figure)
 
 
 if __name__ == "__main__":
