@@ -10,6 +10,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from edm_tutorial.preconditioning import AbstractPreconditioning
@@ -21,6 +22,7 @@ from edm_tutorial.types import (
     check_floating,
     check_number,
     check_shape,
+    concrete,
 )
 
 
@@ -98,7 +100,7 @@ class Guided(eqx.Module):
         interval: the noise levels at which guidance acts.
 
     Raises:
-        ValueError: `interval` is not an ordered pair.
+        ValueError: `interval` is not an ordered pair, or `weight` is not finite.
     """
 
     main: Callable[..., Array]
@@ -109,6 +111,8 @@ class Guided(eqx.Module):
     def __check_init__(self):
         if len(self.interval) != 2 or not self.interval[0] <= self.interval[1]:
             raise ValueError(f"interval must be (low, high) with low <= high, got {self.interval}")
+        if concrete(self.weight) and not np.all(np.isfinite(np.asarray(self.weight, float))):
+            raise ValueError(f"weight must be finite, got {self.weight}")
 
     def __call__(
         self,

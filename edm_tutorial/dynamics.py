@@ -18,7 +18,15 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from edm_tutorial.schedules import AbstractSchedule, Linear
-from edm_tutorial.types import Condition, DenoiserFn, Scalar, as_float
+from edm_tutorial.types import (
+    Condition,
+    DenoiserFn,
+    Scalar,
+    as_float,
+    check_finite,
+    check_number,
+    check_shape,
+)
 
 Drift = Callable[[Any, Array, Condition], Array]
 Diffusion = Callable[[Any, Array, Condition], lx.DiagonalLinearOperator]
@@ -30,8 +38,17 @@ def score(
     sigma: Scalar,
     cond: Condition = None,
 ) -> Float[Array, "*shape"]:
-    r"""$\nabla_x \ln p(x;\sigma) = (D(x;\sigma) - x)/\sigma^2$ (Eq. 3), per data unit."""
-    return (denoiser(x, sigma, cond) - x) / as_float(sigma, x) ** 2
+    r"""$\nabla_x \ln p(x;\sigma) = (D(x;\sigma) - x)/\sigma^2$ (Eq. 3), per data unit.
+
+    Raises:
+        ValueError: `x` is not finite, `sigma` is not positive and finite, or the denoiser
+            changes the shape of `x`.
+    """
+    check_finite("x", x)
+    check_number("sigma", sigma)
+    denoised = denoiser(x, sigma, cond)
+    check_shape("the denoiser's output", denoised, x)
+    return (denoised - x) / as_float(sigma, x) ** 2
 
 
 def with_derivative(f: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
@@ -49,6 +66,7 @@ def probability_flow(denoiser: DenoiserFn, schedule: AbstractSchedule = Linear()
     def f(t: Any, x: Array, args: Condition) -> Array:
         sigma, s, sigma_dot, s_dot = _at(schedule, t, x)
         denoised = denoiser(x / s, sigma, args)
+        check_shape("the denoiser's output", denoised, x)
         return s_dot / s * x + sigma_dot / sigma * (x - s * denoised)
 
     return f
@@ -62,11 +80,11 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
     """
 
     def drift(t: Any, x: Array, args: Condition) -> Array:
-        _, s, _, s_dot = _at(schedule, t, x)
+        _, s, _, s_dot = _at(schedule, _after_zero(t, x), x)
         return s_dot / s * x
 
     def diffusion(t: Any, x: Array, args: Condition) -> lx.DiagonalLinearOperator:
-        sigma, s, sigma_dot, _ = _at(schedule, t, x)
+        sigma, s, sigma_dot, _ = _at(schedule, _after_zero(t, x), x)
         return _diagonal(s * jnp.sqrt(2 * sigma_dot * sigma), x)
 
     return drift, diffusion
@@ -86,7 +104,13 @@ def reverse_sde(
 
     Arguments:
         beta: a function of time, a number, or None; per unit of time.
+
+    Raises:
+        ValueError: a number for `beta` that is negative or not finite.
     """
+
+    if beta is not None and not callable(beta):
+        check_number("beta", beta, zero=True)
 
     def rate(t: Any, x: Array, sigma: Array, sigma_dot: Array) -> Array:
         if beta is None:
@@ -111,6 +135,12 @@ def _at(schedule: AbstractSchedule, t: Any, x: Array) -> tuple[Array, Array, Arr
     sigma, sigma_dot = with_derivative(schedule.sigma, t)
     s, s_dot = with_derivative(schedule.scale, t)
     return sigma, s, sigma_dot, s_dot
+
+
+def _after_zero(t: Any, x: Array) -> Array:
+    """`t`, or the smallest time where it is 0: there sigma' may be infinite, not sigma sigma'."""
+    t = as_float(t, x)
+    return jnp.maximum(t, jnp.finfo(t.dtype).tiny ** 0.5)
 
 
 def _diagonal(value: Array, x: Array) -> lx.DiagonalLinearOperator:

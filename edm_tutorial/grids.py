@@ -83,7 +83,9 @@ def iddpm_sigmas(
     _check_count(n)
     _check_range(sigma_min, sigma_max)
     table = iddpm_levels(levels, c_1, c_2)
-    inside = table[(sigma_min <= table) & (table <= sigma_max)]
+    # A bound that is itself a level counts, whatever its last digits (float32, another table).
+    slack = 1 + 1e-6
+    inside = table[(sigma_min / slack <= table) & (table <= sigma_max * slack)]
     if n > len(inside):
         raise ValueError(
             f"iDDPM has {len(inside)} levels between sigma_min={sigma_min} and "

@@ -87,7 +87,7 @@ def check_initial_loss(
     worst = int(np.argmax(np.abs(loss - 1) / allowed))
     if not abs(loss[worst] - 1) <= allowed[worst]:
         raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
-    return jnp.asarray(loss, x.dtype)
+    return as_float(loss, x)
 
 
 def _advice(denoiser: Any, x: Array, sigma: float, loss: float, allowed: float) -> str:

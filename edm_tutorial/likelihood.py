@@ -85,15 +85,17 @@ def log_likelihood(
         probes: None for the exact trace, or how many Rademacher vectors to average; they
             are drawn once and stay fixed over the solve.
         key: needed with `probes`, and only then.
-        solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`.
+        solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. Any
+            adjoint but `BacksolveAdjoint`, which needs a vector field that closes over nothing.
         throw: False returns NaN with `ok` False where a solve failed, for use in `vmap`.
 
     Raises:
         ValueError: not 0 < sigma_min < sigma_max, probes < 1 or without `key`, or `x` that
             is not floating.
-        RuntimeError: the solver failed, for instance by running out of steps.
+        RuntimeError: the solver failed, for instance by running out of steps, or the
+            density at sigma_max has no finite value.
     """
-    _check(x, sigma_min, sigma_max, probes, key)
+    _check(x, sigma_min, sigma_max, prior_std, probes, key)
     directions = _directions(x, probes, key)
 
     def linearise(x: Array, sigma: Array) -> tuple[Array, Array]:
@@ -109,6 +111,8 @@ def log_likelihood(
         return (x - denoised) / sigma, (x.size - traces) / sigma
 
     low, high = as_float(sigma_min, x), as_float(sigma_max, x)
+    if not concrete(sigma_min, sigma_max):
+        low = eqx.error_if(low, ~((0 < low) & (low < high)), "need 0 < sigma_min < sigma_max")
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(flow),
         solver,
@@ -127,12 +131,13 @@ def log_likelihood(
     else:
         terminal = _gaussian_log_prob(end, prior_mean, prior_std, high)
     log_probs = terminal + gained
-    ok = solution.result == diffrax.RESULTS.successful
-    log_prob = jnp.where(ok, jnp.mean(log_probs), jnp.nan)
+    result = jnp.mean(log_probs), _std_error(log_probs, probes), end / high
+    ok = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(result[0])
+    result = jax.tree.map(lambda leaf: jnp.where(ok, leaf, jnp.nan), result)
     if throw:
-        log_prob = eqx.error_if(log_prob, ~ok, _FAILED)
-    steps = solution.stats["num_accepted_steps"]
-    return Likelihood(log_prob, _std_error(log_probs, probes), end / high, steps, ok)
+        result = eqx.error_if(result, ~ok, _FAILED)
+    log_prob, std_error, latent = result
+    return Likelihood(log_prob, std_error, latent, solution.stats["num_accepted_steps"], ok)
 
 
 def bits_per_dim(
@@ -154,22 +159,23 @@ def bits_per_dim(
         scale: the width of a cell in data units, where it is another.
 
     Raises:
-        ValueError: an empty shape, bins < 1, or a scale that is not positive.
+        ValueError: a shape with a zero, bins < 1, or a scale that is not positive.
     """
     size = math.prod(shape)
     width = 2 / bins if scale is None and bins >= 1 else scale
     if size < 1 or width is None or not 0 < width < math.inf:
         raise ValueError(
-            "need a shape with at least one entry, bins of at least 1 and a positive scale, "
+            "need a shape without a zero, bins of at least 1 and a positive scale, "
             f"got {shape}, {bins} and {scale}"
         )
     return -log_prob / (size * math.log(2)) - math.log2(width)
 
 
 _FAILED = (
-    "log_likelihood: the ODE solver failed before sigma_max, most likely out of steps. Raise "
-    "max_steps, loosen the tolerances of stepsize_controller, or pass throw=False to get NaN "
-    "with ok=False. A denoiser that returns NaN fails here too."
+    "log_likelihood failed, most likely because the ODE solver ran out of steps before "
+    "sigma_max: raise max_steps or loosen the tolerances of stepsize_controller. A denoiser or "
+    "a prior that is NaN fails here too, and so do data that are far from Gaussian at "
+    "sigma_max: raise it. Pass throw=False to get NaN with ok=False."
 )
 
 
@@ -189,7 +195,8 @@ def _matched_log_prob(x: Array, denoised: Array, columns: Array, sigma: Array) -
     precision = jnp.eye(x.size, dtype=x.dtype) - jacobian  # times sigma^2
     residual = (x - denoised).ravel()
     square = residual @ jnp.linalg.solve(precision, residual) / sigma**2
-    log_det = jnp.linalg.slogdet(precision)[1]
+    sign, log_det = jnp.linalg.slogdet(precision)
+    log_det = jnp.where(sign > 0, log_det, jnp.nan)  # no Gaussian has these moments
     return (log_det - square - x.size * jnp.log(2 * jnp.pi * sigma**2)) / 2
 
 
@@ -209,11 +216,18 @@ def _std_error(log_probs: Array, probes: int | None) -> Array:
 
 
 def _check(
-    x: Array, sigma_min: Any, sigma_max: Any, probes: int | None, key: PRNGKey | None
+    x: Array,
+    sigma_min: Any,
+    sigma_max: Any,
+    prior_std: Any,
+    probes: int | None,
+    key: PRNGKey | None,
 ) -> None:
     check_floating("x", x)
     if concrete(sigma_min, sigma_max) and not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if prior_std is not None and concrete(prior_std) and not np.all(np.asarray(prior_std) >= 0):
+        raise ValueError(f"prior_std must not be negative, got {prior_std}")
     if probes is not None and probes < 1:
         raise ValueError(f"probes must be None or at least 1, got {probes}")
     if probes is not None and key is None:

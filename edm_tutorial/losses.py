@@ -26,7 +26,7 @@ from edm_tutorial.types import (
     as_float,
     check_cond,
     check_data,
-    check_floating,
+    check_finite,
     check_number,
     check_positive,
     check_shape,
@@ -56,7 +56,7 @@ def weighted_error(
         ValueError: `denoiser` has no `network` and `preconditioning`, `n` is not shaped
             like `x`, or `sigma` is not positive and finite.
     """
-    check_floating("x", x)
+    check_finite("x", x)
     check_number("sigma", sigma)
     check_shape("n", n, x)
     network, preconditioning = _parts(denoiser)
@@ -86,7 +86,7 @@ def denoising_loss(
     Raises:
         ValueError: as `weighted_error`.
     """
-    check_floating("x", x)
+    check_finite("x", x)
     sigma_key, noise_key, network_key = jr.split(key, 3)
     sigma = as_float(noise(sigma_key), x)
     n = sigma * jr.normal(noise_key, x.shape, x.dtype)
@@ -148,7 +148,7 @@ def errors_by_sigma(
         keys = jr.split(key, len(x))
         return jax.vmap(one, in_axes=(0, 0, None, 0))(x, cond, sigma, keys)
 
-    sigmas = jnp.asarray(sigmas, x.dtype)
+    sigmas = as_float(sigmas, x)
     return jax.lax.map(level, (sigmas, jr.split(key, len(sigmas))))
 
 

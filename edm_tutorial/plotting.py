@@ -7,6 +7,7 @@ draws into `ax` (the current axes unless given) and returns it; a chapter compos
 import base64
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +220,15 @@ def plot_histogram(
 
 
 def film(
-    figure: Figure, draw: Callable[[int], None], frames: int, *, alt: str, fps: int = 15
+    figure: Figure,
+    draw: Callable[[int], None],
+    frames: int,
+    *,
+    alt: str,
+    caption: str,
+    fps: int = 15,
 ) -> str:
-    """`draw(i)` for each frame, as HTML: a video with controls, a poster and a description.
+    """`draw(i)` for each frame, as HTML: a video with a poster, a description and a caption.
 
     Display it with `IPython.display.HTML`. The poster is the last frame.
     """
@@ -239,7 +246,8 @@ def film(
         plt.close(figure)
         encode = lambda path: base64.b64encode(path.read_bytes()).decode()  # noqa: E731
         return (
-            '<video controls muted playsinline style="width:100%;height:auto" '
-            f'aria-label="{alt}" poster="data:image/jpeg;base64,{encode(poster)}" '
+            '<figure><video controls muted playsinline style="width:100%;height:auto" '
+            f'aria-label="{escape(alt)}" poster="data:image/jpeg;base64,{encode(poster)}" '
             f'src="data:video/mp4;base64,{encode(video)}"></video>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
         )

@@ -23,7 +23,7 @@ from edm_tutorial.types import (
     PRNGKey,
     Scalar,
     as_float,
-    check_floating,
+    check_finite,
     concrete,
 )
 
@@ -108,7 +108,7 @@ def sample(
         ValueError: `churn` without `key`, `noise` that is not floating, or `sigmas` that
             are not positive, finite and descending, also after a schedule's rounding.
     """
-    _check(noise, sigmas, schedule, churn, key)
+    sigmas = _checked(noise, sigmas, schedule, churn, key)
     return _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key)[0]
 
 
@@ -128,7 +128,7 @@ def sample_path(
     Arguments and errors are those of `sample`. States include the schedule's scaling:
     the i-th has the marginal of s(t) (y + sigma noise) at `sigmas[i]`.
     """
-    _check(noise, sigmas, schedule, churn, key)
+    sigmas = _checked(noise, sigmas, schedule, churn, key)
     last, path = _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True)
     return jnp.concatenate([path, last[None]])
 
@@ -192,14 +192,15 @@ def _add_noise(
     return scale / schedule.scale(t) * x + added * scale * unit, t_hat
 
 
-def _check(
+def _checked(
     noise: Array,
     sigmas: Any,
     schedule: AbstractSchedule,
     churn: Churn | None,
     key: PRNGKey | None,
-) -> None:
-    check_floating("noise", noise)
+) -> Any:
+    """`sigmas`, once nothing speaks against the arguments; inside jit it is checked on use."""
+    check_finite("noise", noise)
     if churn is not None and key is None:
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
     if jnp.ndim(sigmas) != 1 or len(sigmas) < 1:
@@ -207,7 +208,8 @@ def _check(
             f"sigmas must be a 1-D array of at least one noise level, got shape {jnp.shape(sigmas)}"
         )
     if not concrete(sigmas):
-        return
+        valid = jnp.all(jnp.isfinite(sigmas)) & (sigmas[-1] > 0) & jnp.all(jnp.diff(sigmas) < 0)
+        return eqx.error_if(sigmas, ~valid, "sigmas must be positive, finite and descending")
     levels = np.asarray(sigmas, float)
     if not (np.isfinite(levels).all() and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
         raise ValueError(f"sigmas must be positive, finite and descending, got {levels}")
@@ -219,3 +221,4 @@ def _check(
                 "sigmas must round to distinct, positive levels of the schedule: take "
                 f"fewer, or a larger sigma_min; got {levels}, rounded to {rounded}"
             )
+    return sigmas

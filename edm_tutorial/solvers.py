@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from edm_tutorial.dynamics import probability_flow
 from edm_tutorial.schedules import AbstractSchedule
-from edm_tutorial.types import Condition, DenoiserFn, check_positive
+from edm_tutorial.types import Condition, DenoiserFn, check_positive, check_shape
 
 
 @final
@@ -33,7 +33,9 @@ class Flow(eqx.Module):
     def denoise(self, t: Array, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The denoised, unscaled D(x / s; sigma). One denoiser call."""
         sigma, s = self.schedule.sigma(t), self.schedule.scale(t)
-        return self.denoiser(x / s, sigma, self.cond)
+        denoised = self.denoiser(x / s, sigma, self.cond)
+        check_shape("the denoiser's output", denoised, x)
+        return denoised
 
 
 class AbstractSolver(eqx.Module):
@@ -108,7 +110,8 @@ class Heun(AbstractSolver):
     ) -> tuple[Float[Array, "*shape"], None]:
         h = t_next - t
         first = flow.velocity(t, x)
-        second = flow.velocity(t + self.alpha * h, x + self.alpha * h * first)
+        # At alpha = 1 this is t_next to the last bit: t + h may round to 0, where sigma is.
+        second = flow.velocity(t_next - (1 - self.alpha) * h, x + self.alpha * h * first)
         half = 1 / (2 * self.alpha)
         return x + h * ((1 - half) * first + half * second), None
 

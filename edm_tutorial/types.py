@@ -42,7 +42,7 @@ class DenoiserFn(Protocol):
 def as_float(value: Any, like: Any = None) -> Array:
     """`value` as a floating array, in the dtype of `like` when that is given."""
     if like is not None:
-        return jnp.asarray(value, like.dtype)
+        return jnp.asarray(value, jax.dtypes.canonicalize_dtype(like.dtype))
     array = jnp.asarray(value)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
@@ -62,6 +62,17 @@ def check_floating(name: str, array: Any) -> None:
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         got = type(array).__name__ if dtype is None else dtype
         raise ValueError(f"{name} must be a floating-point array, got {got}")
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Refuse an array that is not floating, or has an entry that is not finite.
+
+    Raises:
+        ValueError: another dtype, or (where it can be looked at) an infinite entry or NaN.
+    """
+    check_floating(name, array)
+    if concrete(array) and not np.all(np.isfinite(np.asarray(array, float))):
+        raise ValueError(f"{name} must be finite, got {array}")
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -320,3 +320,27 @@ def quantile(z: float, sigma: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if cdf(middle, sigma) < target else (low, middle)
     return low
+
+
+@pytest.mark.parametrize(
+    "schedule, rate",
+    [(edm.Linear(), 0.0), (edm.VarianceExploding(), 1.0), (edm.VariancePreserving(), 0.1**0.5)],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_forward_sde_starts_from_clean_data(schedule, rate, dtype):
+    """At t = 0 sigma' may be infinite; g = sqrt(2 sigma sigma') is not."""
+    x = jnp.ones(2, dtype)
+    drift, diffusion = edm.forward_sde(schedule)
+    g = diffusion(0.0, x, None).mv(jnp.ones(2, dtype))
+    np.testing.assert_allclose(g, rate, rtol=1e-5, atol=1e-8)
+    assert np.all(np.isfinite(drift(0.0, x, None)))
+
+
+def test_dynamics_refuse_what_would_be_nan():
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        edm.score(denoise, jnp.ones(2), 0.0)
+    with pytest.raises(ValueError, match="x must be finite"):
+        edm.score(denoise, jnp.array([jnp.nan, 1.0]), 1.0)
+    with pytest.raises(ValueError, match="beta must be positive"):
+        edm.reverse_sde(denoise, beta=-1.0)

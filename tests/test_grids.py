@@ -196,3 +196,12 @@ def test_iddpm_parameters(make):
 def test_unknown_arguments(grid):
     with pytest.raises(TypeError):
         grid(5, sigma=3.0)
+
+
+def test_an_iddpm_bound_that_is_a_level_counts():
+    """Also where its last digits were lost: in float32, or in another copy of the table."""
+    table = np.asarray(edm.iddpm_table())
+    for low in (table[-2], float(np.float32(table[-2])), table[-2] * (1 + 1e-11)):
+        assert edm.iddpm_sigmas(5, low, 80.0)[-1] == table[-2]
+    for high in (table[8], float(np.float32(table[8])), table[8] * (1 - 1e-11)):
+        assert edm.iddpm_sigmas(5, 0.002, high)[0] == table[8]

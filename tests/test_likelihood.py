@@ -311,3 +311,22 @@ def test_refuses_integers(unchecked):
 def test_bits_per_dim_refuses(shape, kwargs):
     with pytest.raises(ValueError, match="bins of at least 1 and a positive scale"):
         edm.bits_per_dim(jnp.array(0.0), shape, **kwargs)
+
+
+def test_a_failed_solve_leaves_no_number_behind():
+    """Neither the latent nor the standard error of a failed solve may look like an answer."""
+    mixture = MIXTURES["centred"]
+    result = edm.log_likelihood(mixture.denoise, jnp.ones(2), max_steps=4, throw=False)
+    assert np.isnan(result.latent).all() and np.isnan(result.std_error)
+    latent = eqx.filter_jit(lambda x: edm.log_likelihood(mixture.denoise, x, max_steps=4).latent)
+    with pytest.raises(RuntimeError, match="max_steps"):
+        latent(jnp.ones(2)).block_until_ready()
+
+
+def test_refuses_ends_that_are_arrays_and_priors_that_are_not():
+    mixture = MIXTURES["centred"]
+    with pytest.raises(RuntimeError, match="need 0 < sigma_min < sigma_max"):
+        low, high = jnp.array(2.0), jnp.array(1.0)
+        edm.log_likelihood(mixture.denoise, jnp.ones(2), sigma_min=low, sigma_max=high).ok.item()
+    with pytest.raises(ValueError, match="prior_std must not be negative"):
+        edm.log_likelihood(mixture.denoise, jnp.ones(2), prior_std=-1.0)

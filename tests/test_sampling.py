@@ -463,3 +463,19 @@ def test_churn_takes_no_unknown_arguments():
     unknown: Any = {"seed": 3}
     with pytest.raises(TypeError):
         edm.Churn(1.0, **unknown)
+
+
+def test_refuses_what_would_be_nan_or_broadcast(unchecked):
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    with pytest.raises(ValueError, match="noise must be finite"):
+        edm.sample(denoise, jnp.array([jnp.nan, 1.0]), edm.edm_sigmas(3))
+    with pytest.raises(ValueError, match="the denoiser's output must have the shape of x"):
+        edm.sample(lambda x, sigma, cond=None: x.sum(), jnp.ones(2), edm.edm_sigmas(3))
+
+
+def test_levels_are_checked_inside_jit_too():
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    draw = eqx.filter_jit(lambda sigmas: edm.sample(denoise, jnp.ones(2), sigmas))
+    assert np.all(np.isfinite(draw(edm.edm_sigmas(4))))
+    with pytest.raises(RuntimeError, match="positive, finite and descending"):
+        draw(edm.edm_sigmas(4)[::-1]).block_until_ready()
