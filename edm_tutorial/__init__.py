@@ -32,6 +32,7 @@ from edm_tutorial.noise import LogNormal as LogNormal
 from edm_tutorial.noise import LogUniform as LogUniform
 from edm_tutorial.noise import UniformLevels as UniformLevels
 from edm_tutorial.noise import UniformTime as UniformTime
+from edm_tutorial.parameterisations import convert as convert
 from edm_tutorial.preconditioning import (
     AbstractPreconditioning as AbstractPreconditioning,
 )

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "edm_tutorial"
 LAYERS = {
     "types": 0,
     **dict.fromkeys(["schedules", "grids", "distributions", "networks"], 1),
-    **dict.fromkeys(["preconditioning", "dynamics", "noise", "losses", "initial_loss"], 2),
+    **dict.fromkeys(["preconditioning", "parameterisations", "dynamics"], 2),
+    **dict.fromkeys(["noise", "losses", "initial_loss"], 2),
     **dict.fromkeys(["denoiser", "solvers", "sampling", "likelihood"], 3),
     **dict.fromkeys(["ema", "training"], 3),
     **dict.fromkeys(["designs", "sbi", "checkpoint", "data"], 4),
