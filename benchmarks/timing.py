@@ -19,18 +19,22 @@ import jax
 RESULTS = Path(__file__).parent / "results"
 
 
-def seconds(f: Callable[[], Any]) -> float:
-    """Wall-clock seconds of one call, waiting for its result."""
-    start = time.perf_counter()
+def seconds(f: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, waiting for its result; by `time.process_time` those of the CPU."""
+    start = clock()
     jax.block_until_ready(f())
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def medians(functions: Sequence[Callable[[], Any]], repeats: int = 9) -> list[float]:
+def medians(
+    functions: Sequence[Callable[[], Any]],
+    repeats: int = 9,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """Median seconds of each function; called in turn, after a call to warm up."""
     for f in functions:
         jax.block_until_ready(f())
-    rounds = [[seconds(f) for f in functions] for _ in range(repeats)]
+    rounds = [[seconds(f, clock) for f in functions] for _ in range(repeats)]
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 

@@ -12,6 +12,7 @@ from edm_tutorial.dynamics import probability_flow as probability_flow
 from edm_tutorial.dynamics import reverse_sde as reverse_sde
 from edm_tutorial.dynamics import score as score
 from edm_tutorial.ema import HalfLifeEMA as HalfLifeEMA
+from edm_tutorial.ema import PowerEMA as PowerEMA
 from edm_tutorial.grids import edm_sigmas as edm_sigmas
 from edm_tutorial.grids import iddpm_sigmas as iddpm_sigmas
 from edm_tutorial.grids import iddpm_table as iddpm_table
@@ -32,7 +33,12 @@ from edm_tutorial.noise import LogNormal as LogNormal
 from edm_tutorial.noise import LogUniform as LogUniform
 from edm_tutorial.noise import UniformLevels as UniformLevels
 from edm_tutorial.noise import UniformTime as UniformTime
+from edm_tutorial.optimizers import clean_gradients as clean_gradients
+from edm_tutorial.optimizers import cleaned as cleaned
+from edm_tutorial.optimizers import ramp_up as ramp_up
 from edm_tutorial.parameterisations import convert as convert
+from edm_tutorial.posthoc import Snapshot as Snapshot
+from edm_tutorial.posthoc import reconstruct as reconstruct
 from edm_tutorial.preconditioning import (
     AbstractPreconditioning as AbstractPreconditioning,
 )
@@ -51,10 +57,12 @@ from edm_tutorial.schedules import Unscaled as Unscaled
 from edm_tutorial.schedules import VarianceExploding as VarianceExploding
 from edm_tutorial.schedules import VariancePreserving as VariancePreserving
 from edm_tutorial.schedules import VarianceScaled as VarianceScaled
+from edm_tutorial.sharding import data_parallel as data_parallel
 from edm_tutorial.solvers import AbstractSolver as AbstractSolver
 from edm_tutorial.solvers import DPMSolverPP2M as DPMSolverPP2M
 from edm_tutorial.solvers import Euler as Euler
 from edm_tutorial.solvers import Flow as Flow
 from edm_tutorial.solvers import Heun as Heun
 from edm_tutorial.training import TrainState as TrainState
+from edm_tutorial.training import init_state as init_state
 from edm_tutorial.training import train as train

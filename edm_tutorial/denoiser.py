@@ -19,7 +19,9 @@ from edm_tutorial.types import (
     PRNGKey,
     Scalar,
     as_float,
+    check_callable,
     check_floating,
+    check_kind,
     check_number,
     check_shape,
     concrete,
@@ -36,10 +38,17 @@ class Denoiser(eqx.Module):
     Arguments:
         network: any callable; an `eqx.Module` can be trained.
         preconditioning: stays with the network for life, whatever sampler is used.
+
+    Raises:
+        TypeError: `network` is not callable, or `preconditioning` is not one.
     """
 
     network: Callable[..., Array]
     preconditioning: AbstractPreconditioning
+
+    def __check_init__(self):
+        check_callable("network", self.network)
+        check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
 
     def __call__(
         self,
@@ -69,10 +78,16 @@ class Pinned(eqx.Module):
 
     The condition it is called with is ignored, so that `Guided(D, Pinned(D, null), w)` is
     classifier-free guidance.
+
+    Raises:
+        TypeError: `denoiser` is not callable.
     """
 
     denoiser: Callable[..., Array]
     cond: Condition
+
+    def __check_init__(self):
+        check_callable("denoiser", self.denoiser)
 
     def __call__(
         self,
@@ -101,6 +116,7 @@ class Guided(eqx.Module):
 
     Raises:
         ValueError: `interval` is not an ordered pair, or `weight` is not finite.
+        TypeError: `main` or `guide` is not callable.
     """
 
     main: Callable[..., Array]
@@ -109,6 +125,8 @@ class Guided(eqx.Module):
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
+        check_callable("main", self.main)
+        check_callable("guide", self.guide)
         if len(self.interval) != 2 or not self.interval[0] <= self.interval[1]:
             raise ValueError(f"interval must be (low, high) with low <= high, got {self.interval}")
         if concrete(self.weight) and not np.all(np.isfinite(np.asarray(self.weight, float))):

@@ -133,7 +133,17 @@ def _grid(grid: Callable[..., Array]) -> str:
     inner = grid.func if isinstance(grid, functools.partial) else grid
     name = getattr(inner, "__name__", type(inner).__name__)
     _, *rest = inspect.signature(grid).parameters.values()
-    return _join(_FORMULAS.get(inner, (name,))[0], {p.name: p.default for p in rest})
+    values = {p.name: p.default for p in rest}
+    if inner is grids.iddpm_sigmas:
+        values |= _used_levels(grid, values)
+    return _join(_FORMULAS.get(inner, (name,))[0], values)
+
+
+def _used_levels(grid: Callable[[int], Array], values: Mapping[str, Any]) -> dict[str, int]:
+    """The indices j_0 and j_1 of the first and the last trained level that `grid` visits."""
+    table = grids.iddpm_table(*(values[name] for name in ("levels", "c_1", "c_2")))
+    first, last = (int(np.argmin(np.abs(table - sigma))) for sigma in grid(2))
+    return {"j_0": first, "j_1": last}
 
 
 def _values(part: Any) -> dict[str, Any]:
@@ -170,7 +180,11 @@ _FORMULAS: dict[Any, tuple[str, ...]] = {
     solvers.DPMSolverPP2M: ("DPM-Solver++(2M), N calls",),
     grids.vp_sigmas: ("sigma(t_i) of VP at t_i = 1 + i/(N-1) (eps - 1)",),
     grids.ve_sigmas: ("sigma_max (sigma_min/sigma_max)^(i/(N-1))",),
-    grids.iddpm_sigmas: ("u_j from sigma_max to sigma_min, j evenly spaced",),
+    grids.iddpm_sigmas: (
+        "u_j with j = j_0 + round(i (j_1 - j_0)/(N-1)), halves to even; u_levels = 0, "
+        "u_(j-1) = sqrt((u_j^2 + 1)/max(a_(j-1)/a_j, c_1) - 1), "
+        "a_j = sin(pi/2 j/(levels (c_2 + 1)))^2",
+    ),
     grids.edm_sigmas: ("(a + i/(N-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)",),
     schedules.Linear: ("t", "1"),
     schedules.VarianceExploding: ("sqrt(t)", "1"),

@@ -24,6 +24,7 @@ from edm_tutorial.types import (
     Scalar,
     as_float,
     check_finite,
+    check_kind,
     check_number,
     check_shape,
 )
@@ -42,13 +43,27 @@ def score(
 
     Raises:
         ValueError: `x` is not finite, `sigma` is not positive and finite, or the denoiser
-            changes the shape of `x`.
+            changes the shape or the dtype of `x`.
     """
     check_finite("x", x)
     check_number("sigma", sigma)
     denoised = denoiser(x, sigma, cond)
-    check_shape("the denoiser's output", denoised, x)
+    check_denoised(denoised, x)
     return (denoised - x) / as_float(sigma, x) ** 2
+
+
+def check_denoised(denoised: Any, x: Array) -> None:
+    """Refuse what a denoiser makes of `x` unless it is shaped and typed like `x`.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
+    check_shape("the denoiser's output", denoised, x)
+    if jnp.result_type(denoised) != x.dtype:
+        raise ValueError(
+            f"the denoiser's output must have the dtype of x, {x.dtype}, "
+            f"got {jnp.result_type(denoised)}: cast it with .astype(x.dtype)"
+        )
 
 
 def with_derivative(f: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
@@ -61,12 +76,16 @@ def probability_flow(denoiser: DenoiserFn, schedule: AbstractSchedule = Linear()
 
     Returns f(t, x, args) for `diffrax.ODETerm`; `args` is the condition. Integrate from
     the time of large noise down to that of small noise to generate, up to encode.
+
+    Raises:
+        TypeError: `schedule` is not one.
     """
+    check_kind("schedule", schedule, AbstractSchedule)
 
     def f(t: Any, x: Array, args: Condition) -> Array:
         sigma, s, sigma_dot, s_dot = _at(schedule, t, x)
         denoised = denoiser(x / s, sigma, args)
-        check_shape("the denoiser's output", denoised, x)
+        check_denoised(denoised, x)
         return s_dot / s * x + sigma_dot / sigma * (x - s * denoised)
 
     return f
@@ -77,7 +96,11 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
 
     Returns (drift, diffusion) for `diffrax.MultiTerm(ODETerm(drift),
     ControlTerm(diffusion, brownian_motion))`, run upwards in time.
+
+    Raises:
+        TypeError: `schedule` is not one.
     """
+    check_kind("schedule", schedule, AbstractSchedule)
 
     def drift(t: Any, x: Array, args: Condition) -> Array:
         _, s, _, s_dot = _at(schedule, _after_zero(t, x), x)
@@ -107,8 +130,9 @@ def reverse_sde(
 
     Raises:
         ValueError: a number for `beta` that is negative or not finite.
+        TypeError: `schedule` is not one.
     """
-
+    check_kind("schedule", schedule, AbstractSchedule)
     if beta is not None and not callable(beta):
         check_number("beta", beta, zero=True)
 
@@ -120,7 +144,9 @@ def reverse_sde(
     def drift(t: Any, x: Array, args: Condition) -> Array:
         sigma, s, sigma_dot, s_dot = _at(schedule, t, x)
         pull = sigma_dot / sigma + rate(t, x, sigma, sigma_dot)
-        return s_dot / s * x + pull * (x - s * denoiser(x / s, sigma, args))
+        denoised = denoiser(x / s, sigma, args)
+        check_denoised(denoised, x)
+        return s_dot / s * x + pull * (x - s * denoised)
 
     def diffusion(t: Any, x: Array, args: Condition) -> lx.DiagonalLinearOperator:
         sigma, s, sigma_dot, _ = _at(schedule, t, x)

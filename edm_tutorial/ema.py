@@ -1,15 +1,18 @@
 r"""Averages of the weights over training: what one samples with.
 
 After every optimiser step $\theta_{ema} \leftarrow \theta + \beta(\theta_{ema}-\theta)$.
-The half-life is counted in *examples* and ramped up with training, so that $\beta = 0$ in
-the first step: the average copies the weights and the initial ones are forgotten.
+Both rules have $\beta = 0$ in the first step: the average copies the weights and the
+initial ones are forgotten. They differ in how far back they look: a *half-life* counted in
+examples, or a fixed *fraction* of the training so far.
 """
 
+from abc import abstractmethod
 from typing import TypeVar, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from edm_tutorial.types import Scalar, as_float, check_number, check_positive
@@ -17,8 +20,27 @@ from edm_tutorial.types import Scalar, as_float, check_number, check_positive
 Model = TypeVar("Model")
 
 
+class AbstractEMA(eqx.Module):
+    r"""A rule for $\beta$, and the average it leads to."""
+
+    @abstractmethod
+    def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
+        """beta for a step on `batch_size` examples after `seen` examples before it."""
+
+    def update(self, average: Model, model: Model, seen: Scalar, batch_size: Scalar) -> Model:
+        """The average after one more step, which led to `model`.
+
+        Floating arrays are averaged; everything else is taken from `model`.
+        """
+        beta = self.decay(seen, batch_size)
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+        old = eqx.filter(average, eqx.is_inexact_array)
+        mix = lambda new, old: new + beta.astype(new.dtype) * (old - new)  # noqa: E731
+        return eqx.combine(jax.tree.map(mix, params, old), static)
+
+
 @final
-class HalfLifeEMA(eqx.Module):
+class HalfLifeEMA(AbstractEMA):
     r"""$\beta = 2^{-B/h}$ with $h = \min(h_0,\ r \cdot \text{examples seen})$ (App. F.2).
 
     Arguments:
@@ -40,22 +62,64 @@ class HalfLifeEMA(eqx.Module):
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
         """beta for a step on `batch_size` examples after `seen` examples before it."""
-        check_number("seen", seen, zero=True)
-        check_number("batch_size", batch_size)
-        seen = as_float(seen)
+        seen = _examples(seen, batch_size)
         half_life = jnp.full_like(seen, self.half_life)
         if self.rampup_ratio is not None:
             half_life = jnp.minimum(half_life, seen * self.rampup_ratio)
         # A half-life of zero means beta = 0; the floor avoids 0/0 and nothing else.
         return 0.5 ** (as_float(batch_size, seen) / jnp.maximum(half_life, 1e-8))
 
-    def update(self, average: Model, model: Model, seen: Scalar, batch_size: Scalar) -> Model:
-        """The average after one more step, which led to `model`.
 
-        Floating arrays are averaged; everything else is taken from `model`.
+@final
+class PowerEMA(AbstractEMA):
+    r"""$\beta(t) = (1 - 1/t)^{\gamma+1}$ in step $t$: the profile is a power of time.
+
+    From EDM2 (Karras et al., 2024). The weights after step $k$ of $t$ have the share
+    $(k^{\gamma+1} - (k-1)^{\gamma+1})/t^{\gamma+1}$, whatever the length of the training:
+    there is no half-life to choose again for a longer run. Averages of two lengths, kept on
+    the way, give any other length afterwards: see `reconstruct`.
+
+    Arguments:
+        gamma: the power; 0 is the plain mean of all steps, more looks less far back.
+
+    Raises:
+        ValueError: a negative or infinite power.
+    """
+
+    gamma: float
+
+    def __check_init__(self):
+        check_number("gamma", self.gamma, zero=True)
+
+    @classmethod
+    def from_sigma_rel(cls, sigma_rel: float) -> "PowerEMA":
+        r"""By the standard deviation of its profile as a fraction of the training.
+
+        $\sigma_{rel}^2 = (\gamma+1)\,(\gamma+2)^{-2}\,(\gamma+3)^{-1}$, a cubic in $\gamma$;
+        0.05 and 0.10 are the pair to keep for a reconstruction.
+
+        Raises:
+            ValueError: `sigma_rel` outside (0, 1/sqrt(12)], the width of the plain mean.
         """
-        beta = self.decay(seen, batch_size)
-        params, static = eqx.partition(model, eqx.is_inexact_array)
-        old = eqx.filter(average, eqx.is_inexact_array)
-        mix = lambda new, old: new + beta.astype(new.dtype) * (old - new)  # noqa: E731
-        return eqx.combine(jax.tree.map(mix, params, old), static)
+        if not 0 < sigma_rel <= 12**-0.5 + 1e-12:
+            raise ValueError(f"need 0 < sigma_rel <= 0.2887, got {sigma_rel}")
+        t = float(sigma_rel) ** -2.0
+        gamma = float(np.roots([1.0, 7.0, 16.0 - t, 12.0 - t]).real.max())
+        return cls(max(gamma, 0.0))  # 0 up to rounding, for the plain mean
+
+    @property
+    def sigma_rel(self) -> float:
+        r"""$\sigma_{rel}$, the inverse of `from_sigma_rel`."""
+        return ((self.gamma + 1) / (self.gamma + 3)) ** 0.5 / (self.gamma + 2)
+
+    def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
+        """beta for a step on `batch_size` examples after `seen` examples before it."""
+        seen = _examples(seen, batch_size)
+        before = seen / (seen + as_float(batch_size, seen))  # 1 - 1/t
+        return before ** (self.gamma + 1)
+
+
+def _examples(seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
+    check_number("seen", seen, zero=True)
+    check_number("batch_size", batch_size)
+    return as_float(seen)

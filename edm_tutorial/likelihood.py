@@ -20,6 +20,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from edm_tutorial.dynamics import check_denoised
 from edm_tutorial.types import (
     Condition,
     DenoiserFn,
@@ -85,41 +86,31 @@ def log_likelihood(
         probes: None for the exact trace, or how many Rademacher vectors to average; they
             are drawn once and stay fixed over the solve.
         key: needed with `probes`, and only then.
-        solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. Any
-            adjoint but `BacksolveAdjoint`, which needs a vector field that closes over nothing.
+        solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
+            `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
+            to what the denoiser closes over.
         throw: False returns NaN with `ok` False where a solve failed, for use in `vmap`.
 
     Raises:
-        ValueError: not 0 < sigma_min < sigma_max, probes < 1 or without `key`, or `x` that
-            is not floating.
+        ValueError: not 0 < sigma_min < sigma_max, probes < 1, one of `probes` and `key`
+            without the other, a prior of another shape or a negative `prior_std`, `x` that is
+            not floating, or a denoiser that changes its shape or dtype.
+        TypeError: `probes` is not a Python int.
         RuntimeError: the solver failed, for instance by running out of steps, or the
             density at sigma_max has no finite value.
     """
-    _check(x, sigma_min, sigma_max, prior_std, probes, key)
-    directions = _directions(x, probes, key)
-
-    def linearise(x: Array, sigma: Array) -> tuple[Array, Array]:
-        """D(x; sigma), and its Jacobian applied to every direction."""
-        denoised, jvp = jax.linearize(lambda x: denoiser(x, sigma, cond), x)
-        return denoised, jax.vmap(jvp)(directions)
-
-    def flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
-        x = state[0]
-        denoised, columns = linearise(x, sigma)
-        traces = jnp.sum(directions * columns, axis=range(1, columns.ndim))
-        traces = jnp.sum(traces, keepdims=True) if probes is None else traces
-        return (x - denoised) / sigma, (x.size - traces) / sigma
-
+    _check(x, sigma_min, sigma_max, prior_mean, prior_std, probes, key)
     low, high = as_float(sigma_min, x), as_float(sigma_max, x)
     if not concrete(sigma_min, sigma_max):
         low = eqx.error_if(low, ~((0 < low) & (low < high)), "need 0 < sigma_min < sigma_max")
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(flow),
+        diffrax.ODETerm(_flow),
         solver,
         low,
         high,
         None,
         (x, jnp.zeros(probes or 1, x.dtype)),
+        (denoiser, cond, _directions(x, probes, key), probes is None),
         stepsize_controller=stepsize_controller,
         adjoint=adjoint,
         max_steps=max_steps,
@@ -127,7 +118,8 @@ def log_likelihood(
     )
     end, gained = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
     if prior_mean is None and prior_std is None and probes is None:
-        terminal = _matched_log_prob(end, *linearise(end, high), high)
+        columns = _linearise(denoiser, end, high, cond, _directions(x, None, None))
+        terminal = _matched_log_prob(end, *columns, high)
     else:
         terminal = _gaussian_log_prob(end, prior_mean, prior_std, high)
     log_probs = terminal + gained
@@ -179,6 +171,25 @@ _FAILED = (
 )
 
 
+def _flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
+    """d/dsigma of the point and of what its density has gained, for each direction or probe."""
+    x, _ = state
+    denoiser, cond, directions, exact = args
+    denoised, columns = _linearise(denoiser, x, sigma, cond, directions)
+    traces = jnp.sum(directions * columns, axis=range(1, columns.ndim))
+    traces = jnp.sum(traces, keepdims=True) if exact else traces
+    return (x - denoised) / sigma, (x.size - traces) / sigma
+
+
+def _linearise(
+    denoiser: DenoiserFn, x: Array, sigma: Any, cond: Condition, directions: Array
+) -> tuple[Array, Array]:
+    """D(x; sigma), and its Jacobian applied to every direction."""
+    denoised, jvp = jax.linearize(lambda x: denoiser(x, sigma, cond), x)
+    check_denoised(denoised, x)
+    return denoised, jax.vmap(jvp)(directions)
+
+
 def _directions(x: Array, probes: int | None, key: PRNGKey | None) -> Array:
     """The identity, or Rademacher vectors: the first axis runs over directions."""
     if probes is None or key is None:
@@ -202,6 +213,7 @@ def _matched_log_prob(x: Array, denoised: Array, columns: Array, sigma: Array) -
 
 def _gaussian_log_prob(x: Array, mean: Any, std: Any, sigma: Array) -> Array:
     mean, std = (as_float(0.0 if part is None else part, x) for part in (mean, std))
+    std = eqx.error_if(std, jnp.any(std < 0), "prior_std must not be negative")
     variance = jnp.broadcast_to(std**2 + sigma**2, x.shape)
     offset = x - jnp.broadcast_to(mean, x.shape)
     return -jnp.sum(offset**2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
@@ -219,16 +231,24 @@ def _check(
     x: Array,
     sigma_min: Any,
     sigma_max: Any,
+    prior_mean: Any,
     prior_std: Any,
-    probes: int | None,
+    probes: Any,
     key: PRNGKey | None,
 ) -> None:
     check_floating("x", x)
     if concrete(sigma_min, sigma_max) and not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    for name, value in (("prior_mean", prior_mean), ("prior_std", prior_std)):
+        if value is not None and jnp.shape(value) not in ((), x.shape):
+            raise ValueError(
+                f"{name} must be a number or have the shape of x, {x.shape}, got {jnp.shape(value)}"
+            )
     if prior_std is not None and concrete(prior_std) and not np.all(np.asarray(prior_std) >= 0):
         raise ValueError(f"prior_std must not be negative, got {prior_std}")
+    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int)):
+        raise TypeError(f"probes must be None or a Python int, got {type(probes).__name__}")
     if probes is not None and probes < 1:
         raise ValueError(f"probes must be None or at least 1, got {probes}")
-    if probes is not None and key is None:
-        raise ValueError("probes are random: pass key=jax.random.key(seed)")
+    if (probes is None) != (key is None):
+        raise ValueError("pass key=jax.random.key(seed) with probes, and only with probes")

@@ -27,12 +27,20 @@ class AbstractNoiseDistribution(eqx.Module):
 
     @abstractmethod
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1)."""
+        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1).
+
+        Raises:
+            ValueError: `r` is not a number, or outside [0, 1] where it should be uniform.
+        """
 
 
 @final
 class LogNormal(AbstractNoiseDistribution):
-    r"""$\ln\sigma \sim N(P_{mean}, P_{std}^2)$ (Table 1, column "Ours"); `r` is N(0, 1)."""
+    r"""$\ln\sigma \sim N(P_{mean}, P_{std}^2)$ (Table 1, column "Ours"); `r` is N(0, 1).
+
+    Raises:
+        ValueError: `p_std` is not positive, or `p_mean` not finite.
+    """
 
     p_mean: float = -1.2
     p_std: float = 1.2
@@ -46,12 +54,18 @@ class LogNormal(AbstractNoiseDistribution):
         return self.from_variate(jr.normal(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
+        if concrete(r) and np.any(np.isnan(np.asarray(r))):
+            raise ValueError(f"r must be a number, got {r}")
         return jnp.exp(self.p_mean + self.p_std * as_float(r))
 
 
 @final
 class LogUniform(AbstractNoiseDistribution):
-    r"""$\ln\sigma$ uniform over the range (Table 1, column "VE"); `r` is U(0, 1)."""
+    r"""$\ln\sigma$ uniform over the range (Table 1, column "VE"); `r` is U(0, 1).
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0
@@ -66,12 +80,16 @@ class LogUniform(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_float(r)
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(r)
 
 
 @final
 class UniformTime(AbstractNoiseDistribution):
-    r"""$\sigma(t)$ at $t$ uniform in $(\epsilon_t, 1)$ (Table 1, "VP"); `r` = 0 is t = 1."""
+    r"""$\sigma(t)$ at $t$ uniform in $(\epsilon_t, 1)$ (Table 1, "VP"); `r` = 0 is t = 1.
+
+    Raises:
+        ValueError: not 0 < eps < 1.
+    """
 
     schedule: VariancePreserving = VariancePreserving()
     eps: float = 1e-5
@@ -84,12 +102,16 @@ class UniformTime(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(1 + as_float(r) * (self.eps - 1))
+        return self.schedule.sigma(1 + _uniform(r) * (self.eps - 1))
 
 
 @final
 class UniformLevels(AbstractNoiseDistribution):
-    r"""$\sigma = u_j$ with $j$ uniform in 0..M-1 (Table 1, "iDDPM"); `r` is U(0, 1)."""
+    r"""$\sigma = u_j$ with $j$ uniform in 0..M-1 (Table 1, "iDDPM"); `r` is U(0, 1).
+
+    Raises:
+        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
+    """
 
     levels: int = 1000
     c_1: float = 1e-3
@@ -102,7 +124,14 @@ class UniformLevels(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        r = as_float(r)
+        r = _uniform(r)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), r.dtype)
         index = jnp.floor(r * self.levels).astype(int)
         return table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
+
+
+def _uniform(r: Scalar) -> Array:
+    """A draw of U(0, 1), both ends included, as an array."""
+    if concrete(r) and not np.all((np.asarray(r) >= 0) & (np.asarray(r) <= 1)):
+        raise ValueError(f"r must be between 0 and 1, got {r}")
+    return as_float(r)

@@ -37,7 +37,11 @@ class AbstractPreconditioning(eqx.Module):
 
     @abstractmethod
     def __call__(self, sigma: Scalar) -> Coefficients:
-        """The four coefficients at noise level `sigma`, in the dtype of `sigma`."""
+        """The four coefficients at noise level `sigma`, in the dtype of `sigma`.
+
+        Raises:
+            ValueError: `sigma` is not positive and finite.
+        """
 
     def loss_weight(self, sigma: Scalar) -> Float[Array, "..."]:
         r"""$\lambda(\sigma) = 1 / c_{out}(\sigma)^2$ (Eq. 2 and Table 1, "Training")."""
@@ -80,7 +84,7 @@ class EDMPreconditioning(AbstractPreconditioning):
         return cls(jnp.sqrt(jnp.mean(x**2)))
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = as_float(sigma)
+        sigma = _level(sigma)
         sigma_data = jax.lax.stop_gradient(as_float(self.sigma_data, sigma))
         total = jnp.hypot(sigma, sigma_data)
         return Coefficients(
@@ -96,7 +100,7 @@ class VEPreconditioning(AbstractPreconditioning):
     r"""$1,\ \sigma,\ 1,\ \ln(\sigma/2)$ (Table 1, column "VE"): the input is not scaled."""
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = as_float(sigma)
+        sigma = _level(sigma)
         one = jnp.ones_like(sigma)
         return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=jnp.log(sigma / 2))
 
@@ -121,7 +125,7 @@ class VPPreconditioning(AbstractPreconditioning):
             raise ValueError(f"levels must be at least 2, got {self.levels}")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = as_float(sigma)
+        sigma = _level(sigma)
         return Coefficients(
             c_skip=jnp.ones_like(sigma),
             c_out=-sigma,
@@ -136,6 +140,9 @@ class IDDPMPreconditioning(AbstractPreconditioning):
 
     Arguments:
         levels, c_1, c_2: those of `iddpm_table`, whose index labels the noise level.
+
+    Raises:
+        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
     """
 
     levels: int = 1000
@@ -146,7 +153,7 @@ class IDDPMPreconditioning(AbstractPreconditioning):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = as_float(sigma)
+        sigma = _level(sigma)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
         index = jnp.argmin(jnp.abs(table - sigma))
         return Coefficients(
@@ -155,3 +162,9 @@ class IDDPMPreconditioning(AbstractPreconditioning):
             c_in=(1 + sigma**2) ** -0.5,
             c_noise=(self.levels - 1 - index).astype(sigma.dtype),
         )
+
+
+def _level(sigma: Scalar) -> Array:
+    """A noise level as an array, in its own dtype."""
+    check_positive("sigma", sigma)
+    return as_float(sigma)

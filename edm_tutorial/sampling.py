@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.schedules import AbstractSchedule, Linear, Rounded
+from edm_tutorial.schedules import (
+    AbstractSchedule,
+    Linear,
+    Rounded,
+    Unscaled,
+    VarianceScaled,
+)
 from edm_tutorial.solvers import AbstractSolver, Flow, Heun
 from edm_tutorial.types import (
     Condition,
@@ -24,6 +30,7 @@ from edm_tutorial.types import (
     Scalar,
     as_float,
     check_finite,
+    check_kind,
     concrete,
 )
 
@@ -92,7 +99,8 @@ def sample(
     Algorithm 1 of Karras et al. (2022), for any schedule and solver; Algorithm 2 with
     `churn`, Algorithm 3 with `Heun(alpha)`. Without `churn` this is a deterministic
     function of `noise`: the solution of the probability-flow ODE (Eq. 4) from `sigmas[0]`
-    down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others.
+    down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
+    memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
 
     Arguments:
         denoiser: called as `denoiser(x, sigma, cond)`; `x` and `sigma` in data units.
@@ -106,9 +114,11 @@ def sample(
 
     Raises:
         ValueError: `churn` without `key`, `noise` that is not floating, or `sigmas` that
-            are not positive, finite and descending, also after a schedule's rounding.
+            are not positive, finite and descending, also after a schedule's rounding; a
+            denoiser whose output is not shaped and typed like `noise`.
+        TypeError: a `schedule`, `solver` or `churn` that is not one.
     """
-    sigmas = _checked(noise, sigmas, schedule, churn, key)
+    sigmas = _checked(noise, sigmas, schedule, solver, churn, key)
     return _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key)[0]
 
 
@@ -128,7 +138,7 @@ def sample_path(
     Arguments and errors are those of `sample`. States include the schedule's scaling:
     the i-th has the marginal of s(t) (y + sigma noise) at `sigmas[i]`.
     """
-    sigmas = _checked(noise, sigmas, schedule, churn, key)
+    sigmas = _checked(noise, sigmas, schedule, solver, churn, key)
     last, path = _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True)
     return jnp.concatenate([path, last[None]])
 
@@ -196,11 +206,16 @@ def _checked(
     noise: Array,
     sigmas: Any,
     schedule: AbstractSchedule,
+    solver: AbstractSolver,
     churn: Churn | None,
     key: PRNGKey | None,
 ) -> Any:
     """`sigmas`, once nothing speaks against the arguments; inside jit it is checked on use."""
     check_finite("noise", noise)
+    check_kind("schedule", schedule, AbstractSchedule)
+    check_kind("solver", solver, AbstractSolver)
+    if churn is not None:
+        check_kind("churn", churn, Churn)
     if churn is not None and key is None:
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
     if jnp.ndim(sigmas) != 1 or len(sigmas) < 1:
@@ -210,9 +225,14 @@ def _checked(
     if not concrete(sigmas):
         valid = jnp.all(jnp.isfinite(sigmas)) & (sigmas[-1] > 0) & jnp.all(jnp.diff(sigmas) < 0)
         return eqx.error_if(sigmas, ~valid, "sigmas must be positive, finite and descending")
-    levels = np.asarray(sigmas, float)
+    with np.errstate(over="ignore"):  # infinity is refused below
+        levels = np.asarray(sigmas).astype(noise.dtype).astype(float)  # as the loop sees them
     if not (np.isfinite(levels).all() and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
-        raise ValueError(f"sigmas must be positive, finite and descending, got {levels}")
+        raise ValueError(
+            f"sigmas must be positive, finite and descending in {noise.dtype}, got {sigmas}"
+        )
+    while isinstance(schedule, VarianceScaled | Unscaled):
+        schedule = schedule.schedule  # neither changes which levels there are
     if isinstance(schedule, Rounded) and concrete(schedule.levels):
         table = np.asarray(schedule.levels, float)
         rounded = table[np.argmin(np.abs(table - levels[:, None]), axis=1)]

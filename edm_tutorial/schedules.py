@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.types import Scalar, as_float, check_positive, concrete
+from edm_tutorial.types import (
+    Scalar,
+    as_float,
+    check_kind,
+    check_not_negative,
+    check_positive,
+    concrete,
+)
 
 
 class AbstractSchedule(eqx.Module):
@@ -23,6 +30,9 @@ class AbstractSchedule(eqx.Module):
 
     `sigma` rises from 0 at t = 0. Times, noise levels (data units) and scales are
     scalars; each method follows the dtype of its argument.
+
+    Raises:
+        ValueError: a time or noise level that is negative or not finite.
     """
 
     @abstractmethod
@@ -43,13 +53,13 @@ class Linear(AbstractSchedule):
     r"""EDM's own: $\sigma(t) = t$ and $s(t) = 1$ (Table 1, column "Ours")."""
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return as_float(t)
+        return _level("t", t)
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        return as_float(sigma)
+        return _level("sigma", sigma)
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.ones_like(as_float(t))
+        return jnp.ones_like(_level("t", t))
 
 
 @final
@@ -57,13 +67,13 @@ class VarianceExploding(AbstractSchedule):
     r"""$\sigma(t) = \sqrt t$ and $s(t) = 1$ (Table 1, column "VE")."""
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.sqrt(as_float(t))
+        return jnp.sqrt(_level("t", t))
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        return as_float(sigma) ** 2
+        return _level("sigma", sigma) ** 2
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.ones_like(as_float(t))
+        return jnp.ones_like(_level("t", t))
 
 
 @final
@@ -122,22 +132,29 @@ class VariancePreserving(AbstractSchedule):
         return t * (self.beta_d * t / 2 + self.beta_min)
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.sqrt(jnp.expm1(self._log_scale(as_float(t))))
+        return jnp.sqrt(jnp.expm1(self._log_scale(_level("t", t))))
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        level = 2 * jnp.log1p(as_float(sigma) ** 2)
+        level = 2 * jnp.log1p(_level("sigma", sigma) ** 2)
         root = jnp.sqrt(self.beta_min**2 + self.beta_d * level)
         return level / (root + self.beta_min)  # no difference of nearly equal roots
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.exp(-self._log_scale(as_float(t)) / 2)
+        return jnp.exp(-self._log_scale(_level("t", t)) / 2)
 
 
 @final
 class VarianceScaled(AbstractSchedule):
-    r"""Any schedule with the scaling $s = 1/\sqrt{1+\sigma^2}$ of the VP column."""
+    r"""Any schedule with the scaling $s = 1/\sqrt{1+\sigma^2}$ of the VP column.
+
+    Raises:
+        TypeError: `schedule` is not one.
+    """
 
     schedule: AbstractSchedule
+
+    def __check_init__(self):
+        check_kind("schedule", self.schedule, AbstractSchedule)
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.sigma(t)
@@ -151,9 +168,16 @@ class VarianceScaled(AbstractSchedule):
 
 @final
 class Unscaled(AbstractSchedule):
-    """Any schedule with its scaling taken away: s = 1."""
+    """Any schedule with its scaling taken away: s = 1.
+
+    Raises:
+        TypeError: `schedule` is not one.
+    """
 
     schedule: AbstractSchedule
+
+    def __check_init__(self):
+        check_kind("schedule", self.schedule, AbstractSchedule)
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.sigma(t)
@@ -162,7 +186,7 @@ class Unscaled(AbstractSchedule):
         return self.schedule.time(sigma)
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.ones_like(as_float(t))
+        return jnp.ones_like(_level("t", t))
 
 
 @final
@@ -178,12 +202,14 @@ class Rounded(AbstractSchedule):
 
     Raises:
         ValueError: no levels, or one that is negative or not finite.
+        TypeError: `schedule` is not one.
     """
 
     schedule: AbstractSchedule
     levels: Float[ArrayLike, " levels"]
 
     def __check_init__(self):
+        check_kind("schedule", self.schedule, AbstractSchedule)
         if concrete(self.levels):
             levels = np.asarray(self.levels, float)
             valid = np.isfinite(levels) & (levels >= 0)
@@ -197,9 +223,15 @@ class Rounded(AbstractSchedule):
         return self.schedule.sigma(t)
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        sigma = as_float(sigma)
+        sigma = _level("sigma", sigma)
         levels = jnp.asarray(self.levels, sigma.dtype)
         return self.schedule.time(levels[jnp.argmin(jnp.abs(levels - sigma))])
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.scale(t)
+
+
+def _level(name: str, value: Scalar) -> Array:
+    """A time or noise level as an array, in its own dtype."""
+    check_not_negative(name, value)
+    return as_float(value)

@@ -10,32 +10,51 @@ from abc import abstractmethod
 from typing import Any, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edm_tutorial.dynamics import probability_flow
+from edm_tutorial.dynamics import check_denoised, probability_flow
 from edm_tutorial.schedules import AbstractSchedule
-from edm_tutorial.types import Condition, DenoiserFn, check_positive, check_shape
+from edm_tutorial.types import Condition, DenoiserFn, check_positive
 
 
 @final
 class Flow(eqx.Module):
-    """The ODE as a solver sees it: a denoiser and its condition in one schedule."""
+    """The ODE as a solver sees it: a denoiser and its condition in one schedule.
+
+    Raises:
+        ValueError: the denoiser changes the shape or the dtype of x.
+    """
 
     denoiser: DenoiserFn
     schedule: AbstractSchedule
     cond: Condition
 
-    def velocity(self, t: Array, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def velocity(self, t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """dx/dt (Eq. 4). One denoiser call."""
-        return probability_flow(self.denoiser, self.schedule)(t, x, self.cond)
+        denoiser, t = _tied(self.denoiser, t)
+        return probability_flow(denoiser, self.schedule)(t, x, self.cond)
 
-    def denoise(self, t: Array, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def denoise(self, t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The denoised, unscaled D(x / s; sigma). One denoiser call."""
+        denoiser, t = _tied(self.denoiser, t)
         sigma, s = self.schedule.sigma(t), self.schedule.scale(t)
-        denoised = self.denoiser(x / s, sigma, self.cond)
-        check_shape("the denoiser's output", denoised, x)
+        denoised = denoiser(x / s, sigma, self.cond)
+        check_denoised(denoised, x)
         return denoised
+
+
+def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
+    """Both as they are, but one thing to the compiler, which keeps each call to itself.
+
+    Where two calls are in one program, XLA would spread each bias over the whole batch once
+    for both, and each call would fetch that copy from memory: a quarter more time on a CPU
+    than adding the bias where it is needed.
+    """
+    weights, rest = eqx.partition(denoiser, eqx.is_inexact_array)
+    weights, t = jax.lax.optimization_barrier((weights, t))
+    return eqx.combine(weights, rest), t
 
 
 class AbstractSolver(eqx.Module):

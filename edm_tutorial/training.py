@@ -1,7 +1,8 @@
 r"""Training as a generator: you own the loop, each pass through it is one compiled chunk.
 
 Step i draws its batch and its noise from `fold_in(key, i)`, so a run is a function of the
-key and the data alone: stopped anywhere and resumed, it gives the same weights.
+key and the data alone: stopped anywhere and resumed, it gives the same weights. Its parts
+are in files of their own: `batches`, `optimizers`, `ema`, `sharding`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +16,14 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int
 
-from edm_tutorial.ema import HalfLifeEMA
+from edm_tutorial.batches import Batch, Examples, Given, as_sources
+from edm_tutorial.ema import AbstractEMA, HalfLifeEMA
 from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import PRNGKey, as_float, check_cond, check_data
+from edm_tutorial.sharding import automatic, replicate
+from edm_tutorial.types import PRNGKey, as_float
+
+EMA = AbstractEMA | tuple[AbstractEMA, ...] | None
+"""How weights are averaged: by one rule, by several at once, or not at all."""
 
 
 class TrainState(NamedTuple):
@@ -25,7 +31,7 @@ class TrainState(NamedTuple):
 
     Arguments:
         denoiser: the live weights.
-        ema: their average, to sample with.
+        ema: their average, to sample with; a tuple of them where there were several rules.
         opt_state: of the optax optimizer.
         step: steps taken so far, shape ().
     """
@@ -55,10 +61,10 @@ def train(
     steps: int,
     batch_size: int,
     key: PRNGKey,
-    ema: HalfLifeEMA | None = HalfLifeEMA(),
+    ema: EMA = HalfLifeEMA(),
     every: int = 100,
     state: TrainState | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> Iterator[tuple[TrainState, Float[Array, " chunk"]]]:
     """Train, yielding the state and the losses of every `every` steps.
 
@@ -69,93 +75,93 @@ def train(
     Arguments:
         denoiser: what to train; a preconditioning inside it is left alone.
         loss: called as `loss(denoiser, x, cond, key=key)` for one example, a scalar.
-        data: examples `x` stacked along the first axis, or a pair `(x, cond)` of such.
+        data: examples `x` stacked along the first axis, or a pair `(x, cond)` of such, from
+            which batches are drawn with replacement. Or a function of the step that returns
+            a batch, `x` or `(x, cond)`: a resumed run asks it for the steps to come. Or an
+            iterator of batches, which is read from where it stands: to resume exactly, hand
+            it over at the batch of step `state.step`.
         steps: the total; a resumed run stops at the same step.
-        batch_size: examples a step, drawn with replacement.
+        batch_size: examples a step.
         key: everything random follows from it and the step number.
-        ema: how weights are averaged; None keeps `state.ema` equal to the weights.
-        every: steps a chunk; each chunk is one compiled `scan`.
+        ema: how weights are averaged, `state.ema`; a tuple of rules makes that a tuple of
+            averages, None keeps it equal to the weights.
+        every: steps a chunk. From arrays, each chunk is one compiled `scan`, and 1 does
+            without, as given batches do: on a CPU the gradients of convolutions are ten times
+            slower inside a loop.
         state: where to resume; `denoiser` is then only a template.
-        sharding: of a batch's first axis over devices, for data-parallel training.
+        sharding: of a batch's first axis over devices, for data-parallel training:
+            `data_parallel()`.
 
     Raises:
-        ValueError: data that are empty, not finite or of unequal length, or a count
-            (`steps`, `batch_size`, `every`) below 1.
-        TypeError: a count that is not a whole number.
+        ValueError: data or batches that are empty, not finite, of unequal length or of
+            another length than `batch_size`, an iterator that ends too early, a count
+            (`steps`, `batch_size`, `every`) below 1, a `batch_size` that the devices of
+            `sharding` do not divide, or a `state` without an average for each rule.
+        TypeError: a count that is not a whole number, or a sharding of another kind.
     """
-    data = data if isinstance(data, tuple) else (data, None)
-    _check(data, steps, batch_size, every)
-    sharding = _automatic(sharding)
+    _check(steps, batch_size, every)
     if state is None:
-        state = init_state(denoiser, optimizer)
+        state = init_state(denoiser, optimizer, ema)
+    _check_averages(state, ema)
+    plan = (loss, optimizer, key, ema)
+    if sharding is not None:
+        sharding = automatic(sharding, batch_size)
+        state, plan = replicate((state, plan), sharding)
+    sources = as_sources(data, batch_size, sharding)
 
-    def chunks(state: TrainState) -> Iterator[tuple[TrainState, Array]]:
+    def chunks(state: Any) -> Iterator[tuple[TrainState, Array]]:
         while (done := int(state.step)) < steps:
-            length = min(every, steps - done)
-            state, losses = _chunk(
-                state, loss, data, optimizer, key, ema, sharding, batch_size, length
-            )
-            yield state, losses
+            parts = []
+            for source, length in sources(done, min(every, steps - done)):
+                chunk = None if every == 1 else length
+                state, losses = _chunk(state, source, plan, sharding, chunk)
+                parts.append(losses)
+            yield state, jnp.concatenate(parts)
 
     return chunks(state)
 
 
-def init_state(denoiser: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init_state(
+    denoiser: Any, optimizer: optax.GradientTransformation, ema: EMA = None
+) -> TrainState:
+    """The state before the first step: a template to restore into, too."""
     params = eqx.filter(denoiser, trainable(denoiser))
-    return TrainState(denoiser, denoiser, optimizer.init(params), jnp.zeros((), int))
+    average = tuple(denoiser for _ in ema) if isinstance(ema, tuple) else denoiser
+    return TrainState(denoiser, average, optimizer.init(params), jnp.zeros((), int))
 
 
 @eqx.filter_jit
 def _chunk(
     state: TrainState,
-    loss: Callable[..., Array],
-    data: Any,
-    optimizer: optax.GradientTransformation,
-    key: PRNGKey,
-    ema: HalfLifeEMA | None,
+    source: Examples | Given,
+    plan: tuple[Callable[..., Array], optax.GradientTransformation, PRNGKey, EMA],
     sharding: Any,
-    batch_size: int,
-    length: int,
+    length: int | None,
 ) -> tuple[TrainState, Array]:
+    loss, optimizer, key, ema = plan
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(dynamic: Any, _: None) -> tuple[Any, Array]:
         state = eqx.combine(dynamic, static)
         batch_key, loss_key = jr.split(jr.fold_in(key, state.step))
-        batch = _draw(batch_key, data, batch_size, sharding)
-        state, value = _step(state, loss, batch, optimizer, loss_key, ema, batch_size)
+        batch = source.draw(batch_key, sharding)
+        state, value = _step(state, loss, batch, optimizer, loss_key, ema, source.batch_size)
         return eqx.filter(state, eqx.is_array), value
 
+    if length is None:
+        dynamic, value = body(dynamic, None)
+        return eqx.combine(dynamic, static), value[None]
     dynamic, losses = jax.lax.scan(body, dynamic, length=length)
     return eqx.combine(dynamic, static), losses
-
-
-def _automatic(sharding: Any) -> Any:
-    """The same sharding over axes that the compiler handles, as `_draw` needs."""
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding
-    devices: Any = sharding.mesh.devices
-    mesh = jax.sharding.Mesh(devices, sharding.mesh.axis_names)
-    return jax.sharding.NamedSharding(mesh, sharding.spec)
-
-
-def _draw(key: PRNGKey, data: Any, batch_size: int, sharding: Any) -> Any:
-    count = len(jax.tree.leaves(data)[0])
-    index = jr.randint(key, (batch_size,), 0, count)
-    batch = jax.tree.map(lambda array: array[index], data)
-    if sharding is None:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def _step(
     state: TrainState,
     loss: Callable[..., Array],
-    batch: Any,
+    batch: Batch,
     optimizer: optax.GradientTransformation,
     key: PRNGKey,
-    ema: HalfLifeEMA | None,
+    ema: EMA,
     batch_size: int,
 ) -> tuple[TrainState, Array]:
     params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
@@ -170,20 +176,30 @@ def _step(
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
-    average = denoiser
-    if ema is not None:
-        seen = as_float(state.step) * batch_size  # a float: in int32 it could overflow
-        average = ema.update(state.ema, denoiser, seen, batch_size)
+    average = _average(ema, state, denoiser, batch_size)
     return TrainState(denoiser, average, opt_state, state.step + 1), value
 
 
-def _check(data: tuple[Any, Any], steps: int, batch_size: int, every: int) -> None:
+def _average(ema: EMA, state: TrainState, denoiser: Any, batch_size: int) -> Any:
+    seen = as_float(state.step) * batch_size  # a float: in int32 it could overflow
+    update = lambda rule, old: rule.update(old, denoiser, seen, batch_size)  # noqa: E731
+    if isinstance(ema, tuple):
+        return tuple(update(*pair) for pair in zip(ema, state.ema, strict=True))
+    return denoiser if ema is None else update(ema, state.ema)
+
+
+def _check_averages(state: TrainState, ema: EMA) -> None:
+    if isinstance(ema, tuple):
+        count = len(state.ema) if isinstance(state.ema, tuple) else 1
+        if count != len(ema):
+            raise ValueError(
+                f"state.ema must hold one average for each of the {len(ema)} rules, got {count}"
+            )
+
+
+def _check(steps: int, batch_size: int, every: int) -> None:
     for name, count in (("steps", steps), ("batch_size", batch_size), ("every", every)):
         if not isinstance(count, Integral):
             raise TypeError(f"{name} must be a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    if len(data) != 2:
-        raise ValueError(f"data must be x or a pair (x, cond), got {len(data)} parts")
-    check_data("data", data[0])
-    check_cond(data[1], len(data[0]))

@@ -101,6 +101,38 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> None:
         check_positive(name, value)
 
 
+def check_not_negative(name: str, value: Any) -> None:
+    """Refuse what is negative or not finite; a traced value cannot be checked.
+
+    Raises:
+        ValueError: `value` has an entry that is negative, infinite or not a number.
+    """
+    if concrete(value):
+        numbers = np.asarray(value, dtype=float)
+        if not (np.all(np.isfinite(numbers)) and np.all(numbers >= 0)):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuse an object of another class, such as a class in place of an instance.
+
+    Raises:
+        TypeError: `value` is not an instance of `kind`.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: `value` is not callable.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+
+
 def check_shape(name: str, array: Any, x: Array) -> None:
     """Refuse an array that is not shaped like `x`, even where it would broadcast.
 

@@ -187,6 +187,15 @@ def test_guidance_acts_inside_its_interval_both_ends_included():
         np.testing.assert_array_equal(guided(X, level, COND), expected)
 
 
+def test_guidance_at_a_single_level():
+    """An interval may be a point: both its ends are included."""
+    guided, level = edm.Guided(main, guide, 2.0, (1.0, 1.0)), jnp.array(1.0)
+    np.testing.assert_array_equal(
+        guided(X, level, COND), edm.Guided(main, guide, 2.0)(X, level, COND)
+    )
+    np.testing.assert_array_equal(guided(X, 1.01 * level, COND), main(X, 1.01 * level, COND))
+
+
 def test_classifier_free_guidance_pins_the_guide():
     denoiser = edm.Denoiser(wavy, edm.EDMPreconditioning(0.5))
     null = jnp.array(0.0)

@@ -55,7 +55,8 @@ def test_printed_values_are_those_of_the_objects(design):
         assert values(rows[name]) == pytest.approx(numbers(part)), name
     defaults = inspect.signature(design.grid).parameters.values()
     defaults = {p.name: p.default for p in defaults if p.default is not p.empty}
-    assert values(rows["Time steps"]) == pytest.approx(defaults)
+    computed = {"j_0": 8, "j_1": 999} if design is COLUMNS["iddpm"] else {}
+    assert values(rows["Time steps"]) == pytest.approx(defaults | computed)
     assert all(f"{value:g}" in str(design) for value in defaults.values())
 
 
@@ -119,6 +120,39 @@ def test_grid_formulas_compute_the_grids():
     expected = [float(schedule.sigma(jnp.float64(time))) for time in t]
     assert "t_i = 1 + i/(N-1) (eps - 1)" in text
     np.testing.assert_allclose(designs.vp().grid(n), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("changed", [{}, {"sigma_min": 0.0065, "sigma_max": 80.0, "levels": 600}])
+def test_the_printed_recursion_computes_the_grid_of_iddpm(changed):
+    """The trained levels, j_0 and the rounding are read from the text.
+
+    In the changed range, n = 5 has indices half-way between two levels.
+    """
+    base = COLUMNS["iddpm"]
+    grid = functools.partial(edm.iddpm_sigmas, **changed)
+    design = edm.Design(grid, base.schedule, base.solver, base.preconditioning, base.noise)
+    text = design.rows()["Time steps"]
+    u_formula = text.split("u_(j-1) = ")[1].split(", a_j")[0]
+    a_formula = text.split("a_j = ")[1].split(";")[0]
+    signs = {"^": "**", "pi/2 j": "pi/2 * j", "levels (": "levels * ("}
+    signs |= {"a_(j-1)": "a[j - 1]", "a_j": "a[j]", "u_j": "u[j]"}
+    for old, new in signs.items():
+        u_formula, a_formula = u_formula.replace(old, new), a_formula.replace(old, new)
+
+    p = values(text)
+    names = {**FUNCTIONS, **p, "sin": np.sin, "pi": np.pi, "max": max}
+    last = int(p["levels"])
+    assert "; u_levels = 0, " in text
+    u, a = np.zeros(last + 1), eval(a_formula, names | {"j": np.arange(last + 1)})
+    for j in range(last, 0, -1):
+        u[j - 1] = eval(u_formula, names | {"u": u, "a": a, "j": j})
+
+    assert text.startswith("u_j with j = j_0 + round(i (j_1 - j_0)/(N-1)), halves to even; ")
+    first, span = int(p["j_0"]), int(p["j_1"] - p["j_0"])
+    assert first == np.argmax(u <= p["sigma_max"])
+    for n in (5, 7):  # Python's round() takes halves to the even number
+        index = [first + round(i * span / (n - 1)) for i in range(n)]
+        np.testing.assert_allclose(grid(n), u[index], rtol=1e-9)
 
 
 def test_changed_parameters_show():

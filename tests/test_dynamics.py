@@ -344,3 +344,22 @@ def test_dynamics_refuse_what_would_be_nan():
         edm.score(denoise, jnp.array([jnp.nan, 1.0]), 1.0)
     with pytest.raises(ValueError, match="beta must be positive"):
         edm.reverse_sde(denoise, beta=-1.0)
+
+
+@pytest.mark.parametrize(
+    "denoiser, message",
+    [
+        (lambda x, sigma, cond=None: jnp.zeros(1), r"shape of x, \(2,\), got \(1,\)"),
+        (lambda x, sigma, cond=None: x.astype(jnp.float32), "dtype of x, float64, got float32"),
+    ],
+)
+def test_dynamics_refuse_a_denoiser_that_answers_in_another_form(denoiser, message):
+    x = jnp.ones(2)
+    fields = {
+        "score": lambda: edm.score(denoiser, x, 1.0),
+        "ode": lambda: edm.probability_flow(denoiser)(1.0, x, None),
+        "sde": lambda: edm.reverse_sde(denoiser)[0](1.0, x, None),
+    }
+    for name, field in fields.items():
+        with pytest.raises(ValueError, match=f"the denoiser's output must have the {message}"):
+            pytest.fail(f"{name} returned {field()}")

@@ -61,7 +61,7 @@ def replay(rows: np.ndarray):
     return lambda key, shape, dtype: jnp.asarray(next(rest), dtype).reshape(shape)
 
 
-def build_churn(params: dict, noise: np.ndarray) -> edm.Churn | None:
+def build_churn(params: dict, noise: np.ndarray, churn: type = edm.Churn):
     names = {
         "S_churn": "s_churn",
         "S_min": "s_min",
@@ -69,7 +69,7 @@ def build_churn(params: dict, noise: np.ndarray) -> edm.Churn | None:
         "S_noise": "s_noise",
     }
     given = {names[k]: float(v) for k, v in params.items() if k in names}
-    return edm.Churn(**given, draw=replay(noise)) if given else None
+    return churn(**given, draw=replay(noise)) if given else None
 
 
 def plain_loop(body, carry, xs):
@@ -79,7 +79,7 @@ def plain_loop(body, carry, xs):
     for row in zip(*rows, strict=True):
         carry, out = body(carry, jax.tree.unflatten(tree, map(jnp.asarray, row)))
         outs.append(out)
-    return carry, jnp.asarray(np.stack(outs))
+    return carry, None if outs[0] is None else jnp.asarray(np.stack(outs))
 
 
 def run(case: "Case | Row", sigmas, schedule, solver, churn):

@@ -162,6 +162,7 @@ def test_condition_solver_and_vector_field(key):
     """The condition reaches the denoiser; any Diffrax solver gives the same number."""
 
     def shifted(x, sigma, cond=None, *, key=None):
+        assert cond is not None
         return cond + MIXTURES["centred"].denoise(x - cond, sigma)
 
     x, cond = jnp.array([0.9, 0.2]), jnp.array([2.0, -1.0])
@@ -203,6 +204,7 @@ def test_failure_is_marked_example_by_example():
     """Under vmap with throw=False only the example that fails is NaN."""
 
     def rough(x, sigma, cond=None, *, key=None):
+        assert cond is not None
         return jnp.where(cond, jnp.nan, 1.0) * x / (1 + sigma**2)
 
     one = lambda x, bad: edm.log_likelihood(rough, x, bad, throw=False)  # noqa: E731
@@ -222,16 +224,34 @@ def test_gradients(key):
     np.testing.assert_allclose(by_mixture.means.sum(axis=0), -score, rtol=1e-3, atol=1e-3)
 
 
-def test_adjoint_is_open_to_choice():
-    gaussian = edm.GaussianMixture([1.0], np.zeros((1, 1)), np.ones((1, 1, 1)))
+def slope(adjoint, **kwargs):
+    """The gradients of log p with respect to a point and to the mean of a Gaussian."""
 
-    def value(x):
-        adjoint = diffrax.ForwardMode()
-        return edm.log_likelihood(gaussian.denoise, x, adjoint=adjoint).log_prob
+    def value(x, mean):
+        gaussian = edm.GaussianMixture(jnp.ones(1), mean[None], jnp.ones((1, 1, 1)))
+        prior = {"prior_mean": mean, "prior_std": 1.0} if kwargs else {}
+        return edm.log_likelihood(gaussian.denoise, x, adjoint=adjoint, **prior, **kwargs).log_prob
 
-    x = jnp.array([0.7])
-    _, slope = jax.jvp(value, (x,), (jnp.ones(1),))
-    np.testing.assert_allclose(slope, gaussian.score(x, SIGMA_MIN)[0], rtol=1e-3)
+    derive = jax.jacfwd if isinstance(adjoint, diffrax.ForwardMode) else jax.grad
+    return derive(value, argnums=(0, 1))(jnp.array([0.7]), jnp.array([0.2]))
+
+
+@pytest.mark.parametrize("adjoint", [diffrax.ForwardMode(), diffrax.BacksolveAdjoint()])
+def test_adjoint_is_open_to_choice(adjoint):
+    """The score at sigma_min, -(x - mean) / (1 + sigma_min^2), and its negative.
+
+    The tolerance is the solver's, on the way there and, with `BacksolveAdjoint`, back.
+    """
+    by_x, by_mean = slope(adjoint)
+    np.testing.assert_allclose(by_x, -0.5 / (1 + SIGMA_MIN**2), rtol=1e-3)
+    np.testing.assert_allclose(by_mean, 0.5 / (1 + SIGMA_MIN**2), rtol=1e-3)
+
+
+def test_backsolve_takes_probes():
+    """In one dimension a random sign squares to 1, so one probe is exact."""
+    by_x, by_mean = slope(diffrax.BacksolveAdjoint(), probes=1, key=jr.key(0))
+    np.testing.assert_allclose(by_x, -0.5 / (1 + SIGMA_MIN**2), rtol=1e-3)
+    np.testing.assert_allclose(by_mean, 0.5 / (1 + SIGMA_MIN**2), rtol=1e-3)
 
 
 def test_trained_density_integrates_to_one(key):
@@ -295,11 +315,37 @@ def test_quantised_gaussian_bits():
         ({"sigma_min": 0.0}, "0 < sigma_min"),
         ({"probes": 0, "key": jr.key(0)}, "probes must be None or at least 1"),
         ({"probes": 4}, "pass key="),
+        ({"key": jr.key(0)}, "only with probes"),
+        ({"prior_mean": np.zeros(3)}, r"prior_mean must be .* shape of x, \(2,\), got \(3,\)"),
+        ({"prior_std": np.ones((1, 2))}, r"prior_std must be .* shape of x, \(2,\), got \(1, 2\)"),
+        ({"prior_std": -1.0}, "prior_std must not be negative"),
     ],
 )
 def test_refuses(kwargs, message):
     with pytest.raises(ValueError, match=message):
         edm.log_likelihood(MIXTURES["centred"].denoise, jnp.ones(2), **kwargs)
+
+
+@pytest.mark.parametrize("probes, got", [(True, "bool"), (2.5, "float"), ("4", "str")])
+def test_refuses_probes_that_are_no_int(unchecked, probes, got):
+    fresh = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731  compiled for no 1 == True
+    with pytest.raises(TypeError, match=f"probes must be None or a Python int, got {got}"):
+        edm.log_likelihood(fresh, jnp.ones(2), probes=probes, key=jr.key(0))
+
+
+@pytest.mark.parametrize(
+    "denoiser, message",
+    [
+        (lambda x, sigma, cond=None: jnp.zeros(3), r"shape of x, \(2,\), got \(3,\)"),
+        (lambda x, sigma, cond=None: x.sum(), r"shape of x, \(2,\), got \(\)"),
+        (lambda x, sigma, cond=None: x.astype(jnp.float32), "dtype of x, float64, got float32"),
+    ],
+)
+@pytest.mark.parametrize("probes", [None, 2])
+def test_refuses_a_denoiser_that_answers_in_another_form(denoiser, message, probes):
+    key = None if probes is None else jr.key(0)
+    with pytest.raises(ValueError, match=f"the denoiser's output must have the {message}"):
+        edm.log_likelihood(denoiser, jnp.ones(2), probes=probes, key=key)
 
 
 def test_refuses_integers(unchecked):
@@ -328,5 +374,6 @@ def test_refuses_ends_that_are_arrays_and_priors_that_are_not():
     with pytest.raises(RuntimeError, match="need 0 < sigma_min < sigma_max"):
         low, high = jnp.array(2.0), jnp.array(1.0)
         edm.log_likelihood(mixture.denoise, jnp.ones(2), sigma_min=low, sigma_max=high).ok.item()
-    with pytest.raises(ValueError, match="prior_std must not be negative"):
-        edm.log_likelihood(mixture.denoise, jnp.ones(2), prior_std=-1.0)
+    with pytest.raises(RuntimeError, match="prior_std must not be negative"):
+        std = jnp.array([1.0, -1.0])
+        edm.log_likelihood(mixture.denoise, jnp.ones(2), prior_std=std).ok.item()

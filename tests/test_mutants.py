@@ -1,5 +1,6 @@
 """The planted bugs of `tests/mutants` still fit the code; `make mutants` runs them."""
 
+import ast
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -11,6 +12,8 @@ SPEC = importlib.util.spec_from_file_location("mutants_run", HERE / "mutants" / 
 assert SPEC is not None and SPEC.loader is not None
 runner = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(runner)
+
+mutate = runner.mutate
 
 MUTANTS = {mutant.path.stem: mutant for mutant in runner.mutants()}
 # Number 7 is a bug of standardising, which the package does not do yet.
@@ -42,3 +45,51 @@ def test_header_says_what_breaks_and_which_tests_notice(name):
     assert len(mutant.says) > 20 and mutant.tests
     for module in mutant.tests:
         assert (HERE / f"{module}.py").exists()
+
+
+# The mutations that are drawn
+
+
+def test_draw_is_fixed_by_the_seed_and_reaches_every_file():
+    drawn = mutate.drawn(32, 0)
+    assert drawn == mutate.drawn(32, 0) and drawn != mutate.drawn(32, 1)
+    assert {one.file for one in drawn} == set(mutate.CORE) and len(drawn) == 32
+    for one in drawn:
+        original = (mutate.ROOT / "edm_tutorial" / f"{one.file}.py").read_text()
+        assert ast.unparse(ast.parse(original)) != one.source
+        compile(one.source, one.name, "exec")
+        assert all((HERE / f"{module}.py").exists() for module in one.tests)
+
+
+def test_mutations_alter_what_is_computed_and_nothing_else():
+    source = '''
+def f(x: Float[Array, "2"], n: int = 3) -> Float[Array, "4"]:
+    """Twice x, 5 times."""
+    if not n < 6:
+        raise ValueError(f"{n + 7} is more than 8")
+    return -x * min(n, 9.0)
+'''
+    nodes = mutate.computing(ast.parse(source))
+    found = [
+        (ast.unparse(node), ast.unparse(new)) for node in nodes for new in mutate.variants(node)
+    ]
+    assert sorted(found) == sorted(
+        [
+            ("3", "4"),
+            ("not n < 6", "n < 6"),
+            ("n < 6", "n <= 6"),
+            ("n < 6", "n > 6"),
+            ("6", "7"),
+            ("-x * min(n, 9.0)", "-x / min(n, 9.0)"),
+            ("-x", "x"),
+            ("min(n, 9.0)", "max(n, 9.0)"),
+            ("9.0", "18.0"),
+        ]
+    )
+
+
+def test_excuses_are_of_mutations_that_exist():
+    for name, reason in runner.excuses().items():
+        file = name.split(": ")[0]
+        assert name in {mutate.mutation(file, site).name for site in mutate.sites(file)}, name
+        assert len(reason) > 20, "say why nobody could see it"

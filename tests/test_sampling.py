@@ -479,3 +479,11 @@ def test_levels_are_checked_inside_jit_too():
     assert np.all(np.isfinite(draw(edm.edm_sigmas(4))))
     with pytest.raises(RuntimeError, match="positive, finite and descending"):
         draw(edm.edm_sigmas(4)[::-1]).block_until_ready()
+
+
+def test_many_points_in_pieces_are_those_of_one_batch():
+    """The line of the docstring for more points than memory holds; the last piece is smaller."""
+    draw = lambda z: edm.sample(Gaussian(0.7), z, edm.edm_sigmas(5))  # noqa: E731
+    noise = jax.random.normal(jax.random.key(0), (7, 2))
+    pieces = jax.lax.map(draw, noise, batch_size=3)
+    np.testing.assert_allclose(pieces, jax.vmap(draw)(noise), rtol=1e-12)

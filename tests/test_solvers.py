@@ -1,5 +1,9 @@
 """Solvers: order of convergence, what each step solves exactly, and its price."""
 
+import re
+import subprocess
+import sys
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -259,3 +263,25 @@ def test_few_long_steps_in_float32(n):
         draw = lambda z, s=schedule: edm.sample(denoise, z, sigmas, schedule=s)  # noqa: E731
         noise = jnp.array([0.3, -0.5], jnp.float32)
         assert np.all(np.isfinite(draw(noise))) and np.all(np.isfinite(jax.jacobian(draw)(noise)))
+
+
+OPTIMISED = """
+import jax, jax.numpy as jnp
+import edm_tutorial as edm
+
+network = edm.MLP(2, width=128, depth=1, key=jax.random.key(0))
+denoiser = edm.Denoiser(network, edm.EDMPreconditioning(0.5))
+draw = lambda z: edm.sample(denoiser, z, edm.edm_sigmas(4))
+print(jax.jit(jax.vmap(draw)).lower(jnp.zeros((4099, 2))).compile().as_text())
+"""
+
+
+def test_two_calls_share_no_copy_of_a_weight():
+    """A bias spread over the whole batch, once for both calls of Heun, is read from memory twice.
+
+    In a process of its own, since these tests run without the optimisation that does it.
+    """
+    command = [sys.executable, "-c", OPTIMISED]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "= f32[4099,128]" in text
+    assert not re.findall(r"broadcast\S* = f32\[4099,128\]\S* fusion\(%[^,]*\), kind", text)

@@ -1,11 +1,9 @@
 """Training reaches what can be computed by hand, and is a function of its key."""
 
 import io
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +15,11 @@ import pytest
 from tqdm import tqdm
 
 import edm_tutorial as edm
+from edm_tutorial.ema import PowerEMA
 from edm_tutorial.networks import MLP
+from edm_tutorial.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
 NOISE = edm.LogNormal(-0.5, 1.0)
 LOSS = partial(edm.denoising_loss, noise=NOISE)
@@ -263,39 +265,204 @@ def test_float32_stays_float32(key):
         assert all(leaf.dtype == np.float32 for leaf in leaves(model))
 
 
-SHARDED = """
-import sys
-from pathlib import Path
-
-sys.path.insert(0, sys.argv[1])
-import conftest  # noqa: F401  the same settings as the other tests
-import jax
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from test_training import gaussian_run, leaves
-
-mesh = jax.make_mesh((8,), ("batch",))
-sharding = NamedSharding(mesh, PartitionSpec("batch"))
-options = {"steps": 6, "every": 6, "batch_size": 64}
-*_, (many, sharded) = gaussian_run(jax.random.key(3), sharding=sharding, **options)
-*_, (one, single) = gaussian_run(jax.random.key(3), **options)
-assert len(jax.devices()) == 8
-for a, b in zip([*leaves(many), sharded], [*leaves(one), single], strict=True):
-    # the same sums in another order
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-"""
+def batch_of(step):
+    """Sixteen examples that are a function of the step, on the host."""
+    return STDS * np.random.default_rng(step).normal(size=(16, 2))
 
 
-def test_eight_devices_are_one():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # two compilations for six steps
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(Path(__file__).parent)],
-        env=environment,
-        capture_output=True,
-        text=True,
+def stream_run(seed, data, **options):
+    net_key, train_key = jr.split(jr.clone(seed))
+    network = MLP(2, width=8, depth=1, key=net_key)
+    denoiser = edm.Denoiser(network, edm.EDMPreconditioning(1.0))
+    options = {"steps": 6, "batch_size": 16, "every": 4, "key": train_key} | options
+    return edm.train(denoiser, LOSS, data, ADAM, **options)
+
+
+def test_batches_as_a_function_of_the_step_resume_exactly(key):
+    asked = []
+
+    def batch(step):
+        asked.append(step)
+        return batch_of(step)
+
+    whole = list(stream_run(key, batch))
+    assert asked == list(range(6)) and [len(losses) for _, losses in whole] == [4, 2]
+    [(resumed, losses)] = stream_run(key, batch, state=whole[0][0])
+    assert asked[6:] == [4, 5]
+    assert_identical(resumed, whole[1][0])
+    np.testing.assert_array_equal(losses, whole[1][1])
+    # an iterator of the same batches, handed over at the batch of the step
+    iterated = list(stream_run(key, map(batch_of, range(6))))
+    assert_identical(iterated[1][0], whole[1][0])
+    [(resumed, _)] = stream_run(key, map(batch_of, range(4, 6)), state=whole[0][0])
+    assert_identical(resumed, whole[1][0])
+
+
+def test_a_given_batch_is_used_as_it_is(key):
+    """The loss of step i is the mean of the batch of step i, with its conditions."""
+    model = Recorder(jnp.array(1.0))
+
+    def pairs(step):
+        x = np.arange(3.0)[:, None] + 10 * step
+        return x, {"same": x[:, 0]}
+
+    def loss(model, x, cond, *, key):
+        return x[0] + 100 * jnp.abs(x[0] - cond["same"]) + 0 * model.weight
+
+    run = edm.train(model, loss, pairs, optax.sgd(1.0), steps=5, batch_size=3, key=key, every=5)
+    np.testing.assert_array_equal(next(run)[1], 1.0 + 10 * np.arange(5))
+
+
+BAD_BATCHES = {
+    "too few": (lambda step: np.ones((15, 2)), "of step 0 must have batch_size=16.*got 15"),
+    "a list": (lambda step: [1.0, 2.0], "the batch of step 0 must be a floating.*got list"),
+    "nan": (lambda step: np.full((16, 2), np.nan), "the batch of step 0 has 32 entries"),
+    "three parts": (lambda step: 3 * (np.ones((16, 2)),), "batch of step 0 .*got 3 parts"),
+    "conditions": (lambda step: (np.ones((16, 2)), np.ones(4)), "16 examples, and cond of"),
+    "an iterator's end": (iter([]), "ended before step 0: itertools.cycle"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BATCHES)
+def test_bad_batches(name, key):
+    data, message = BAD_BATCHES[name]
+    with pytest.raises(ValueError, match=message):
+        next(stream_run(key, data))
+
+
+def test_learning_rate_equals_the_reference():
+    case = {name: GOLDEN[f"lr/{name}"] for name in ("cur_nimg", "base_lr", "rampup_kimg", "lr")}
+    for seen, base, kimg, expected in zip(*case.values(), strict=True):
+        rate = ramp_up(base, 1000 * kimg, batch_size=1)
+        np.testing.assert_allclose(rate(seen), expected, rtol=1e-14, atol=0)
+    steps = jnp.arange(5)  # in steps of 512 examples, up to 1024
+    rate = ramp_up(2.0, 1024, batch_size=512)
+    np.testing.assert_array_equal(jax.vmap(rate)(steps), [0.0, 1.0, 2.0, 2.0, 2.0])
+    late = rate(jnp.array(2**30, jnp.int32))  # examples beyond any int32
+    assert float(late) == 2.0
+
+
+def test_the_ramp_up_reaches_the_weights(key):
+    """Gradient -1 at rates 0, 1/2, 1, 1: the weight is the sum of the rates so far."""
+    run = edm.train(
+        Recorder(jnp.array(0.0)),
+        lambda model, x, cond, *, key: -model.weight,
+        jnp.ones((3, 1)),
+        optax.sgd(ramp_up(1.0, 8, batch_size=4)),
+        steps=4,
+        batch_size=4,
+        key=key,
+        every=1,
     )
-    assert done.returncode == 0, done.stderr
+    weights = [float(state.denoiser.weight) for state, _ in run]
+    np.testing.assert_allclose(weights, [0.0, 0.5, 1.5, 2.5], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0.0, 10, 4), "learning_rate must be positive"),
+        ((1.0, -10, 4), "examples must be positive"),
+        ((1.0, 10, 0), "batch_size must be positive"),
+    ],
+)
+def test_ramp_up_refuses(arguments, message):
+    rate, examples, batch_size = arguments
+    with pytest.raises(ValueError, match=message):
+        ramp_up(rate, examples, batch_size=batch_size)
+
+
+def test_gradients_that_are_not_finite_are_cleaned_and_counted(key):
+    """Batch k has the gradient x_k for w: nan and inf are steps of 0 and -+1e5."""
+    gradients = [1.0, np.nan, 2.0, np.inf, -np.inf, 3.0]
+
+    def loss(model, x, cond, *, key):
+        value = jnp.array(gradients)[x[0].astype(int)]
+        return (value * model.weight).sum()
+
+    run = edm.train(
+        Recorder(jnp.zeros(2)),
+        loss,
+        lambda step: np.full((1, 1), float(step)),
+        optax.chain(clean_gradients(), optax.sgd(1.0)),
+        steps=6,
+        batch_size=1,
+        key=key,
+        every=1,
+    )
+    moves, counts, last = [], [], np.zeros(2)
+    for state, losses in run:
+        weight = np.array(state.denoiser.weight)
+        moves.append(last - weight)
+        last = weight
+        counts.append(tuple(map(int, cleaned(state))))
+        assert np.isfinite(losses[0]) == np.isfinite(gradients[int(state.step) - 1])
+    np.testing.assert_allclose(moves, np.outer([1, 0, 2, 1e5, -1e5, 3], [1, 1]), atol=1e-9)
+    assert counts == [(0, 0), (1, 2), (1, 2), (2, 4), (3, 6), (3, 6)]
+
+
+def test_the_count_of_cleaned_entries_does_not_overflow():
+    cleaner = clean_gradients()
+    most = jnp.iinfo(jnp.int32).max
+    state = Cleaned(jnp.array(7, jnp.int32), jnp.array(most - 1, jnp.int32))
+    _, state = cleaner.update(jnp.full(3, jnp.nan), state)
+    assert (int(state.steps), int(state.entries)) == (8, most)
+
+
+def test_cleaning_errors():
+    with pytest.raises(ValueError, match="bound must be positive and finite, got 0"):
+        clean_gradients(0.0)
+    state = optax.adam(1e-3).init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"need one clean_gradients\(\).*, got 0"):
+        cleaned(state)
+    twice = optax.chain(clean_gradients(), clean_gradients()).init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"got 2"):
+        cleaned(twice)
+
+
+def test_several_averages_at_once(key):
+    """Each is the one it would be alone."""
+    rules = (edm.HalfLifeEMA(200.0), PowerEMA(3.0))
+    both = next(gaussian_run(key, ema=rules))[0]
+    for rule, average in zip(rules, both.ema, strict=True):
+        assert_identical(average, next(gaussian_run(key, ema=rule))[0].ema)
+    with pytest.raises(ValueError, match="one average for each of the 2 rules, got 1"):
+        gaussian_run(key, ema=rules, state=both._replace(ema=both.ema[:1]))
+    with pytest.raises(ValueError, match="one average for each of the 2 rules"):
+        gaussian_run(key, ema=rules, state=both._replace(ema=both.denoiser))
+
+
+class Told(eqx.Module):
+    """A network that writes down the keys and conditions it is called with."""
+
+    weight: jax.Array
+    tell: Any = eqx.field(static=True)
+
+    def __call__(self, x, c_noise, cond=None, *, key=None):
+        jax.debug.callback(self.tell, jr.key_data(key), cond)
+        return self.weight * x
+
+
+def test_dropout_keys_and_augmentation_labels_reach_the_network(key):
+    """A key of its own for every example of every step, and the labels of a wrapped loss."""
+    heard = []
+    denoiser = edm.Denoiser(
+        Told(jnp.array(0.1), lambda *told: heard.append(told)), edm.EDMPreconditioning(1.0)
+    )
+
+    def mirrored(denoiser, x, cond, *, key):
+        flip_key, loss_key = jr.split(key)
+        sign = jr.rademacher(flip_key, (), x.dtype)
+        return LOSS(denoiser, sign * x, {"label": cond, "sign": sign}, key=loss_key)
+
+    x = jnp.ones((5, 2))
+    run = edm.train(
+        denoiser, mirrored, (x, x[:, 0] * 7), optax.sgd(0.0), steps=6, batch_size=8, key=key
+    )
+    next(run)
+    jax.effects_barrier()
+    keys = {tuple(np.ravel(data)) for data, _ in heard}
+    assert len(keys) == 48
+    assert all(cond["label"] == 7 for _, cond in heard)
+    signs = {float(cond["sign"]) for _, cond in heard}
+    assert signs == {-1.0, 1.0}

@@ -28,7 +28,7 @@ import importlib.util
 
 if importlib.util.find_spec("edm_tutorial") is None:
     jax = importlib.metadata.version("jax")  # Colab's own JAX stays as it is
-    source = "edm-tutorial[data,plot] @ git+{url}"
+    source = "edm-tutorial[data,plot,sbi,train] @ git+{url}"
     %pip install --quiet "{{source}}" "jax=={{jax}}" imageio-ffmpeg"""
 
 

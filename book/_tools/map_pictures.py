@@ -20,7 +20,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import edm_tutorial as edm
+from edm_tutorial.augmentation import Augmentation
 from edm_tutorial.plotting import COLORS, HEAT
+from edm_tutorial.sbi import simulators
 
 FOLDER = Path(__file__).resolve().parents[1] / "_static" / "map"
 LABEL = 11
@@ -135,6 +137,40 @@ def area(ax: Axes) -> None:
     ax.set_ylabel(r"$1 - \mathrm{mmse}/\sigma^2$", fontsize=LABEL)
 
 
+def moons(ax: Axes) -> None:
+    """Chapter 6: draws of the exact posterior of two moons."""
+    draw = jax.jit(jax.vmap(simulators.two_moons().sample_posterior, (0, None)))
+    points = np.asarray(draw(jr.split(jr.key(0), 2000), jnp.zeros(2)))
+    ax.plot(*points.T, ".", color=COLORS["truth"], ms=1.5, alpha=0.4)
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    ax.set_xlabel("parameter 1", fontsize=LABEL)
+    ax.set_ylabel("parameter 2", fontsize=LABEL)
+
+
+def copies(ax: Axes) -> None:
+    """Chapter 7: one digit a row, as it is and as augmentation shows it to the network."""
+    scans, _ = load_digits(return_X_y=True)
+    pixels = jnp.asarray(scans[[3, 4, 5]].reshape(-1, 1, 8, 8) / 8 - 1, jnp.float32)
+    keys = jr.split(jr.key(5), (3, 5))
+    warped = lambda key, x: Augmentation(0.7)(x, key=key).image  # noqa: E731
+    moved = jax.vmap(jax.vmap(warped, (0, None)))(keys, pixels)
+    tiles = np.concatenate([np.asarray(pixels)[:, None], np.asarray(moved)], axis=1)[:, :, 0]
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
+    ax.imshow(np.concatenate(np.concatenate(tiles, axis=1), axis=1), cmap="gray_r", vmin=-1, vmax=1)
+    ax.set_axis_off()
+
+
+def straight(ax: Axes) -> None:
+    """Chapter 8: the same samples in the coordinates of flow matching, x (1 - t)."""
+    truth, sigmas = mixture(), edm.edm_sigmas(60, 0.002, 80.0, 7.0)
+    noise = jnp.linspace(-2, 2, 15)[:, None]
+    paths = jax.vmap(lambda z: edm.sample_path(truth.denoise, z, sigmas))(noise)[..., 0]
+    levels = np.append(sigmas, 0.0)
+    ax.plot(levels / (1 + levels), (np.asarray(paths) / (1 + levels)).T, color=COLORS["EDM"], lw=1)
+    ax.set(xlim=(1, 0), yticks=[])
+    ax.set_xlabel("time t of flow matching", fontsize=LABEL)
+
+
 PICTURES: dict[str, Callable[[Axes], None]] = {
     "00": digits,
     "01": river,
@@ -142,6 +178,9 @@ PICTURES: dict[str, Callable[[Axes], None]] = {
     "03": coefficients,
     "04": filters,
     "05": area,
+    "06": moons,
+    "07": copies,
+    "08": straight,
 }
 
 

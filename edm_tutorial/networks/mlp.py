@@ -31,18 +31,21 @@ class _Block(eqx.Module):
     inner: eqx.nn.Linear
     context: eqx.nn.Linear
     outer: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
 
-    def __init__(self, width: int, key: PRNGKey):
+    def __init__(self, width: int, dropout: float, key: PRNGKey):
         inner_key, context_key, outer_key = jr.split(key, 3)
         self.norm = eqx.nn.LayerNorm(width)
         self.inner = eqx.nn.Linear(width, width, key=inner_key)
         self.context = eqx.nn.Linear(width, width, use_bias=False, key=context_key)
         self.outer = eqx.nn.Linear(width, width, key=outer_key)
+        self.dropout = eqx.nn.Dropout(dropout)
 
-    def __call__(self, h: Array, context: Array) -> Array:
+    def __call__(self, h: Array, context: Array, key: PRNGKey | None) -> Array:
         # A sum, not a concatenation: under vmap a shared context is computed only once.
         inside = self.inner(self.norm(h)) + self.context(context)
-        return h + self.outer(jax.nn.silu(inside))
+        inside = self.dropout(jax.nn.silu(inside), key=key, inference=key is None)
+        return h + self.outer(inside)
 
 
 @final
@@ -56,9 +59,12 @@ class MLP(eqx.Module):
         cond_size: of the condition; 0 means that `cond` must be None.
         width: of the hidden layers.
         depth: the number of residual blocks.
+        dropout: the fraction of hidden units that a call with a `key` leaves out, as the
+            losses do in training; a call without one leaves out none.
 
     Raises:
-        ValueError: a size below 1, or a call with `x` or `cond` of another shape.
+        ValueError: a size below 1, not 0 <= dropout < 1, or a call with `x` or `cond` of
+            another shape.
     """
 
     embed_input: eqx.nn.Linear
@@ -75,6 +81,7 @@ class MLP(eqx.Module):
         *,
         width: int = 128,
         depth: int = 3,
+        dropout: float = 0.0,
         key: PRNGKey,
     ):
         if min(size, width, depth) < 1 or cond_size < 0:
@@ -82,6 +89,8 @@ class MLP(eqx.Module):
                 "need size, width and depth of at least 1 and cond_size of at least 0, got "
                 f"{size}, {width}, {depth} and {cond_size}"
             )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         input_key, context_key, output_key, *block_keys = jr.split(key, 3 + depth)
         self.size, self.cond_size = size, cond_size
         self.embed_input = eqx.nn.Linear(size, width, key=input_key)
@@ -94,7 +103,7 @@ class MLP(eqx.Module):
             final_activation=jax.nn.silu,
             key=context_key,
         )
-        self.blocks = [_Block(width, block_key) for block_key in block_keys]
+        self.blocks = [_Block(width, dropout, block_key) for block_key in block_keys]
         output = eqx.nn.Linear(width, size, key=output_key)
         self.output = jax.tree.map(jnp.zeros_like, output)
 
@@ -112,8 +121,9 @@ class MLP(eqx.Module):
         cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
         context = net.embed_context(jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond]))
         h = net.embed_input(x)
-        for block in net.blocks:
-            h = block(h, context)
+        keys = [None] * len(net.blocks) if key is None else jr.split(key, len(net.blocks))
+        for block, block_key in zip(net.blocks, keys, strict=True):
+            h = block(h, context, block_key)
         return net.output(jax.nn.silu(h))
 
     def _check(self, x: Any, cond: Any) -> None:

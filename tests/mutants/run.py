@@ -1,33 +1,55 @@
-"""Does the suite notice real bugs? Every patch in this folder must turn it red.
+"""Does the suite notice bugs? Each one, planted in a copy of the package, must turn it red.
 
-    python tests/mutants/run.py [part of a name ...]
+    python tests/mutants/run.py [--drawn 32] [--seed 0] [--jobs 2] [--near] [part of a name ...]
 
-Each `NN_name.patch` is one bug, found in a public implementation: its first line says what
-it breaks, its second which test modules should notice. One at a time they are applied to
-a copy of the package, and the fast suite runs against the copy, those modules first, until
-the first failure. Exits with 1 if a bug survives or a patch does not apply.
+Two kinds. Each `NN_name.patch` of this folder is a bug found in a public implementation: its
+first line says what it breaks, its second which test modules should notice. Others are small
+mutations drawn by `mutate.py`. One at a time they are planted, and the fast suite runs against
+the copy, the tests of the touched module first, until the first failure.
+
+Writes `benchmarks/results/mutants.csv` when all were run. Exits with 1 if a bug survives that
+`equivalent.txt` does not excuse, or if a patch does not apply.
 """
 
+import argparse
+import csv
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE))
+import mutate  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.csv"
 FAST = "not slow and not book and not browser"
 # About the text of the repository, not its values: they may not be what catches a bug.
-LEFT_OUT = ("test_architecture.py", "test_repository.py", "test_mutants.py")
+LEFT_OUT = (
+    *("test_architecture.py", "test_repository.py", "test_mutants.py"),
+    *("test_docstrings.py", "test_pages.py"),
+)
 
 
 class Mutant(NamedTuple):
     path: Path
     says: str
     tests: list[str]
+
+
+class Result(NamedTuple):
+    mutant: str
+    what: str
+    caught_by: str
+    seconds: float
 
 
 def mutants() -> list[Mutant]:
@@ -37,6 +59,13 @@ def mutants() -> list[Mutant]:
         says, tests, *_ = path.read_text().splitlines()
         found.append(Mutant(path, says, tests.removeprefix("Tests: ").split()))
     return found
+
+
+def excuses() -> dict[str, str]:
+    """The mutations that change nothing anyone could see, and why: `name | reason` a line."""
+    lines = (HERE / "equivalent.txt").read_text().splitlines()
+    pairs = [line.split(" | ") for line in lines if line and not line.startswith("#")]
+    return {name: reason for name, reason in pairs}
 
 
 def apply(mutant: Mutant, folder: Path, *options: str) -> None:
@@ -51,6 +80,11 @@ def apply(mutant: Mutant, folder: Path, *options: str) -> None:
     )
 
 
+def write(mutation: mutate.Mutation, folder: Path) -> None:
+    """Put the mutated file in the place of the file."""
+    (folder / "edm_tutorial" / f"{mutation.file}.py").write_text(mutation.source)
+
+
 def copy_package(folder: Path) -> None:
     """What the tests need, and no more, into `folder`."""
     skip = shutil.ignore_patterns("__pycache__", "book", "mutants", *LEFT_OUT)
@@ -60,11 +94,12 @@ def copy_package(folder: Path) -> None:
         shutil.copy(ROOT / name, folder / name)
 
 
-def run(folder: Path, first: list[str], cache: Path) -> str | None:
+def run(folder: Path, first: Sequence[str], near: bool, cache: Path) -> str | None:
     """The first test to fail in the copy, or None; `first` are the modules to begin with."""
     files = [f"tests/{name}.py" for name in first]
-    others = sorted(f"tests/{path.name}" for path in (folder / "tests").glob("test_*.py"))
-    files += [name for name in others if name not in files]
+    if not near:
+        others = sorted(f"tests/{path.name}" for path in (folder / "tests").glob("test_*.py"))
+        files += [name for name in others if name not in files]
     environment = os.environ | {
         "PYTHONPATH": str(folder),  # before the installed package
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -88,45 +123,81 @@ def run(folder: Path, first: list[str], cache: Path) -> str | None:
     return lines[0].split(" - ")[0].split(maxsplit=1)[1].removeprefix("tests/")
 
 
-def attempt(mutant: Mutant | None, cache: Path) -> tuple[str, float]:
-    """Who caught it, and after how many seconds; None is the package without a bug."""
+def attempt(
+    name: str,
+    what: str,
+    plant: Callable[[Path], None],
+    first: Sequence[str],
+    near: bool,
+    cache: Path,
+) -> Result:
+    """Who caught it, and after how many seconds."""
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place).resolve()
         copy_package(folder)
-        if mutant is None:
-            return run(folder, [], cache) or "", time.monotonic() - start
         try:
-            apply(mutant, folder)
+            plant(folder)
         except subprocess.CalledProcessError as error:
-            return f"DOES NOT APPLY: {error.stderr.strip()}", time.monotonic() - start
-        caught = run(folder, mutant.tests, cache)
-    return caught or "SURVIVED", time.monotonic() - start
+            caught = f"DOES NOT APPLY: {error.stderr.strip()}"
+        else:
+            caught = run(folder, first, near, cache) or "SURVIVED"
+    result = Result(name, what, caught, round(time.monotonic() - start))
+    print(f"{result.seconds:6.0f} s  {caught:60}  {name}", flush=True)
+    return result
 
 
-def main(wanted: list[str]) -> int:
-    chosen = [m for m in mutants() if not wanted or any(w in m.path.name for w in wanted)]
-    if not chosen:
-        sys.exit(f"no patch is called like {wanted}")
-    alive = []
-    with tempfile.TemporaryDirectory() as name:
-        cache = Path(name)
-        if not wanted:
-            failed, seconds = attempt(None, cache)
-            print(
-                f"{'no mutant':36} {seconds:6.0f} s  {failed or 'passes, as it must'}", flush=True
+def planned(count: int, seed: int, wanted: Sequence[str]) -> list[tuple]:
+    """What to try: name, what it does, how to plant it, and where to look first."""
+    plan: list[tuple] = [
+        (mutant.path.stem, mutant.says, partial(apply, mutant), mutant.tests)
+        for mutant in mutants()
+    ]
+    for mutation in mutate.drawn(count, seed):
+        what = f"line {mutation.line}: {mutation.before} -> {mutation.after}"
+        plan.append((mutation.name, what, partial(write, mutation), mutation.tests))
+    return [one for one in plan if not wanted or any(part in one[0] for part in wanted)]
+
+
+def save(results: Sequence[Result]) -> None:
+    """The table; a survivor that is excused shows why."""
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Result._fields)
+        for result in results:
+            reason = excuses().get(result.mutant, "")
+            survived = result.caught_by == "SURVIVED" and reason
+            writer.writerow(
+                result._replace(caught_by=f"equivalent: {reason}") if survived else result
             )
-            if failed:
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drawn", type=int, default=32, help="how many mutations to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at the same time")
+    parser.add_argument("--near", action="store_true", help="only the tests to begin with")
+    parser.add_argument("wanted", nargs="*", help="part of a name")
+    options = parser.parse_args(argv)
+    plan = planned(options.drawn, options.seed, options.wanted)
+    if not plan:
+        sys.exit(f"nothing is called like {options.wanted}")
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(options.jobs) as pool:
+        if not options.wanted:
+            sound = attempt("no mutant", "", lambda folder: None, (), False, Path(cache))
+            if sound.caught_by != "SURVIVED":
                 return 1
-        for mutant in chosen:
-            caught, seconds = attempt(mutant, cache)
-            print(f"{mutant.path.stem:36} {seconds:6.0f} s  {caught}", flush=True)
-            if caught.startswith(("SURVIVED", "DOES NOT APPLY")):
-                alive.append(mutant.path.stem)
-    print(
-        f"{len(chosen) - len(alive)} of {len(chosen)} caught" + "".join(f"\n  {a}" for a in alive)
-    )
-    return 1 if alive else 0
+        one = lambda args: attempt(*args, options.near, Path(cache))  # noqa: E731
+        results = list(pool.map(one, plan))
+    alive = [r for r in results if r.caught_by.startswith(("SURVIVED", "DOES NOT APPLY"))]
+    excused = [r for r in alive if r.caught_by == "SURVIVED" and r.mutant in excuses()]
+    print(f"{len(results) - len(alive)} of {len(results)} caught, {len(excused)} excused")
+    for result in alive:
+        print(f"  {result.caught_by}: {result.mutant}  {excuses().get(result.mutant, '')}")
+    if not (options.wanted or options.near):
+        save(results)
+    return 1 if len(alive) > len(excused) else 0
 
 
 if __name__ == "__main__":

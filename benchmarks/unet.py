@@ -1,0 +1,298 @@
+"""U-Nets: the sampler and a training step against their limits, the layout, compile and memory.
+
+    python -m benchmarks.unet [--peers]
+
+`--peers` adds images a second beside PyTorch, in an environment in `build/` made on first use.
+The limit of the sampler is NFE separate calls of the same jitted, batched network; that of a
+training step is one jitted function written by hand for it: the loss of a whole batch, its
+gradient, and Adam. On a CPU, seconds are those of the processor, which other programs on
+the machine change least.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array
+
+import edm_tutorial as edm
+from benchmarks.timing import RESULTS, machine, medians
+from edm_tutorial.networks import UNet, song_unet
+from edm_tutorial.networks.layers import SONG, Conv, GroupNorm
+from edm_tutorial.networks.state_dict import state_names
+
+BUILD = Path(__file__).parents[1] / "build"
+SIZE, CHANNELS, BATCH = 16, 32, 16
+CLOCK = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+SIGMA_DATA = 0.5
+MISSING = "not measured"
+
+
+def network() -> UNet:
+    """A DDPM++ of about a million parameters."""
+    return song_unet(
+        SIZE,
+        3,
+        3,
+        model_channels=CHANNELS,
+        channel_mult=(1, 2),
+        num_blocks=2,
+        attn_resolutions=(8,),
+        key=jr.key(0),
+    )
+
+
+def denoiser() -> edm.Denoiser:
+    return edm.Denoiser(network(), edm.EDMPreconditioning(SIGMA_DATA))
+
+
+def data(count: int = 64) -> Array:
+    return SIGMA_DATA * jr.normal(jr.key(1), (count, 3, SIZE, SIZE))
+
+
+@eqx.filter_jit
+def forward(model: edm.Denoiser, x: Array, sigma: Array) -> Array:
+    return jax.vmap(model, in_axes=(0, None))(x, sigma)
+
+
+def sampler_row(n: int = 6) -> dict[str, Any]:
+    """`sample` under vmap against 2 n - 1 calls of the denoiser."""
+    model, noise, sigma = denoiser(), data(BATCH), jnp.array(1.0)
+    sigmas = edm.edm_sigmas(n)
+
+    @eqx.filter_jit
+    def draw(model: edm.Denoiser, noise: Array) -> Array:
+        return jax.vmap(lambda z: edm.sample(model, z, sigmas))(noise)
+
+    calls = lambda: [forward(model, noise, sigma) for _ in range(2 * n - 1)]  # noqa: E731
+    ours, limit = medians([partial(draw, model, noise), calls], 7, CLOCK)
+    return row("sampler, 11 evaluations", ours, limit)
+
+
+def by_hand(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """One step on a whole batch, with nothing general about it."""
+
+    @eqx.filter_jit
+    def step(net: UNet, opt_state: Any, x: Array, key: Array) -> Any:
+        sigma_key, noise_key = jr.split(key)
+        sigma = jnp.exp(1.2 * jr.normal(sigma_key, (len(x), 1, 1, 1)) - 1.2)
+        n = sigma * jr.normal(noise_key, x.shape)
+        total = jnp.sqrt(sigma**2 + SIGMA_DATA**2)
+
+        def loss(net: UNet) -> Array:
+            out = jax.vmap(net)((x + n) / total, jnp.log(sigma[:, 0, 0, 0]) / 4)
+            denoised = (SIGMA_DATA / total) ** 2 * (x + n) + sigma * SIGMA_DATA / total * out
+            return jnp.mean((total / (sigma * SIGMA_DATA)) ** 2 * (denoised - x) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(net)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(net, updates), opt_state, value
+
+    return step
+
+
+def training_row(every: int = 4) -> dict[str, Any]:
+    """`train`, in chunks of `every` steps, against as many steps written by hand."""
+    x, optimizer = data(), optax.adam(1e-4)
+    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=every)
+    run = edm.train(denoiser(), loss, x, optimizer, **options)
+    step, net = by_hand(optimizer), network()
+    state = [net, optimizer.init(eqx.filter(net, eqx.is_array))]
+    batch, keys = x[:BATCH], jr.split(jr.key(3), every)
+
+    def steps() -> Array:
+        for key in keys:
+            state[0], state[1], value = step(state[0], state[1], batch, key)
+        return value
+
+    ours, limit = medians([lambda: next(run)[1], steps], 7, CLOCK)
+    return row(f"training, {every} steps", ours, limit)
+
+
+def row(what: str, ours: float, limit: float) -> dict[str, Any]:
+    return {
+        "what": what,
+        "ours_s": round(ours, 3),
+        "limit_s": round(limit, 3),
+        "ratio": round(ours / limit, 3),
+    }
+
+
+def layout_rows(channels: int = 64) -> list[dict[str, Any]]:
+    """Two convolutions with norm and SiLU between: channels last, as inside, and first."""
+    keys = jr.split(jr.key(0), 3)
+    convs = [Conv(channels, channels, 3, SONG, key) for key in keys[:2]]
+    norm = GroupNorm(channels, 1e-6)
+    x = jr.normal(keys[2], (BATCH, SIZE, SIZE, channels))
+
+    def last(params: Any, x: Array) -> Array:
+        first, norm, second = params
+        return second(jax.nn.silu(norm(first(x))))
+
+    def first(params: Any, x: Array) -> Array:
+        (w0, b0), (gain, bias), (w1, b1) = params
+        h = _conv_first(x, w0) + b0[:, None, None]
+        groups = h.reshape(min(32, channels // 4), -1)
+        centred = groups - jnp.mean(groups, axis=1, keepdims=True)
+        spread = jax.lax.rsqrt(jnp.mean(centred**2, axis=1, keepdims=True) + norm.eps)
+        h = (centred * spread).reshape(h.shape) * gain[:, None, None] + bias[:, None, None]
+        return _conv_first(jax.nn.silu(h), w1) + b1[:, None, None]
+
+    prepared = [(conv.weight.transpose(3, 2, 0, 1), conv.bias) for conv in convs]
+    sides = {
+        "last": (last, (convs[0], norm, convs[1]), x),
+        "first": (
+            first,
+            (prepared[0], (norm.weight, norm.bias), prepared[1]),
+            jnp.moveaxis(x, -1, 1),
+        ),
+    }
+    outs = [jax.vmap(f, (None, 0))(params, x) for f, params, x in sides.values()]
+    np.testing.assert_allclose(outs[0], jnp.moveaxis(outs[1], 1, -1), atol=1e-4)
+    return [_layout_row(kind, sides) for kind in ("forward", "gradient", "gradient in a loop")]
+
+
+def _conv_first(x: Array, weight: Array) -> Array:
+    return jax.lax.conv_general_dilated(x[None], weight, (1, 1), [(1, 1)] * 2)[0]
+
+
+def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
+    def timed(f: Callable[..., Array], params: Any, x: Array) -> Callable[[], Any]:
+        batched = jax.vmap(f, (None, 0))
+        loss = lambda params, x: jnp.mean(batched(params, x) ** 2)  # noqa: E731
+        slopes = jax.grad(loss, argnums=(0, 1))
+
+        def loop(params: Any, x: Array) -> Any:
+            def body(carry: Any, _: None) -> Any:
+                moved = jax.tree.map(lambda p, g: p - 1e-3 * g, carry, slopes(*carry))
+                return moved, None
+
+            return jax.lax.scan(body, (params, x), length=4)[0]
+
+        run = jax.jit({"forward": batched, "gradient": slopes}.get(kind, loop))
+        return lambda: run(params, x)
+
+    first, last = (timed(*sides[name]) for name in ("first", "last"))
+    slow, fast = medians([first, last], 5, CLOCK)
+    return {
+        "what": kind,
+        "channels_first_s": round(slow, 4),
+        "channels_last_s": round(fast, 4),
+        "first_over_last": round(slow / fast, 2),
+    }
+
+
+def torch_rows() -> list[dict[str, Any]]:
+    """Images a second beside the same network in PyTorch on the same number of CPU cores."""
+    model, x = denoiser(), data(BATCH)
+    net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)
+    model = edm.Denoiser(net, model.preconditioning)
+    c_noise = jnp.linspace(-1.0, 0.5, BATCH)
+    arrays = {
+        name: np.asarray(a) for name, a in zip(state_names(net), jax.tree.leaves(net), strict=True)
+    }
+    arrays = {n: a.transpose(3, 2, 0, 1) if a.ndim == 4 else a for n, a in arrays.items()}
+    source, target = BUILD / "peers-torch-in.npz", BUILD / "peers-torch-out.npz"
+    np.savez(source, x=x, c_noise=c_noise, **arrays)
+    runner = Path(__file__).parent / "peers" / "unet_torch.py"
+    threads = str(len(os.sched_getaffinity(0)))
+    command = [torch_python(), runner, source, target, threads]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
+    with np.load(target) as peer:
+        theirs = {name: peer[name] for name in peer.files}
+    raw = partial(eqx.filter_jit(lambda *args: jax.vmap(args[0])(*args[1:])), net)
+    np.testing.assert_allclose(raw(x, c_noise), theirs["out"], rtol=0, atol=1e-4)
+
+    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=1, ema=None)
+    run = edm.train(model, loss, x, optax.adam(1e-4), **options)
+    ours = medians([lambda: raw(x, c_noise), lambda: next(run)[1]], 7, CLOCK)
+    return [
+        {
+            "what": what,
+            "ours_images_per_s": round(BATCH / mine, 1),
+            "torch_images_per_s": round(BATCH / float(theirs[name]), 1),
+            "ours_over_torch": round(float(theirs[name]) / mine, 2),
+            "torch": str(theirs["version"]),
+        }
+        for what, name, mine in zip(
+            ("forward", "training step"), ("forward", "train"), ours, strict=True
+        )
+    ]
+
+
+def torch_python() -> Path:
+    """The interpreter of an environment with torch in it, made on first use."""
+    home = BUILD / "peers-torch"
+    python = home / "bin" / "python"
+    if not (home / ".installed").exists():
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
+        (home / ".installed").touch()
+    return python
+
+
+def cost_rows() -> list[dict[str, Any]]:
+    """Seconds to compile, and the largest memory beside arguments and results."""
+    model, x = denoiser(), data(BATCH)
+    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    keys = jr.split(jr.key(4), BATCH)
+
+    @eqx.filter_jit
+    def slopes(model: edm.Denoiser, x: Array, keys: Array) -> Any:
+        mean = lambda model: jnp.mean(jax.vmap(lambda x, k: loss(model, x, key=k))(x, keys))  # noqa: E731
+        return eqx.filter_grad(mean)(model)
+
+    rows = []
+    for what, lowered in (
+        ("forward", forward.lower(model, x, jnp.array(1.0))),
+        ("loss and gradient", slopes.lower(model, x, keys)),
+    ):
+        start = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        memory = compiled.compiled.memory_analysis()
+        megabytes = round(memory.temp_size_in_bytes / 2**20, 1)
+        rows.append({"what": what, "compile_s": round(seconds, 1), "temporary_MiB": megabytes})
+    return rows
+
+
+def record(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write `results/name.csv`: these rows, those of other devices, and which has none."""
+    path, here = RESULTS / f"{name}.csv", jax.default_backend()
+    others = []
+    if path.exists():
+        with path.open(newline="") as file:
+            others = [old for old in csv.DictReader(file) if old["device"] != here]
+    others = [old for old in others if old["machine"] != MISSING]
+    rows = [{"device": here} | row | {"machine": machine()} for row in rows] + others
+    absent = {"cpu", "gpu"} - {row["device"] for row in rows}
+    rows += [dict.fromkeys(rows[0], MISSING) | {"device": device} for device in sorted(absent)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print("  ".join(f"{key}={value}" for key, value in row.items() if key != "machine"))
+
+
+if __name__ == "__main__":
+    record("unet_cost", cost_rows())  # first: later, nothing is left to compile
+    record("unet_limit", [sampler_row(), training_row()])
+    record("unet_layout", layout_rows())
+    if "--peers" in sys.argv:
+        record("unet_torch", torch_rows())

@@ -1,0 +1,189 @@
+r"""Small images with labels: read into memory once, as floats in $[-1, 1]$.
+
+A grey level $k \in \{0, \dots, K\}$ becomes $2k/K - 1$. Downloads are kept in a cache and
+compared with a checksum before they are used. Every format is parsed here, byte by byte:
+nothing that is downloaded is ever unpickled or run.
+"""
+
+import gzip
+import math
+import struct
+import tarfile
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+from sklearn.datasets import load_digits
+
+
+class Images(NamedTuple):
+    """Images, their classes, and how finely their grey levels were rounded.
+
+    Arguments:
+        images: in [-1, 1], channels first.
+        labels: the class of each, from 0.
+        cell: the distance of two grey levels in the units of `images`; the `scale` of
+            `bits_per_dim`.
+    """
+
+    images: Float32[np.ndarray, "n channels height width"]
+    labels: Int32[np.ndarray, " n"]
+    cell: float
+
+
+class Source(NamedTuple):
+    """A file to download, and the SHA-256 of its bytes."""
+
+    url: str
+    sha256: str
+
+
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+FASHION_MNIST = {
+    "train-images": Source(
+        f"{_FASHION}/train-images-idx3-ubyte.gz",
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    ),
+    "train-labels": Source(
+        f"{_FASHION}/train-labels-idx1-ubyte.gz",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    ),
+    "t10k-images": Source(
+        f"{_FASHION}/t10k-images-idx3-ubyte.gz",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    ),
+    "t10k-labels": Source(
+        f"{_FASHION}/t10k-labels-idx1-ubyte.gz",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    ),
+}
+CIFAR10 = Source(  # the binary version: its Python version is a pickle, which could run code
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+
+
+def digits() -> Images:
+    """The 1,797 handwritten digits that come with scikit-learn, 1 x 8 x 8, 17 grey levels."""
+    scans: Any = load_digits()
+    return _images(scans.images.astype(np.uint8)[:, None], scans.target, levels=17)
+
+
+def fashion_mnist(cache: str | PathLike | None = None, *, test: bool = False) -> Images:
+    """60,000 pictures of clothes, or the 10,000 of the test set: 1 x 28 x 28, 10 classes.
+
+    Downloads about 26 MB (test set: 4 MB) on first use.
+
+    Arguments:
+        cache: the folder of the downloads; None is the user's cache folder.
+
+    Raises:
+        OSError: the download failed; nothing is left behind.
+        ValueError: a wrong checksum, or bytes that are not in the IDX format.
+    """
+    part = "t10k" if test else "train"
+    images = read_idx(fetch(FASHION_MNIST[f"{part}-images"], cache))
+    labels = read_idx(fetch(FASHION_MNIST[f"{part}-labels"], cache))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            "Fashion-MNIST needs images of shape (n, height, width) and n labels, got "
+            f"{images.shape} and {labels.shape}"
+        )
+    return _images(images[:, None], labels, levels=256)
+
+
+def cifar10(cache: str | PathLike | None = None, *, test: bool = False) -> Images:
+    """50,000 photographs, or the 10,000 of the test set: 3 x 32 x 32, 10 classes.
+
+    Downloads 162 MB on first use. The training images take 614 MB of memory.
+
+    Arguments:
+        cache: the folder of the downloads; None is the user's cache folder.
+
+    Raises:
+        OSError: the download failed; nothing is left behind.
+        ValueError: a wrong checksum, or bytes that are not in CIFAR-10's binary format.
+    """
+    names = ["test_batch.bin"] if test else [f"data_batch_{i}.bin" for i in range(1, 6)]
+    images, labels = read_cifar10(fetch(CIFAR10, cache), names)
+    return _images(images, labels, levels=256)
+
+
+def fetch(source: Source, cache: str | PathLike | None = None) -> Path:
+    """The path of `source` in the cache, downloaded if it is not there or damaged.
+
+    The file gets its name only once it is complete and its checksum agrees, so a download
+    that was interrupted, even by a crash, starts afresh.
+
+    Raises:
+        OSError: the download failed.
+        ValueError: a wrong checksum.
+    """
+    import pooch  # needed here only; in a notebook its import warns about progress bars
+
+    folder = Path(pooch.os_cache("edm-tutorial") if cache is None else cache)
+    name = source.url.rsplit("/", 1)[-1]
+    known = f"sha256:{source.sha256}"
+    try:
+        return Path(pooch.retrieve(source.url, known, fname=name, path=folder, progressbar=True))
+    except OSError as error:
+        raise OSError(
+            f"{source.url} could not be downloaded, and nothing was kept of it: try again, or "
+            f"put the file into {folder} by hand ({error})"
+        ) from error
+
+
+def read_idx(path: str | PathLike) -> UInt8[np.ndarray, "..."]:
+    """The array in a gzipped IDX file of unsigned bytes, the format of MNIST.
+
+    Two zero bytes, the type (8 is unsigned bytes), the number of axes, the length of each as
+    four bytes with the highest first, then the numbers.
+
+    Raises:
+        ValueError: another format, or a length that does not fit.
+    """
+    with gzip.open(path) as file:
+        content = file.read()
+    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes: starts {content[:4]!r}")
+    shape = struct.unpack_from(f">{content[3]}I", content, 4)
+    numbers = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
+    if len(numbers) != math.prod(shape):
+        raise ValueError(f"{path} promises shape {shape} and holds {len(numbers)} numbers")
+    return numbers.reshape(shape)
+
+
+def read_cifar10(
+    path: str | PathLike, names: list[str]
+) -> tuple[UInt8[np.ndarray, "n 3 32 32"], UInt8[np.ndarray, " n"]]:
+    """Images and labels of some batches in CIFAR-10's binary archive, read in memory.
+
+    Each record is the label, one byte, and 3,072 bytes of 32 x 32 red, green and blue.
+
+    Raises:
+        ValueError: a batch that is missing or not made of such records.
+    """
+    batches = []
+    with tarfile.open(path) as archive:
+        members = {Path(member.name).name: member for member in archive if member.isfile()}
+        for name in names:
+            file = archive.extractfile(members[name]) if name in members else None
+            if file is None:
+                raise ValueError(f"{path} has no {name}, it has {sorted(members)}")
+            batches.append(np.frombuffer(file.read(), np.uint8))
+    size = 1 + 3 * 32 * 32
+    for name, batch in zip(names, batches, strict=True):
+        if len(batch) == 0 or len(batch) % size or batch[::size].max() > 9:
+            raise ValueError(f"{name} in {path} is not made of records of {size} bytes, label 0-9")
+    records = np.concatenate(batches).reshape(-1, size)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
+def _images(grey: np.ndarray, labels: np.ndarray, levels: int) -> Images:
+    cell = 2 / (levels - 1)
+    images = grey.astype(np.float32)
+    images *= np.float32(cell)  # in place: CIFAR-10 is large
+    images -= 1
+    return Images(images, labels.astype(np.int32), cell)

@@ -1,0 +1,164 @@
+"""Small mutations of the core: one operator, constant or condition changed at a time.
+
+    python tests/mutants/mutate.py [count [seed]]        lists what would be drawn
+
+The sites of all files are found by `ast`, shuffled with a fixed seed and drawn from the
+files in turn, so that no file is left out. A message, an annotation or a text is never changed:
+what a mutation alters is what the package computes or refuses.
+"""
+
+import ast
+import itertools
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = (
+    *("types", "schedules", "grids", "distributions", "networks/mlp", "preconditioning"),
+    *("dynamics", "noise", "losses", "initial_loss", "denoiser", "solvers", "sampling"),
+    *("likelihood", "ema", "training"),
+)
+# Where a bug of a file should show first, beside the tests named like the file.
+NEAR = {
+    "types": ["bad_input", "sampling"],
+    "schedules": ["golden_samplers", "dynamics"],
+    "grids": ["golden_samplers", "sampling"],
+    "networks/mlp": ["networks_mlp"],
+    "preconditioning": ["golden_precond", "golden_losses"],
+    "noise": ["golden_losses", "losses"],
+    "losses": ["golden_losses"],
+    "solvers": ["golden_samplers", "sampling"],
+    "sampling": ["golden_samplers"],
+    "ema": ["training"],
+}
+SWAPS: dict[type, tuple[type, ...]] = {
+    ast.Add: (ast.Sub,),
+    ast.Sub: (ast.Add,),
+    ast.Mult: (ast.Div,),
+    ast.Div: (ast.Mult,),
+    ast.Pow: (ast.Mult,),
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.And: (ast.Or,),
+    ast.Or: (ast.And,),
+}
+FUNCTIONS = {
+    **{"minimum": "maximum", "maximum": "minimum", "min": "max", "max": "min"},
+    **{"all": "any", "any": "all", "sum": "mean", "mean": "sum", "argmin": "argmax"},
+    **{"exp": "expm1", "expm1": "exp", "log": "log1p", "log1p": "log", "sin": "cos"},
+    **{"zeros_like": "ones_like", "ones_like": "zeros_like", "floor": "ceil"},
+}
+
+
+class Mutation(NamedTuple):
+    file: str  # below the package, without its suffix
+    line: int
+    code: str  # that line
+    before: str
+    after: str
+    source: str  # of the whole file, mutated
+
+    @property
+    def name(self) -> str:
+        """Says which mutation it is, whatever lines come before it."""
+        return f"{self.file}: {self.before} -> {self.after} in {self.code}"
+
+    @property
+    def tests(self) -> list[str]:
+        """The test modules to begin with."""
+        near = dict.fromkeys([Path(self.file).name, *NEAR.get(self.file, []), "bad_input"])
+        return [f"test_{name}" for name in near if (ROOT / f"tests/test_{name}.py").exists()]
+
+
+def variants(node: ast.AST) -> Iterator[ast.AST]:
+    """The node with one thing changed, in every way that is known."""
+    match node:
+        case ast.BinOp(left, op, right):
+            yield from (ast.BinOp(left, new(), right) for new in SWAPS.get(type(op), ()))
+        case ast.Compare(left, [op, *ops], comparators):
+            for new in SWAPS.get(type(op), ()):
+                yield ast.Compare(left, [new(), *ops], comparators)
+        case ast.BoolOp(op, values):
+            yield from (ast.BoolOp(new(), values) for new in SWAPS[type(op)])
+        case ast.UnaryOp(ast.Not() | ast.USub() | ast.Invert(), operand):
+            yield operand
+        case ast.IfExp(test, body, orelse):
+            yield ast.IfExp(test, orelse, body)
+        case ast.Constant(bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(int(value)):
+            yield ast.Constant(value + 1)
+        case ast.Constant(float(value)):
+            yield ast.Constant(2 * value if value else 1.0)
+        case ast.Call(ast.Attribute(owner, name), args, keywords) if name in FUNCTIONS:
+            yield ast.Call(ast.Attribute(owner, FUNCTIONS[name], ast.Load()), args, keywords)
+        case ast.Call(ast.Name(name), args, keywords) if name in FUNCTIONS:
+            yield ast.Call(ast.Name(FUNCTIONS[name], ast.Load()), args, keywords)
+
+
+def computing(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below that compute: no annotation, no message, no decorator."""
+    if isinstance(node, ast.Raise | ast.arg | ast.JoinedStr | ast.Import | ast.ImportFrom):
+        return
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns", "decorator_list"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from computing(child)
+
+
+class Swap(ast.NodeTransformer):
+    """Puts `new` where `old` was."""
+
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def sites(file: str) -> list[tuple[int, int]]:
+    """Every possible mutation of a file, as the number of a node and of its variant."""
+    tree = ast.parse((ROOT / "edm_tutorial" / f"{file}.py").read_text())
+    counts = (len(list(variants(node))) for node in computing(tree))
+    return [(node, which) for node, count in enumerate(counts) for which in range(count)]
+
+
+def mutation(file: str, site: tuple[int, int]) -> Mutation:
+    """One of them, made."""
+    text = (ROOT / "edm_tutorial" / f"{file}.py").read_text()
+    tree = ast.parse(text)
+    old = next(itertools.islice(computing(tree), site[0], None))
+    new = next(itertools.islice(variants(old), site[1], None))
+    line: int = getattr(old, "lineno", 1)
+    code = text.splitlines()[line - 1].strip()
+    before, after = ast.unparse(old), ast.unparse(ast.fix_missing_locations(new))
+    mutated = ast.unparse(ast.fix_missing_locations(Swap(old, new).visit(tree)))
+    return Mutation(file, line, code, before, after, mutated)
+
+
+def drawn(count: int, seed: int = 0) -> list[Mutation]:
+    """`count` mutations: from each file in turn, in an order fixed by the seed."""
+    shuffled = []
+    for file in CORE:
+        found = sites(file)
+        random.Random(f"{file} {seed}").shuffle(found)
+        shuffled.append([(file, site) for site in found])
+    turns = itertools.chain(*itertools.zip_longest(*shuffled))
+    chosen = itertools.islice((turn for turn in turns if turn is not None), count)
+    return [mutation(file, site) for file, site in chosen]
+
+
+if __name__ == "__main__":
+    for one in drawn(*(int(word) for word in sys.argv[1:] or ["32"])):
+        print(f"{one.line:4d}  {one.name}")

@@ -1,0 +1,794 @@
+"""Bad input is refused by name, and before anything is computed.
+
+One row for each: what is called, and the words its message must contain. These are the
+messages of a user without run-time type checks, hence `unchecked`.
+"""
+
+import inspect
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import edm_tutorial
+from edm_tutorial import networks
+
+# Called wrongly on purpose, which a type checker would be right to refuse.
+edm: Any = edm_tutorial
+MLP: Any = networks.MLP
+Embedded: Any = networks.Embedded
+
+NAN, INF = float("nan"), float("inf")
+KEY = jr.key(0)
+X = jnp.array([0.5, -1.0])
+DATA = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, -1.0]])
+WHOLE = jnp.array([1, 2])  # integers cannot hold noise
+
+
+def zero(z, c_noise, cond=None, *, key=None):
+    return jnp.zeros_like(z)
+
+
+def short(z, c_noise, cond=None, *, key=None):
+    return z[:1]
+
+
+EDM = edm.EDMPreconditioning(0.5)
+DENOISER = edm.Denoiser(zero, EDM)
+MIXTURE = edm.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.eye(2)[None])
+IDEAL = edm.EmpiricalDenoiser(DATA)
+
+
+def key():
+    return jr.clone(KEY)
+
+
+def mixture(weights=(0.5, 0.5), means=((0.0,), (1.0,)), covs=(((1.0,),), ((1.0,),))):
+    return edm.GaussianMixture(*(jnp.array(value) for value in (weights, means, covs)))
+
+
+def mlp(size=2, cond_size=0, **options: Any):
+    return MLP(size, cond_size, **({"width": 4, "depth": 1, "key": key()} | options))
+
+
+def by_sigma(x=DATA, sigmas: Any = (1.0,), cond: Any = None, denoiser=DENOISER):
+    return edm.loss_by_sigma(denoiser, x, jnp.array(sigmas), cond, key=key())
+
+
+def train(data: Any = DATA, **options: Any):
+    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    options = {"steps": 1, "batch_size": 1, "key": key()} | options
+    denoiser = edm.Denoiser(mlp(), EDM)
+    return edm.train(denoiser, loss, data, optax.sgd(0.1), **options)
+
+
+def loss(denoiser=DENOISER, x=X):
+    return edm.denoising_loss(denoiser, x, noise=edm.LogNormal(), key=key())
+
+
+SIGMAS = jnp.array([80.0, 1.0])
+LINEAR = edm.Linear()
+
+
+def sample(
+    noise: Any = X, sigmas: Any = SIGMAS, denoiser: Any = DENOISER, cond: Any = None, **options: Any
+):
+    return edm.sample(denoiser, noise, sigmas, cond, **options)
+
+
+def likelihood(x: Any = X, **options: Any):
+    return edm.log_likelihood(DENOISER, x, **options)
+
+
+def typed(dtype: Any):
+    return lambda x, sigma, cond=None, *, key=None: x.astype(dtype)
+
+
+def returns(output: Any):
+    return lambda x, sigma, cond=None, *, key=None: output
+
+
+FAR = edm.Rounded(LINEAR, jnp.array([80.0, 1.0, 0.0]))
+
+SAMPLING = {
+    "noise integers": (lambda: sample(WHOLE), "noise must be a floating-point array, got int"),
+    "noise a list": (lambda: sample([0.5, 1.0]), "noise must be a floating-point array, got list"),
+    "noise nan": (lambda: sample(X * NAN), "noise must be finite"),
+    "sigmas empty": (
+        lambda: sample(sigmas=jnp.ones(0)),
+        r"sigmas must be a 1-D .* got shape \(0,\)",
+    ),
+    "sigmas a number": (lambda: sample(sigmas=1.0), r"sigmas must be a 1-D array"),
+    "sigmas a matrix": (lambda: sample(sigmas=SIGMAS[None]), r"sigmas must be a 1-D array"),
+    "sigmas rising": (lambda: sample(sigmas=SIGMAS[::-1]), "sigmas must be .* descending"),
+    "sigmas equal": (lambda: sample(sigmas=jnp.ones(2)), "sigmas must be .* descending"),
+    "sigmas to zero": (lambda: sample(sigmas=jnp.array([1.0, 0.0])), "sigmas must be positive"),
+    "sigmas negative": (lambda: sample(sigmas=-SIGMAS[::-1]), "sigmas must be positive"),
+    "sigmas nan": (lambda: sample(sigmas=SIGMAS * NAN), "sigmas must be positive, finite"),
+    "sigmas infinite": (lambda: sample(sigmas=jnp.array([INF, 1.0])), "sigmas must be .*finite"),
+    "sigmas beyond the dtype": (
+        lambda: sample(X.astype(jnp.float16), jnp.array([1e6, 1.0])),
+        "sigmas must be .*finite .* in float16",
+    ),
+    "sigmas equal in the dtype": (
+        lambda: sample(X.astype(jnp.float16), jnp.array([1.00001, 1.0])),
+        "sigmas must be .* descending in float16",
+    ),
+    "key a seed": (lambda: sample(churn=edm.Churn(30.0), key=3), "key"),
+    "churn without key": (lambda: sample(churn=edm.Churn(30.0)), "churn .* pass key="),
+    "churn a number": (lambda: sample(churn=30.0, key=key()), "churn must be .*Churn.*got 30.0"),
+    "solver a class": (lambda: sample(solver=edm.Heun), "solver must be .*AbstractSolver"),
+    "solver a name": (lambda: sample(solver="heun"), "solver must be .*got 'heun'"),
+    "schedule a class": (lambda: sample(schedule=edm.Linear), "schedule must be"),
+    "schedule a grid": (lambda: sample(schedule=SIGMAS), "schedule must be"),
+    "rounded to one level": (
+        lambda: sample(sigmas=jnp.array([1.5, 1.0]), schedule=FAR),
+        "sigmas must round to distinct",
+    ),
+    "rounded to zero": (
+        lambda: sample(sigmas=jnp.array([80.0, 0.1]), schedule=FAR),
+        "sigmas must round to .*positive levels",
+    ),
+    "rounded inside scaled": (
+        lambda: sample(sigmas=jnp.array([1.5, 1.0]), schedule=edm.VarianceScaled(FAR)),
+        "sigmas must round to distinct",
+    ),
+    "rounded inside unscaled": (
+        lambda: sample(
+            sigmas=jnp.array([1.5, 1.0]), schedule=edm.Unscaled(edm.VarianceScaled(FAR))
+        ),
+        "sigmas must round to distinct",
+    ),
+    "missing condition": (
+        lambda: sample(denoiser=edm.Denoiser(mlp(2, 3), EDM)),
+        r"cond must have shape \(3,\), got None",
+    ),
+    "condition's shape": (
+        lambda: sample(denoiser=edm.Denoiser(mlp(2, 3), EDM), cond=X),
+        r"cond must have shape \(3,\), got \(2,\)",
+    ),
+    "pinned condition's shape": (
+        lambda: sample(denoiser=edm.Pinned(edm.Denoiser(mlp(2, 3), EDM), X)),
+        r"cond must have shape \(3,\), got \(2,\)",
+    ),
+    "another size": (lambda: sample(jnp.ones(3), denoiser=MIXTURE.denoise), "x must have shape"),
+}
+for solver in (edm.Euler(), edm.Heun(), edm.DPMSolverPP2M()):
+    for n in (1, 2):
+        SAMPLING |= {
+            f"denoiser's shape, {type(solver).__name__}, {n}": (
+                lambda s=solver, n=n: sample(
+                    denoiser=returns(jnp.ones(1)), solver=s, sigmas=SIGMAS[:n]
+                ),
+                r"denoiser's output must have the shape of x, \(2,\), got \(1,\)",
+            ),
+            f"denoiser's dtype, {type(solver).__name__}, {n}": (
+                lambda s=solver, n=n: sample(
+                    X.astype(jnp.float32), denoiser=typed(jnp.float16), solver=s, sigmas=SIGMAS[:n]
+                ),
+                "denoiser's output must have the dtype of x, float32, got float16",
+            ),
+        }
+SAMPLING |= {
+    "path: noise": (lambda: edm.sample_path(DENOISER, WHOLE, SIGMAS), "noise must be a floating"),
+    "path: sigmas": (lambda: edm.sample_path(DENOISER, X, -SIGMAS), "sigmas must be positive"),
+    "path: churn": (
+        lambda: edm.sample_path(DENOISER, X, SIGMAS, churn=edm.Churn(1.0)),
+        "churn .* pass key=",
+    ),
+    "path: denoiser": (
+        lambda: edm.sample_path(returns(jnp.ones((2, 1))), X, SIGMAS),
+        "denoiser's output must have the shape of x",
+    ),
+    "churn: negative": (lambda: edm.Churn(-1.0), "s_churn, .* must not be negative"),
+    "churn: nan": (lambda: edm.Churn(NAN), "s_churn, .* must not be negative"),
+    "churn: window": (lambda: edm.Churn(1.0, 2.0, 1.0), "s_min <= s_max, got 2.0 and 1.0"),
+    "churn: s_min": (lambda: edm.Churn(1.0, -2.0), "s_min.* must not be negative"),
+    "churn: s_noise": (lambda: edm.Churn(1.0, s_noise=INF), "s_noise must be finite, got inf"),
+    "heun: zero": (lambda: edm.Heun(0.0), "alpha must be positive"),
+    "heun: nan": (lambda: edm.Heun(NAN), "alpha must be positive"),
+}
+
+SCHEDULES = {
+    "vp: nan": (lambda: edm.VariancePreserving(NAN), "beta_d"),
+    "vp: falling": (lambda: edm.VariancePreserving(-1.0), "beta_min . beta_d"),
+    "vp: no noise": (lambda: edm.VariancePreserving(0.0, 0.0), "beta_min . beta_d"),
+    "range: turned": (
+        lambda: edm.VariancePreserving.from_range(80.0, 0.002),
+        "0 < sigma_min < sigma_max",
+    ),
+    "range: infinite": (
+        lambda: edm.VariancePreserving.from_range(0.002, INF),
+        "sigma_min < sigma_max",
+    ),
+    "range: eps": (lambda: edm.VariancePreserving.from_range(0.002, 80.0, 1.0), "eps=1.0"),
+    "range: none": (
+        lambda: edm.VariancePreserving.from_range(1.0, 1.1, 1e-3),
+        "no variance-preserving schedule has sigma",
+    ),
+    "rounded: none": (lambda: edm.Rounded(LINEAR, jnp.ones(0)), "levels must be a 1-D"),
+    "rounded: negative": (lambda: edm.Rounded(LINEAR, -SIGMAS), "levels .* not negative"),
+    "rounded: nan": (lambda: edm.Rounded(LINEAR, SIGMAS * NAN), "levels .* finite"),
+    "rounded: a matrix": (lambda: edm.Rounded(LINEAR, SIGMAS[None]), "levels must be a 1-D"),
+    "linear: time negative": (
+        lambda: LINEAR.sigma(-1.0),
+        "t must be finite and not negative, got -1",
+    ),
+    "ve: time negative": (lambda: edm.VarianceExploding().sigma(-1.0), "t must be finite and not"),
+    "vp: time nan": (lambda: edm.VariancePreserving().sigma(NAN), "t must be finite and not"),
+    "vp: scale": (lambda: edm.VariancePreserving().scale(-1.0), "t must be finite and not"),
+    "linear: sigma negative": (lambda: LINEAR.time(-1.0), "sigma must be finite and not"),
+    "ve: sigma negative": (
+        lambda: edm.VarianceExploding().time(-1.0),
+        "sigma must be finite and not",
+    ),
+    "vp: sigma infinite": (
+        lambda: edm.VariancePreserving().time(INF),
+        "sigma must be finite and not",
+    ),
+    "rounded: sigma nan": (lambda: FAR.time(NAN), "sigma must be finite and not"),
+    "scaled: not a schedule": (lambda: edm.VarianceScaled(1.0), "schedule must be"),
+    "unscaled: a class": (lambda: edm.Unscaled(edm.Linear), "schedule must be"),
+    "rounded: not a schedule": (lambda: edm.Rounded(SIGMAS, SIGMAS), "schedule must be"),
+}
+
+PRECONDITIONINGS = {
+    "edm": EDM,
+    "ve": edm.VEPreconditioning(),
+    "vp": edm.VPPreconditioning(),
+    "iddpm": edm.IDDPMPreconditioning(),
+}
+PRECONDITIONING = {
+    f"{name}: {method}({value})": (
+        lambda part=part, method=method, value=value: getattr(part, method)(value),
+        "sigma must be positive and finite, got",
+    )
+    for name, part in PRECONDITIONINGS.items()
+    for method in ("__call__", "loss_weight")
+    for value in (0.0, -1.0, NAN, INF)
+} | {
+    "edm: negative": (lambda: edm.EDMPreconditioning(-0.5), "sigma_data must be positive"),
+    "edm: nan": (lambda: edm.EDMPreconditioning(NAN), "sigma_data must be positive and finite"),
+    "edm: none": (lambda: edm.EDMPreconditioning(jnp.ones(0)), "sigma_data must be positive"),
+    "edm: a zero": (lambda: edm.EDMPreconditioning(jnp.array([1.0, 0.0])), "sigma_data must be"),
+    "from_data: nan": (lambda: edm.EDMPreconditioning.from_data(DATA * NAN), "x has 6 entries"),
+    "from_data: integers": (
+        lambda: edm.EDMPreconditioning.from_data(WHOLE),
+        "x must be a floating",
+    ),
+    "vp: one level": (lambda: edm.VPPreconditioning(levels=1), "levels"),
+    "iddpm: no levels": (lambda: edm.IDDPMPreconditioning(levels=0), "levels=0"),
+    "iddpm: c_1": (lambda: edm.IDDPMPreconditioning(c_1=1.0), "c_1 and c_2"),
+    "denoiser: sigma_data": (lambda: edm.Denoiser(zero, 0.5), "preconditioning must be"),
+    "denoiser: turned": (lambda: edm.Denoiser(EDM, zero), "preconditioning must be"),
+    "denoiser: no network": (lambda: edm.Denoiser(None, EDM), "network must be callable, got None"),
+    "pinned: not a denoiser": (lambda: edm.Pinned(X, X), "denoiser must be callable"),
+    "guided: main": (lambda: edm.Guided(1.0, DENOISER, 2.0), "main must be callable"),
+    "guided: guide": (lambda: edm.Guided(DENOISER, 3.0, 2.0), "guide must be callable"),
+    "guided: weight nan": (lambda: edm.Guided(DENOISER, DENOISER, NAN), "weight must be finite"),
+}
+
+GRIDS = {
+    f"{grid.__name__}: {what}": (lambda grid=grid, args=args: grid(*args), message)
+    for grid in (edm.edm_sigmas, edm.ve_sigmas, edm.iddpm_sigmas)
+    for what, args, message in (
+        ("none", (0,), "at least 1 noise level, got n=0"),
+        ("negative", (-3,), "at least 1 noise level, got n=-3"),
+        ("turned", (5, 80.0, 0.002), "0 < sigma_min < sigma_max"),
+        ("from zero", (5, 0.0, 80.0), "0 < sigma_min"),
+        ("negative level", (5, -1.0, 80.0), "0 < sigma_min"),
+        ("nan", (5, NAN, 80.0), "0 < sigma_min"),
+        ("infinite", (5, 0.002, INF), "sigma_max, got"),
+    )
+} | {
+    "edm: rho zero": (lambda: edm.edm_sigmas(5, rho=0.0), "rho must be positive"),
+    "edm: rho nan": (lambda: edm.edm_sigmas(5, rho=NAN), "rho must be positive"),
+    "vp: none": (lambda: edm.vp_sigmas(0), "n=0"),
+    "vp: eps zero": (lambda: edm.vp_sigmas(5, eps=0.0), "eps=0.0"),
+    "vp: eps one": (lambda: edm.vp_sigmas(5, eps=1.0), "eps=1.0"),
+    "vp: falling": (lambda: edm.vp_sigmas(5, beta_d=-1.0), "beta_d=-1.0"),
+    "vp: nan": (lambda: edm.vp_sigmas(5, beta_min=NAN), "beta_min=nan"),
+    "iddpm: too many": (lambda: edm.iddpm_sigmas(993), "992 levels .* got n=993"),
+    "iddpm: nothing inside": (lambda: edm.iddpm_sigmas(2, 1.0, 1.0001), "got n=2"),
+    "table: none": (lambda: edm.iddpm_table(0), "levels=0"),
+    "table: c_1": (lambda: edm.iddpm_table(c_1=0.0), "c_1 and c_2"),
+    "table: c_2 nan": (lambda: edm.iddpm_table(c_2=NAN), "c_1 and c_2"),
+}
+
+LAWS = {
+    "lognormal: key a seed": (lambda: edm.LogNormal()(3), "key"),
+    "loguniform: no key": (lambda: edm.LogUniform()(None), "key"),
+    "time: key a seed": (lambda: edm.UniformTime()(3), "key"),
+    "levels: key a float": (lambda: edm.UniformLevels()(3.0), "key"),
+    "lognormal: nan": (lambda: edm.LogNormal().from_variate(NAN), "r must be a number"),
+    "loguniform: above": (
+        lambda: edm.LogUniform().from_variate(2.0),
+        "r must be .*0.* 1.* got 2.0",
+    ),
+    "loguniform: nan": (lambda: edm.LogUniform().from_variate(NAN), "r must be"),
+    "time: above": (lambda: edm.UniformTime().from_variate(1.5), "r must be"),
+    "time: below": (lambda: edm.UniformTime().from_variate(-0.5), "r must be"),
+    "levels: above": (lambda: edm.UniformLevels().from_variate(1.5), "r must be"),
+    "levels: below": (lambda: edm.UniformLevels().from_variate(-0.5), "r must be"),
+    "levels: c_1": (lambda: edm.UniformLevels(c_1=NAN), "c_1 and c_2"),
+}
+
+DYNAMICS = {
+    "score: integers": (lambda: edm.score(DENOISER, WHOLE, 1.0), "x must be a floating"),
+    "score: x nan": (lambda: edm.score(DENOISER, X * NAN, 1.0), "x must be finite"),
+    "score: zero": (lambda: edm.score(DENOISER, X, 0.0), "sigma must be positive"),
+    "score: negative": (lambda: edm.score(DENOISER, X, -1.0), "sigma must be positive"),
+    "score: sigmas": (lambda: edm.score(DENOISER, X, X), "sigma must be one number"),
+    "score: shape": (lambda: edm.score(returns(X[:1]), X, 1.0), "denoiser's output must have the"),
+    "score: dtype": (
+        lambda: edm.score(typed(jnp.float32), X, 1.0),
+        "denoiser's output must have the dtype of x, float64, got float32",
+    ),
+    "flow: shape": (
+        lambda: edm.probability_flow(returns(X[:1]))(1.0, X, None),
+        "denoiser's output must have the shape",
+    ),
+    "flow: a class": (lambda: edm.probability_flow(DENOISER, edm.Linear), "schedule must be"),
+    "forward: a class": (lambda: edm.forward_sde(edm.Linear), "schedule must be an instance"),
+    "reverse: a number": (lambda: edm.reverse_sde(DENOISER, 1.0), "schedule must be .*got 1.0"),
+    "reverse: shape": (
+        lambda: edm.reverse_sde(returns(X[:1]))[0](1.0, X, None),
+        "denoiser's output must have the shape",
+    ),
+    "reverse: beta negative": (
+        lambda: edm.reverse_sde(DENOISER, beta=-1.0),
+        "beta must be positive",
+    ),
+    "reverse: beta nan": (lambda: edm.reverse_sde(DENOISER, beta=NAN), "beta must be positive"),
+    "reverse: betas": (lambda: edm.reverse_sde(DENOISER, beta=X), "beta must be one number"),
+    "flow: time negative": (
+        lambda: edm.probability_flow(DENOISER)(-1.0, X, None),
+        "sigma must be positive and finite, got -1.0",
+    ),
+    "flow: missing condition": (
+        lambda: edm.probability_flow(edm.Denoiser(mlp(2, 3), EDM))(1.0, X, None),
+        r"cond must have shape \(3,\), got None",
+    ),
+}
+
+LIKELIHOOD = {
+    "x integers": (lambda: likelihood(WHOLE), "x must be a floating"),
+    "range turned": (lambda: likelihood(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
+    "from zero": (lambda: likelihood(sigma_min=0.0), "0 < sigma_min"),
+    "from nan": (lambda: likelihood(sigma_min=NAN), "0 < sigma_min"),
+    "to infinity": (lambda: likelihood(sigma_max=INF), "sigma_max, got"),
+    "no probes": (lambda: likelihood(probes=0, key=key()), "probes must be None or at least 1"),
+    "probes without key": (lambda: likelihood(probes=1), "pass key="),
+    "prior_std negative": (lambda: likelihood(prior_std=-1.0), "prior_std must"),
+    "bits: no shape": (lambda: edm.bits_per_dim(X, (0,)), "shape"),
+    "bits: no bins": (lambda: edm.bits_per_dim(X, (2,), bins=0), "bins"),
+    "bits: scale": (lambda: edm.bits_per_dim(X, (2,), scale=-1.0), "scale"),
+    "bits: scale nan": (lambda: edm.bits_per_dim(X, (2,), scale=NAN), "scale"),
+}
+
+CONVERT = {
+    name: (lambda args=args: edm.convert(*args, source=edm.parameterisations.noise), message)
+    for name, args, message in (
+        ("integers", (X, WHOLE, 1.0), "x must be a floating"),
+        ("another shape", (X[:1], X, 1.0), r"prediction must have the shape of x, \(2,\), got"),
+        ("sigma zero", (X, X, 0.0), "sigma must be positive"),
+        ("many sigmas", (X, X, X), "sigma must be one number"),
+    )
+}
+
+DESIGNS = {
+    "edm: zero": (lambda: edm.designs.edm(0.0), "sigma_data must be positive"),
+    "edm: nan": (lambda: edm.designs.edm(NAN), "sigma_data must be positive"),
+}
+
+
+TRAINING = {
+    "mixture: key a seed": (lambda: MIXTURE.sample(3), "key"),
+    "loss: key a seed": (
+        lambda: edm.denoising_loss(DENOISER, X, noise=edm.LogNormal(), key=3),
+        "key",
+    ),
+    "by sigma: key a seed": (lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3), "key"),
+    "train: key a seed": (lambda: next(train(key=3)), "key"),
+    "mlp: key a seed": (lambda: mlp(key=3), "key"),
+    "mixture: weights and means": (
+        lambda: mixture(weights=(1.0,)),
+        "weights, means and covs",
+    ),
+    "mixture: one mean": (lambda: mixture(means=(0.0, 1.0)), "weights, means and covs"),
+    "mixture: stds for covs": (lambda: mixture(covs=((1.0,), (1.0,))), "covs"),
+    "mixture: no component": (
+        lambda: edm.GaussianMixture(jnp.ones(0), jnp.ones((0, 1)), jnp.ones((0, 1, 1))),
+        "weights",
+    ),
+    "mixture: weights sum": (
+        lambda: mixture(weights=(0.5, 0.6)),
+        "weights must .* sum to 1",
+    ),
+    "mixture: weight zero": (
+        lambda: mixture(weights=(0.0, 1.0)),
+        "weights must be positive",
+    ),
+    "mixture: weight negative": (
+        lambda: mixture(weights=(-1.0, 2.0)),
+        "weights must be pos",
+    ),
+    "mixture: weight nan": (lambda: mixture(weights=(NAN, 1.0)), "weights"),
+    "mixture: mean nan": (
+        lambda: mixture(means=((NAN,), (0.0,))),
+        "means and covs .* finite",
+    ),
+    "mixture: cov inf": (
+        lambda: mixture(covs=(((INF,),), ((1.0,),))),
+        "covs .* finite",
+    ),
+    "mixture: cov negative": (
+        lambda: mixture(covs=(((-1.0,),), ((1.0,),))),
+        "covs .* negative",
+    ),
+    "mixture: cov skew": (
+        lambda: edm.GaussianMixture(
+            jnp.ones(1), jnp.zeros((1, 2)), jnp.array([[[1.0, 0.5], [0.0, 1.0]]])
+        ),
+        "covs must be symmetric",
+    ),
+    "log_prob: a batch": (lambda: MIXTURE.log_prob(DATA), "x must have shape .*vmap"),
+    "log_prob: integers": (lambda: MIXTURE.log_prob(WHOLE), "x must be a floating"),
+    "log_prob: sigma negative": (
+        lambda: MIXTURE.log_prob(X, -1.0),
+        "sigma must be positive",
+    ),
+    "score: another size": (
+        lambda: MIXTURE.score(jnp.ones(3), 1.0),
+        "x must have shape",
+    ),
+    "score: sigma nan": (lambda: MIXTURE.score(X, NAN), "sigma must be positive"),
+    "denoise: integers": (lambda: MIXTURE.denoise(WHOLE, 1.0), "x must be a floating"),
+    "denoise: many sigmas": (lambda: MIXTURE.denoise(X, X), "sigma must be one number"),
+    "denoise: sigma inf": (lambda: MIXTURE.denoise(X, INF), "sigma must be positive"),
+    "empirical: no data": (
+        lambda: edm.EmpiricalDenoiser(jnp.ones((0, 2))),
+        "data needs at le",
+    ),
+    "empirical: a number": (
+        lambda: edm.EmpiricalDenoiser(jnp.array(1.0)),
+        "data needs at le",
+    ),
+    "empirical: nan": (
+        lambda: edm.EmpiricalDenoiser(DATA.at[0].set(NAN)),
+        "data has 2 entries",
+    ),
+    "empirical: another shape": (
+        lambda: IDEAL(jnp.ones(3), 1.0),
+        "x must have the shape",
+    ),
+    "empirical: integer x": (lambda: IDEAL(WHOLE, 1.0), "x must be a floating"),
+    "empirical: sigma zero": (lambda: IDEAL(X, 0.0), "sigma must be positive"),
+    "empirical: many sigmas": (lambda: IDEAL.weights(X, X), "sigma must be one number"),
+    "denoiser: integers": (lambda: DENOISER(WHOLE, 1.0), "x must be a floating"),
+    "denoiser: a list": (
+        lambda: DENOISER([1.0, 2.0], 1.0),
+        "x must be a floating.*list",
+    ),
+    "denoiser: sigma zero": (lambda: DENOISER(X, 0.0), "sigma must be positive"),
+    "denoiser: sigma negative": (lambda: DENOISER(X, -1.0), "sigma must be positive"),
+    "denoiser: sigma nan": (
+        lambda: DENOISER(X, NAN),
+        "sigma must be positive and finite",
+    ),
+    "denoiser: many sigmas": (lambda: DENOISER(X, X), "sigma must be one number.*vmap"),
+    "denoiser: network's shape": (
+        lambda: edm.Denoiser(short, EDM)(X, 1.0),
+        r"network's output must have the shape of x, \(2,\), got \(1,\)",
+    ),
+    "guided: interval turned": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, (3.0, 1.0)),
+        "interval must be",
+    ),
+    "guided: interval nan": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, (NAN, 1.0)),
+        "interval must be",
+    ),
+    "guided: interval of three": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, (0.0, 1.0, 2.0)),
+        "interval must be",
+    ),
+    "lognormal: std zero": (lambda: edm.LogNormal(0.0, 0.0), "p_std must be positive"),
+    "lognormal: swapped": (lambda: edm.LogNormal(1.2, -1.2), "p_std must be positive"),
+    "lognormal: mean nan": (lambda: edm.LogNormal(NAN, 1.0), "p_mean must be finite"),
+    "loguniform: turned": (lambda: edm.LogUniform(2.0, 1.0), "sigma_min < sigma_max"),
+    "loguniform: from zero": (lambda: edm.LogUniform(0.0, 1.0), "0 < sigma_min"),
+    "loguniform: to infinity": (lambda: edm.LogUniform(0.1, INF), "sigma_max, got"),
+    "uniform time: eps zero": (lambda: edm.UniformTime(eps=0.0), "eps=0.0"),
+    "uniform time: eps one": (lambda: edm.UniformTime(eps=1.0), "eps=1.0"),
+    "uniform levels: none": (lambda: edm.UniformLevels(levels=0), "levels=0"),
+    "uniform levels: c_2": (lambda: edm.UniformLevels(c_2=-1.0), "c_2"),
+    "error: no parts": (
+        lambda: edm.weighted_error(zero, X, 1.0, X),
+        r"Denoiser\(network, preconditioning\)",
+    ),
+    "error: integers": (
+        lambda: edm.weighted_error(DENOISER, WHOLE, 1.0, X),
+        "x must be a flo",
+    ),
+    "error: one noise": (
+        lambda: edm.weighted_error(DENOISER, X, 1.0, jnp.array(0.1)),
+        r"n must have the shape of x, \(2,\), got \(\)",
+    ),
+    "error: sigma zero": (
+        lambda: edm.weighted_error(DENOISER, X, 0.0, X),
+        "sigma must be pos",
+    ),
+    "error: network's shape": (
+        lambda: edm.weighted_error(edm.Denoiser(short, EDM), X, 1.0, X),
+        "network's output must have the shape of x",
+    ),
+    "loss: integers": (lambda: loss(x=WHOLE), "x must be a floating"),
+    "loss: no parts": (lambda: loss(denoiser=IDEAL), "preconditioning"),
+    "by sigma: no parts": (lambda: by_sigma(denoiser=IDEAL), "pass preconditioning="),
+    "by sigma: no data": (lambda: by_sigma(jnp.ones((0, 2))), "x needs at least one"),
+    "by sigma: nan": (lambda: by_sigma(DATA.at[0, 0].set(NAN)), "x has 1 entries"),
+    "by sigma: integers": (
+        lambda: by_sigma(jnp.ones((3, 2), int)),
+        "x must be a floating",
+    ),
+    "by sigma: zero": (lambda: by_sigma(sigmas=(1.0, 0.0)), "sigmas must be positive"),
+    "by sigma: negative": (lambda: by_sigma(sigmas=(-1.0,)), "sigmas must be positive"),
+    "by sigma: nan level": (lambda: by_sigma(sigmas=(NAN,)), "sigmas must be positive"),
+    "by sigma: no level": (lambda: by_sigma(sigmas=()), "sigmas must be positive"),
+    "by sigma: conditions": (
+        lambda: by_sigma(cond=jnp.ones((2, 1))),
+        "needs its condition",
+    ),
+    "by sigma: one condition": (
+        lambda: by_sigma(cond=jnp.array(1.0)),
+        "needs its condition",
+    ),
+    "initial loss: sigma zero": (
+        lambda: edm.initial_loss(EDM, 0.0, 1.0),
+        "sigma must be pos",
+    ),
+    "initial loss: square": (
+        lambda: edm.initial_loss(EDM, 1.0, -1.0),
+        "mean_square must be",
+    ),
+    "initial loss: squares": (
+        lambda: edm.initial_loss(EDM, 1.0, X),
+        "mean_square must be one",
+    ),
+    "check: one example": (
+        lambda: edm.check_initial_loss(DENOISER, DATA[:1]),
+        "at least 2",
+    ),
+    "check: no data": (
+        lambda: edm.check_initial_loss(DENOISER, DATA[:0]),
+        "x needs at least",
+    ),
+    "check: infinite": (
+        lambda: edm.check_initial_loss(DENOISER, DATA.at[1].set(INF)),
+        "x has 2 entries that are not finite",
+    ),
+    "check: sigma negative": (
+        lambda: edm.check_initial_loss(DENOISER, DATA, sigmas=jnp.array([-1.0])),
+        "sigmas must be positive",
+    ),
+    "check: conditions": (
+        lambda: edm.check_initial_loss(DENOISER, DATA, jnp.ones(7)),
+        "needs its condition: 3 examples, and cond of shape",
+    ),
+    "check: missing condition": (
+        lambda: edm.check_initial_loss(edm.Denoiser(mlp(2, 3), EDM), DATA),
+        r"cond must have shape \(3,\), got None",
+    ),
+    "check: no parts": (lambda: edm.check_initial_loss(IDEAL, DATA), "preconditioning"),
+    "train: no data": (lambda: train(DATA[:0]), "data needs at least one"),
+    "train: a list": (lambda: train([1.0, 2.0]), "data must be a floating.* list"),
+    "train: integers": (
+        lambda: train(jnp.ones((3, 2), int)),
+        "data must be a floating",
+    ),
+    "train: nan": (lambda: train(DATA.at[0, 0].set(NAN)), "data has 1 entries"),
+    "train: three parts": (
+        lambda: train((DATA, DATA, DATA)),
+        "data must be x or a pair",
+    ),
+    "train: conditions": (
+        lambda: train((DATA, jnp.ones((4, 1)))),
+        "needs its condition",
+    ),
+    "train: condition nan": (
+        lambda: train((DATA, DATA.at[0].set(NAN))),
+        "cond has 2 entries",
+    ),
+    "train: no steps": (lambda: train(steps=0), "steps must be at least 1, got 0"),
+    "train: no batch": (lambda: train(batch_size=-2), "batch_size must be at least 1"),
+    "train: no chunk": (lambda: train(every=0), "every must be at least 1"),
+    "train: missing condition": (
+        lambda: next(
+            edm.train(
+                edm.Denoiser(mlp(2, 3), EDM),
+                partial(edm.denoising_loss, noise=edm.LogNormal()),
+                DATA,
+                optax.sgd(0.1),
+                steps=1,
+                batch_size=1,
+                key=key(),
+            )
+        ),
+        r"cond must have shape \(3,\), got None",
+    ),
+    "ema: half-life zero": (lambda: edm.HalfLifeEMA(0.0), "half_life must be positive"),
+    "ema: half-life nan": (lambda: edm.HalfLifeEMA(NAN), "half_life must be positive"),
+    "ema: ratio negative": (
+        lambda: edm.HalfLifeEMA(1.0, -0.1),
+        "rampup_ratio must be pos",
+    ),
+    "ema: seen negative": (
+        lambda: edm.HalfLifeEMA().decay(-1, 1),
+        "seen must be positive",
+    ),
+    "ema: empty batch": (
+        lambda: edm.HalfLifeEMA().decay(1, 0),
+        "batch_size must be positive",
+    ),
+    "mlp: size zero": (lambda: mlp(0), "need size, width and depth"),
+    "mlp: cond negative": (lambda: mlp(2, -1), "cond_size of at least 0"),
+    "mlp: width zero": (lambda: mlp(width=0), "need size, width and depth"),
+    "mlp: depth zero": (lambda: mlp(depth=0), "need size, width and depth"),
+    "mlp: another size": (
+        lambda: mlp()(jnp.ones(3), jnp.array(0.0)),
+        r"x must have shape \(2,",
+    ),
+    "mlp: integers": (lambda: mlp()(WHOLE, jnp.array(0.0)), "x must be a floating"),
+    "mlp: no condition": (
+        lambda: mlp(2, 1)(X, jnp.array(0.0)),
+        r"cond must have shape \(1,\)",
+    ),
+    "mlp: extra condition": (
+        lambda: mlp()(X, jnp.array(0.0), X),
+        "cond must have shape None",
+    ),
+    "mlp: wrong condition": (
+        lambda: mlp(2, 1)(X, jnp.array(0.0), X),
+        "cond must have shape",
+    ),
+    "embedded: wrong size": (
+        lambda: Embedded(mlp(2, 1), lambda cond: cond)(X, jnp.array(0.0), X),
+        r"cond must have shape \(1,\), got \(2,\)",
+    ),
+    "preconditioning: zero": (
+        lambda: edm.EDMPreconditioning(0.0),
+        "sigma_data must be positive",
+    ),
+    "from_data: nothing": (
+        lambda: edm.EDMPreconditioning.from_data(DATA[:0]),
+        "x needs at le",
+    ),
+    "from_data: zeros": (
+        lambda: edm.EDMPreconditioning.from_data(0 * DATA),
+        "sigma_data must",
+    ),
+}
+
+AROUND_TRAINING = {
+    "power negative": (lambda: edm.PowerEMA(-1.0), "gamma must be positive"),
+    "power nan": (lambda: edm.PowerEMA(NAN), "gamma must be positive and finite"),
+    "width zero": (lambda: edm.PowerEMA.from_sigma_rel(0.0), "sigma_rel <= 0.2887, got 0.0"),
+    "width too large": (lambda: edm.PowerEMA.from_sigma_rel(0.3), "sigma_rel <= 0.2887, got 0.3"),
+    "no snapshots": (lambda: edm.reconstruct([], edm.PowerEMA(1.0)), "need snapshots"),
+    "rate zero": (lambda: edm.ramp_up(0.0, 10, batch_size=1), "learning_rate must be positive"),
+    "ramp negative": (lambda: edm.ramp_up(1.0, -1, batch_size=1), "examples must be positive"),
+    "no batch": (lambda: edm.ramp_up(1.0, 10, batch_size=0), "batch_size must be positive"),
+    "bound infinite": (lambda: edm.clean_gradients(INF), "bound must be positive and finite"),
+    "not cleaned": (lambda: edm.cleaned(optax.sgd(0.1).init(X)), "need one clean_gradients"),
+}
+GROUPS = {
+    "sample": SAMPLING,
+    "schedules": SCHEDULES,
+    "preconditioning": PRECONDITIONING,
+    "grids": GRIDS,
+    "noise": LAWS,
+    "dynamics": DYNAMICS,
+    "likelihood": LIKELIHOOD,
+    "convert": CONVERT,
+    "designs": DESIGNS,
+    "training": TRAINING,
+    "around training": AROUND_TRAINING,
+}
+BAD = {f"{group}: {name}": row for group, rows in GROUPS.items() for name, row in rows.items()}
+
+# Public names that have no argument to be wrong, or hold what others have checked.
+TAKE_NOTHING = {"Coefficients", "Likelihood", "TrainState", "Design", "Flow", "Snapshot"}
+TAKE_NOTHING |= {"data_parallel", "init_state"}
+TAKE_NOTHING |= {name for name in vars(edm_tutorial) if name.startswith("Abstract")}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)
+def test_bad_input_is_refused_by_name(call, message):
+    with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
+        call()
+
+
+def test_every_public_function_has_a_row():
+    """Named in this file is not tested, but what is not named is certainly missing."""
+    text = Path(__file__).read_text()
+    public = {k for k, v in vars(edm_tutorial).items() if k[0] != "_" and not inspect.ismodule(v)}
+    missing = public - TAKE_NOTHING
+    assert {name for name in missing if not re.search(rf"\b{name}\b[.(,]", text)} == set()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["steps", "batch_size", "every"])
+def test_counts_must_be_whole_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got 1.5"):
+        train(**{name: 1.5})
+    train(**{name: np.int64(1)})
+
+
+UNKNOWN = {
+    "denoising_loss": lambda: edm.denoising_loss(
+        DENOISER, X, noise=edm.LogNormal(), key=key(), sigma_data=0.5
+    ),
+    "loss_by_sigma": lambda: edm.loss_by_sigma(DENOISER, DATA, X, key=key(), weight=1.0),
+    "weighted_error": lambda: edm.weighted_error(DENOISER, X, 1.0, X, sigma_data=0.5),
+    "train": lambda: train(epochs=3),
+    "LogNormal": lambda: edm.LogNormal(P_mean=-1.2),
+    "MLP": lambda: mlp(hidden=3),
+    "Denoiser": lambda: edm.Denoiser(zero, EDM, sigma_data=0.5),
+    "EDMPreconditioning": lambda: edm.EDMPreconditioning(),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_signatures_are_strict(name):
+    with pytest.raises(TypeError, match="argument"):
+        UNKNOWN[name]()
+
+
+def test_bad_input_is_refused_before_the_first_step_is_asked_for():
+    """`train` is a generator, but its checks do not wait for the loop."""
+    with pytest.raises(ValueError, match="data has"):
+        edm.train(DENOISER, zero, DATA * NAN, optax.sgd(0.1), steps=1, batch_size=1, key=key())
+
+
+def test_checks_leave_traced_values_alone():
+    """Inside jit, vmap and grad nobody knows the numbers; the same calls must work."""
+    sigmas = jnp.array([0.3, 2.0])
+    for denoiser in (DENOISER, MIXTURE.denoise, IDEAL):
+        eqx.filter_jit(denoiser)(X, sigmas[0])
+        assert jax.vmap(lambda sigma, d=denoiser: d(X, sigma))(sigmas).shape == (2, 2)
+    slope = jax.grad(lambda sigma: edm.initial_loss(EDM, sigma, 1.0))(1.0)
+    # d/ds of (s^2 + 1/16) / ((s^2 + 1/4) / 4) at s = 1
+    np.testing.assert_allclose(slope, 4 * (2 * 1.25 - 2 * 1.0625) / 1.25**2, rtol=1e-12)
+
+
+@eqx.filter_jit
+def _log_prob(low, high):
+    return edm.log_likelihood(MIXTURE.denoise, X, sigma_min=low, sigma_max=high).log_prob
+
+
+@eqx.filter_jit
+def _end(sigmas):
+    return edm.sample(MIXTURE.denoise, X, sigmas)
+
+
+def test_numbers_known_only_inside_jit_are_checked_on_use():
+    assert np.isfinite(_log_prob(jnp.array(0.5), jnp.array(1.0))) and np.all(
+        np.isfinite(_end(SIGMAS))
+    )
+    for low, high in ((1.0, 1.0), (2.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (NAN, 1.0)):
+        with pytest.raises(RuntimeError, match="0 < sigma_min < sigma_max"):
+            _log_prob(jnp.array(low), jnp.array(high))
+    for bad in ([1.0, 1.0], [1.0, 2.0], [1.0, 0.0], [1.0, -1.0], [NAN, 1.0], [INF, 1.0]):
+        with pytest.raises(RuntimeError, match="sigmas must be positive, finite and descending"):
+            _end(jnp.array(bad))

@@ -1,0 +1,287 @@
+"""A run that is killed goes on as if it had not been, and a bad checkpoint is never used."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import edm_tutorial as edm
+from edm_tutorial import checkpoint
+from edm_tutorial.training import init_state
+
+SCRIPT = str(Path(__file__).with_name("kill_run.py"))
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # how Orbax calls what it has not finished
+
+
+def model(key, width=4, sigma_data=1.0):
+    network = edm.MLP(2, width=width, depth=1, key=jr.clone(key))
+    return edm.Denoiser(network, edm.EDMPreconditioning(sigma_data))
+
+
+@pytest.fixture
+def state(key):
+    """A state with something of every kind in it."""
+    optimizer = optax.chain(optax.add_noise(0.1, 0.1, jr.key(7)), optax.adam(1e-3))
+    state = init_state(model(key), optimizer, (edm.HalfLifeEMA(), edm.HalfLifeEMA()))
+    half = jnp.array([0.1, -0.0, jnp.inf], jnp.bfloat16)
+    return state._replace(ema=(*state.ema, {"half": half, "none": jnp.zeros((0, 3))}))
+
+
+def at(state, step):
+    """The state at another step, with other weights."""
+    add = lambda leaf: leaf + jnp.asarray(step, leaf.dtype)  # noqa: E731
+    params, static = eqx.partition(state.denoiser, eqx.is_inexact_array)
+    denoiser = eqx.combine(jax.tree.map(add, params), static)
+    return state._replace(denoiser=denoiser, step=jnp.array(step))
+
+
+def assert_identical(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        if eqx.is_array(a) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            assert jr.key_impl(a) == jr.key_impl(b)
+            a, b = jr.key_data(a), jr.key_data(b)
+        if eqx.is_array(a):
+            assert a.dtype == b.dtype and np.array(a).tobytes() == np.array(b).tobytes()
+        else:
+            assert a == b
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in Path(folder).iterdir())
+
+
+def files(folder):
+    return [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+
+
+def test_what_is_restored_is_what_was_saved(state, tmp_path):
+    assert checkpoint.restore(tmp_path / "none", state) is None
+    saved = at(state, 5)
+    checkpoint.save(tmp_path / "a" / "b", saved)
+    assert_identical(checkpoint.restore(tmp_path / "a" / "b", state), saved)
+    assert_identical(checkpoint.restore(str(tmp_path / "a" / "b"), at(state, 9)), saved)
+
+
+def test_keeps_the_last_ones_and_the_best(state, tmp_path):
+    for step, metric in {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 1.5}.items():
+        checkpoint.save(tmp_path, at(state, step), keep=2, metric=metric)
+    assert steps(tmp_path) == [20, 40, 50]
+    assert_identical(checkpoint.restore(tmp_path, state), at(state, 50))
+    assert_identical(checkpoint.restore(tmp_path, state, best=True), at(state, 20))
+    checkpoint.save(tmp_path, at(state, 60), keep=1, metric=0.5)
+    assert steps(tmp_path) == [60]
+
+
+def test_without_a_metric_there_is_no_best(state, tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, at(state, step), keep=1)
+    assert steps(tmp_path) == [3]
+    assert checkpoint.restore(tmp_path, state, best=True) is None
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(state, tmp_path):
+    checkpoint.save(tmp_path, state._replace(step=jnp.array(4)))
+    checkpoint.save(tmp_path, at(state, 4))
+    assert_identical(checkpoint.restore(tmp_path, state), at(state, 4))
+
+
+def turned(whole, i):
+    return bytes([*whole[:i], whole[i] ^ 16, *whole[i + 1 :]])
+
+
+def test_any_damaged_file_is_noticed(state, tmp_path):
+    """Each file in turn cut in half, emptied, removed or with one bit turned.
+
+    Either what is restored is what was saved (not every byte of Orbax's files is needed),
+    or the checkpoint is refused and the one before it is used. Never anything else.
+    """
+    checkpoint.save(tmp_path, at(state, 1))
+    checkpoint.save(tmp_path, at(state, 2))
+    pristine = tmp_path.with_name("pristine")
+    shutil.copytree(tmp_path / "2", pristine)
+    refused = []
+    damages = {
+        "cut": lambda whole: whole[: len(whole) // 2],
+        "empty": lambda whole: b"",
+        "turned": lambda whole: turned(whole, len(whole) // 2),
+        "turned elsewhere": lambda whole: turned(whole, len(whole) // 4),
+    }
+    for path in files(tmp_path / "2"):
+        whole = path.read_bytes()
+        for damage in damages.values():
+            path.write_bytes(damage(whole))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                got = checkpoint.restore(tmp_path, state)
+            said = [str(w.message) for w in caught if "is refused" in str(w.message)]
+            assert len(said) == (int(got.step) == 1)
+            reasons = "cannot be read|another checksum|not an edm|another model"
+            assert all(re.search(reasons, why) for why in said)
+            refused += [*said]
+            assert_identical(got, at(state, int(got.step)))
+        path.write_bytes(whole)
+    assert len(refused) >= 10  # page, arrays, manifests
+    assert any("another checksum" in said for said in refused)  # where Orbax does not look
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_going_on_after_a_refusal(state, tmp_path):
+    """The bad one is not in the way of saving, and is replaced when its step comes."""
+    for step in (10, 20):
+        checkpoint.save(tmp_path, at(state, step))
+    for path in files(tmp_path / "20"):
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.warns(UserWarning, match="20 is refused: it cannot be read"):
+        assert int(checkpoint.restore(tmp_path, state).step) == 10
+    checkpoint.save(tmp_path, at(state, 15))
+    with pytest.warns(UserWarning, match="20 is refused"):
+        assert_identical(checkpoint.restore(tmp_path, state), at(state, 15))
+    checkpoint.save(tmp_path, at(state, 20))
+    assert_identical(checkpoint.restore(tmp_path, state), at(state, 20))
+
+
+FOREIGN = {
+    "another width": (lambda key: model(key, width=5), r"float64\[4, 2\], here float64\[5, 2\]"),
+    "another sigma_data": (
+        lambda key: model(key, sigma_data=0.5),
+        "preconditioning.sigma_data is 1.0, here 0.5",
+    ),
+    "one more weight": (lambda key: (model(key), jnp.ones(3)), "and [0-9]+ more"),
+    "another dtype": (
+        lambda key: jax.tree.map(
+            lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, model(key)
+        ),
+        r"is float64\[4, 2\], here float32\[4, 2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_checkpoint_of_another_model_is_refused(name, key, tmp_path):
+    make, message = FOREIGN[name]
+    optimizer = optax.sgd(0.1)
+    ours = init_state(model(key), optimizer)
+    theirs = init_state(make(key), optimizer)
+    checkpoint.save(tmp_path, at(ours, 3))
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f"another model: .*{message}"):
+        checkpoint.restore(tmp_path, theirs)
+    checkpoint.save(tmp_path, at(theirs, 2))  # the foreign one is not in the way
+    with pytest.warns(UserWarning, match="3 is refused: it is of another model"):
+        assert int(checkpoint.restore(tmp_path, theirs).step) == 2
+
+
+def test_what_is_not_our_checkpoint_is_refused(state, tmp_path):
+    import orbax.checkpoint as ocp
+
+    checkpoint.save(tmp_path, at(state, 1))
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "weights.bin").write_bytes(b"123")
+    (tmp_path / "3").write_text("a file")
+    (tmp_path / "notes").mkdir()  # no step: not looked at
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as other:
+        page = ocp.args.JsonSave({"kind": "another program"})
+        other.save(tmp_path / "4", ocp.args.Composite(page=page))
+    with pytest.warns(UserWarning) as caught:
+        assert_identical(checkpoint.restore(tmp_path, state), at(state, 1))
+    said = [str(w.message) for w in caught if "refused" in str(w.message)]
+    assert len(said) == 3
+    assert "4 is refused: it is not an edm_tutorial checkpoint 1" in said[0]
+    assert "3 is refused: it cannot be read" in said[1]
+    assert "2 is refused: it cannot be read" in said[2]
+
+
+def test_all_refused_is_an_error_that_says_why(state, tmp_path):
+    for step in (1, 2):
+        (tmp_path / str(step)).mkdir()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="2 is refused(.|\n)*1 is ref"):
+        checkpoint.restore(tmp_path, state)
+
+
+def test_a_run_from_the_start_does_not_hide_behind_a_later_one(state, tmp_path):
+    checkpoint.save(tmp_path, at(state, 100))
+    with pytest.raises(ValueError, match="later checkpoint of this model, of step 100: restore"):
+        checkpoint.save(tmp_path, at(state, 10))
+    assert steps(tmp_path) == [100]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"metric": float("nan")}, "metric must be finite, got nan"),
+        ({"metric": float("inf")}, "metric must be finite, got inf"),
+    ],
+)
+def test_what_save_refuses(options, message, state, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        checkpoint.save(tmp_path, state, **options)
+    assert not steps(tmp_path)
+
+
+class Killed:
+    """One life of the run, ended at a moment that `chance` chooses."""
+
+    def __init__(self, folder, result, chance, writing):
+        self.folder = folder
+        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        command = [sys.executable, SCRIPT, str(folder), str(result)]
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.start = int(self.process.stdout.readline())
+        for _ in range(chance.randint(1, 5)):  # then it is after the first checkpoint
+            self.process.stdout.readline()
+        while writing and not self.unfinished() and self.process.poll() is None:
+            pass  # a write takes some 50 ms
+        time.sleep(0 if writing else chance.uniform(0, 0.1))
+        self.process.send_signal(signal.SIGKILL)
+        assert self.process.wait() == -signal.SIGKILL
+        self.process.stdout.close()
+        self.writing = bool(self.unfinished())
+
+    def unfinished(self):
+        return list(self.folder.glob(UNFINISHED))
+
+
+def finish(folder, result):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, SCRIPT, str(folder), str(result)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[0])
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_gives_the_same_weights_to_the_bit(tmp_path):
+    chance = random.Random(11)
+    killed, lives = tmp_path / "killed", []
+    killed.mkdir()
+    # A write can end between seeing it and the kill; then another life makes up for it.
+    while len(lives) < 10 or sum(life.writing for life in lives) < 2:
+        assert len(lives) < 16
+        aim = len(lives) % 5 == 3 or len(lives) >= 10
+        lives.append(Killed(killed, tmp_path / "killed.npz", chance, writing=aim))
+    starts = [life.start for life in lives] + [finish(killed, tmp_path / "killed.npz")]
+    assert starts[0] == 0 and all(a < b for a, b in zip(starts, starts[1:], strict=False))
+    assert not list(killed.glob(UNFINISHED))
+    assert finish(tmp_path / "whole", tmp_path / "whole.npz") == 0
+    one, other = np.load(tmp_path / "killed.npz"), np.load(tmp_path / "whole.npz")
+    assert one.files == other.files and len(one.files) > 20
+    for name in one.files:
+        assert one[name].tobytes() == other[name].tobytes()
+    assert any(np.any(one[name] == 300) for name in one.files)  # the step: it came to the end

@@ -1,0 +1,241 @@
+"""Data sets: files in the real formats, small, from a local server that can misbehave.
+
+About 4 seconds.
+"""
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from edm_tutorial import data
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.files`; a path in `server.cut` breaks off half way, once."""
+
+    def do_GET(self):
+        server, name = self.server, self.path.lstrip("/")
+        server.asked.append(name)
+        if name not in server.files:
+            self.send_error(404)
+            return
+        content = server.files[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if name in server.cut:
+            server.cut.remove(name)
+            content = content[: len(content) // 2]
+        self.wfile.write(content)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.cut, server.asked = {}, set(), []
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def serve(server, name, content):
+    server.files[name] = content
+    url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
+    return data.Source(url, hashlib.sha256(content).hexdigest())
+
+
+def idx(array):
+    """The IDX file of an array of bytes, as described on MNIST's page."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(header + array.tobytes())
+
+
+def cifar_archive(batches):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in batches.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.fixture
+def fashion(server, monkeypatch):
+    """Seven images of 3 x 4 pixels for training and two for testing."""
+    rng = np.random.default_rng(0)
+    parts = {}
+    for part, count in (("train", 7), ("t10k", 2)):
+        parts[part] = (
+            rng.integers(0, 256, (count, 3, 4), np.uint8),
+            rng.integers(0, 10, count, np.uint8),
+        )
+    sources = {
+        f"{part}-{kind}": serve(server, f"{part}-{kind}.gz", idx(array))
+        for part, arrays in parts.items()
+        for kind, array in zip(("images", "labels"), arrays, strict=True)
+    }
+    monkeypatch.setattr(data, "FASHION_MNIST", sources)
+    return parts
+
+
+@pytest.fixture
+def cifar(server, monkeypatch):
+    rng = np.random.default_rng(1)
+    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    records = {name: rng.integers(0, 256, (2, 3073), np.uint8) for name in names}
+    for batch in records.values():
+        batch[:, 0] %= 10
+    content = cifar_archive({name: batch.tobytes() for name, batch in records.items()})
+    monkeypatch.setattr(data, "CIFAR10", serve(server, "cifar.tar.gz", content))
+    return records
+
+
+def grey(images):
+    """Back to the bytes: the inverse of the scaling to [-1, 1]."""
+    return np.rint((images + 1) / 2 * 255).astype(np.uint8)
+
+
+def test_digits_are_scikit_learns():
+    digits = data.digits()
+    scans = load_digits()
+    assert digits.images.shape == (1797, 1, 8, 8)
+    # 0, 1, ..., 16 become multiples of 1/8, exact in float32
+    np.testing.assert_array_equal(digits.images[:, 0], scans.images / 8 - 1)
+    np.testing.assert_array_equal(digits.labels, scans.target)
+    assert digits.cell == 1 / 8
+    assert (digits.images.min(), digits.images.max()) == (-1, 1)
+
+
+@pytest.mark.parametrize("test, part", [(False, "train"), (True, "t10k")])
+def test_fashion_mnist(fashion, server, tmp_path, test, part):
+    images, labels = fashion[part]
+    loaded = data.fashion_mnist(tmp_path, test=test)
+    assert loaded.images.dtype == np.float32
+    # Both steps of k * 2/255 - 1 are rounded to float32, whose half unit is 6e-8.
+    np.testing.assert_allclose(loaded.images[:, 0], images / 127.5 - 1, atol=2.5e-7)
+    np.testing.assert_array_equal(grey(loaded.images[:, 0]), images)
+    np.testing.assert_array_equal(loaded.labels, labels)
+    assert loaded.cell == 2 / 255
+    assert server.asked == [f"{part}-images.gz", f"{part}-labels.gz"]
+
+
+def test_a_second_call_downloads_nothing(fashion, server, tmp_path):
+    first = data.fashion_mnist(tmp_path)
+    asked = list(server.asked)
+    second = data.fashion_mnist(tmp_path)
+    assert server.asked == asked
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_cifar10(cifar, tmp_path, test):
+    loaded = data.cifar10(tmp_path, test=test)
+    names = ["test_batch.bin"] if test else [f"data_batch_{i}.bin" for i in range(1, 6)]
+    records = np.concatenate([cifar[name] for name in names])
+    np.testing.assert_array_equal(loaded.labels, records[:, 0])
+    pixels = grey(loaded.images)
+    # Record 0, read by hand: red comes first, row after row, then green, then blue.
+    assert pixels[0, 0, 0, 5] == records[0, 1 + 5]
+    assert pixels[0, 0, 2, 0] == records[0, 1 + 64]
+    assert pixels[0, 1, 0, 0] == records[0, 1 + 1024]
+    assert pixels[0, 2, 31, 31] == records[0, 3072]
+    np.testing.assert_array_equal(pixels.reshape(len(records), -1), records[:, 1:])
+
+
+def test_an_interrupted_download_starts_afresh(fashion, server, tmp_path):
+    server.cut.add("train-images.gz")
+    with pytest.raises(OSError, match="train-images.gz could not be downloaded.*nothing was kept"):
+        data.fashion_mnist(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    images, _ = fashion["train"]
+    np.testing.assert_array_equal(grey(data.fashion_mnist(tmp_path).images[:, 0]), images)
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(fashion, tmp_path):
+    data.fashion_mnist(tmp_path)
+    path = tmp_path / "train-images.gz"
+    path.write_bytes(path.read_bytes()[:-3])
+    images, _ = fashion["train"]
+    np.testing.assert_array_equal(grey(data.fashion_mnist(tmp_path).images[:, 0]), images)
+
+
+def test_a_wrong_checksum_is_an_error(fashion, server, tmp_path):
+    good = data.FASHION_MNIST["train-images"]
+    data.FASHION_MNIST["train-images"] = good._replace(sha256="0" * 64)
+    with pytest.raises(ValueError, match="does not match the known hash"):
+        data.fashion_mnist(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_without_the_file(server, tmp_path):
+    missing = serve(server, "here.gz", b"")._replace(
+        url=f"http://127.0.0.1:{server.server_address[1]}/gone.gz"
+    )
+    with pytest.raises(OSError, match="gone.gz could not be downloaded.*404"):
+        data.fetch(missing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"PK\3\4 something else", "is not an IDX file"),
+        (bytes([0, 0, 13, 1]) + struct.pack(">I", 1) + b"\0" * 4, "is not an IDX file"),
+        (bytes([0, 0, 8, 3]) + struct.pack(">I", 5), "is not an IDX file"),
+        (bytes([0, 0, 8, 1]) + struct.pack(">I", 5) + b"1234", r"promises shape \(5,\).*holds 4"),
+    ],
+    ids=["foreign", "floats", "short header", "short"],
+)
+def test_bad_idx(tmp_path, content, message):
+    path = tmp_path / "file.gz"
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=message):
+        data.read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        (None, "has no data_batch_1.bin, it has"),
+        (b"", "is not made of records"),
+        (b"\1" * 3072, "is not made of records"),
+        (b"\12" + b"\0" * 3072, "is not made of records"),
+    ],
+    ids=["missing", "empty", "short", "class 10"],
+)
+def test_bad_cifar10(tmp_path, batch, message):
+    path = tmp_path / "cifar.tar.gz"
+    path.write_bytes(
+        cifar_archive(
+            {"other.bin": b""} | ({"data_batch_1.bin": batch} if batch is not None else {})
+        )
+    )
+    with pytest.raises(ValueError, match=message):
+        data.read_cifar10(path, ["data_batch_1.bin"])
+
+
+def test_images_and_labels_must_fit(fashion, server, tmp_path):
+    labels = np.zeros(3, np.uint8)
+    data.FASHION_MNIST["train-labels"] = serve(server, "train-labels.gz", idx(labels))
+    with pytest.raises(ValueError, match=r"\(7, 3, 4\) and \(3,\)"):
+        data.fashion_mnist(tmp_path)
+
+
+def test_addresses_and_checksums_are_well_formed():
+    for source in (*data.FASHION_MNIST.values(), data.CIFAR10):
+        assert source.url.startswith("http") and source.url.endswith(".gz")
+        assert len(source.sha256) == 64 and int(source.sha256, 16) >= 0

@@ -1,0 +1,93 @@
+"""edm_minimal.py is the package in one file: the golden numbers, and the package's own."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from unittest import mock
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from golden_cases import Case, assert_close, manifest, raw_network
+from test_golden_samplers import RecordingMixture, build_churn, in_range, plain_loop
+
+import edm_tutorial as edm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+minimal = load(ROOT / "edm_minimal.py")
+tool = load(ROOT / "tools/minimal.py")
+
+
+def test_it_is_what_the_package_gives():
+    assert tool.minimal() == tool.TARGET.read_text(), "run `make minimal`"
+
+
+def test_it_is_short_and_needs_three_libraries():
+    text = tool.TARGET.read_text()
+    assert len(text.splitlines()) < 300
+    tree = ast.parse(text)
+    imported = {
+        a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names
+    }
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    others = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    assert others == {"jax", "equinox", "diffrax"}
+
+
+SAMPLED = [n for n in manifest()["sampler_edm.npz"]["cases"] if "iddpmround" not in n]
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_golden_samples(name):
+    """All but the two cases that round to a table, which this file leaves out."""
+    case = Case("sampler_edm.npz", name)
+    params = case.params
+    rho, limits = float(params.get("rho", 7)), in_range(params, 0.002, 80.0)
+    sigmas = minimal.edm_sigmas(params["num_steps"], rho=rho, **limits)
+    churn = build_churn(params, case["noise"], minimal.Churn)
+    with jax.disable_jit(), mock.patch("jax.lax.scan", plain_loop):
+        mixture, noise = RecordingMixture(params["gmm"]), jnp.asarray(case["latents"])
+        x = minimal.sample(mixture, noise, sigmas, churn=churn, key=jr.key(0))
+    assert_close(x, case["x_final"])
+
+
+@pytest.mark.parametrize("name", ["edm_default", "edm_sd1.3"])
+def test_golden_preconditioning(name):
+    case = Case("precond.npz", name)
+    sigma_data = case.params["kwargs"].get("sigma_data", 0.5)
+    network = raw_network(**case.params["raw"])
+    denoiser = minimal.Denoiser(network, minimal.EDMPreconditioning(sigma_data))
+    x, sigma = jnp.asarray(case["x"]), jnp.asarray(case["D_sigma"])
+    assert_close(jax.vmap(denoiser)(x, sigma), case["D"])
+
+
+def test_loss_and_likelihood_are_the_packages(key):
+    data_key, net_key, loss_key, probe_key = jr.split(key, 4)
+    data = jr.normal(data_key, (50, 2)) * 0.7
+    network = edm.MLP(2, width=16, depth=1, key=net_key)
+    network = eqx.tree_at(lambda net: net.output.weight, network, jnp.ones((2, 16)) / 4)
+    losses, densities = [], []
+    for m in (edm, minimal):
+        denoiser = m.Denoiser(network, m.EDMPreconditioning.from_data(data))
+        losses.append(
+            m.denoising_loss(denoiser, data[0], noise=m.LogNormal(), key=jr.clone(loss_key))
+        )
+        exact = m.log_likelihood(denoiser, data[0])
+        probed = m.log_likelihood(denoiser, data[0], probes=3, key=jr.clone(probe_key))
+        densities.append(jnp.stack([*exact[:2], *probed[:2], *exact.latent]))
+    np.testing.assert_array_equal(*losses)
+    np.testing.assert_allclose(*densities, rtol=1e-12)

@@ -1,0 +1,503 @@
+"""The image networks against the reference: layer by layer, and whole with their gradients."""
+
+import re
+from functools import cache, partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from golden_cases import Case, assert_close, check_file, each_case, manifest
+from golden_networks import NETWORKS, condition, config, network
+
+import edm_tutorial as edm
+from edm_tutorial.networks import (
+    Cast,
+    ImageCondition,
+    dhariwal_unet,
+    small_unet,
+    song_unet,
+)
+from edm_tutorial.networks.blocks import Block
+from edm_tutorial.networks.convolution import convolve
+from edm_tutorial.networks.embedding import Fourier, Positional
+from edm_tutorial.networks.layers import (
+    DHARIWAL,
+    SONG,
+    Conv,
+    Down,
+    GroupNorm,
+    Linear,
+    Up,
+    attention_weights,
+)
+from edm_tutorial.networks.state_dict import state_names
+
+LAYERS = "layers.npz"
+
+
+def last(image):
+    """Channels last, as inside a network."""
+    return np.moveaxis(image, -3, -1)
+
+
+def filled(module, arrays):
+    """A module with the arrays of a state dict, by name."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(module)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    flat = [arrays[name] for name in names]
+    flat = [a.transpose(2, 3, 1, 0) if a.ndim == 4 else a for a in flat]
+    assert [a.shape for a in flat] == [leaf.shape for _, leaf in leaves]
+    return jax.tree.unflatten(structure, [jnp.asarray(a) for a in flat])
+
+
+def test_files():
+    kinds = {"pos_embed": 2, "fourier_embed": 1, "groupnorm": 2, "conv": 18, "linear": 1}
+    check_file(LAYERS, kinds | {"attn": 2, "block": 8})
+    evaluations = {file: 3 if "noaug" in str(manifest()[file]) else 2 for file in NETWORKS}
+    assert len(NETWORKS) == 9 and sum(evaluations.values()) == 21
+    for file, count in evaluations.items():
+        check_file(file, {"network": count, "state_dict": 1})
+
+
+@each_case(LAYERS, "pos_embed")
+def test_positional_embedding(name):
+    case = Case(LAYERS, name)
+    assert case.params["max_positions"] == 10000
+    embed = Positional(case.params["num_channels"], case.params["endpoint"])
+    assert_close(jax.vmap(embed)(jnp.asarray(case["c"])), case["out"])
+    case.check_all_read()
+
+
+def test_fourier_embedding():
+    case = Case(LAYERS, "fourier_embed")
+    embed = filled(Fourier(case.params["num_channels"], jr.key(0)), {"freqs": case["freqs"]})
+    assert_close(jax.vmap(embed)(jnp.asarray(case["c"])), case["out"])
+    case.check_all_read()
+
+
+def test_linear():
+    case = Case(LAYERS, "linear")
+    size = case["weight"].shape
+    layer = filled(Linear(size[1], size[0], SONG, jr.key(0)), case)
+    assert_close(jax.vmap(layer)(jnp.asarray(case["x"])), case["out"])
+    case.check_all_read()
+
+
+@each_case(LAYERS, "groupnorm")
+def test_group_norm(name):
+    case = Case(LAYERS, name)
+    norm = filled(GroupNorm(case.params["num_channels"], case.params["eps"]), case)
+    assert_close(jax.vmap(norm)(jnp.asarray(last(case["x"]))), last(case["out"]))
+    case.check_all_read()
+
+
+@each_case(LAYERS, "conv")
+def test_convolution_and_resampling(name):
+    case = Case(LAYERS, name)
+    p, x = case.params, jnp.asarray(last(case["x"][0]))
+    taps = tuple(p["resample_filter"])
+    margin = (len(taps) - 1) // 2
+    conv = lambda x, extra=0: x  # noqa: E731
+    if p["kernel"]:
+        out, into, size, _ = case["weight"].shape
+        conv = filled(Conv(into, out, size, SONG, jr.key(0)), case)
+    if p["down"] and p["fused_resample"]:
+        y = Down(taps)(conv(x, extra=margin), pad=0)
+    elif p["up"] and p["fused_resample"]:
+        # The zeros around the image that the convolution needs are those between its
+        # entries: enlarge a wider image, and keep one row more than twice the image has.
+        wide = Up(taps)(jnp.pad(x, ((1, 1), (1, 1), (0, 0))))
+        y = conv(wide, extra=-1)[1:-1, 1:-1]
+        assert p["kernel"] == 3 and len(taps) in (2, 4)
+    else:
+        y = conv((Up(taps) if p["up"] else Down(taps) if p["down"] else lambda x: x)(x))
+    assert_close(y, last(case["out"][0]))
+    case.check_all_read()
+
+
+@each_case(LAYERS, "attn")
+def test_attention_weights(name):
+    case = Case(LAYERS, name)
+    heads = case.params["num_heads"]
+    q, k = (case[n].reshape(-1, heads, *case[n].shape[1:]) for n in "qk")
+    q, k = (jnp.asarray(a.transpose(0, 3, 1, 2)) for a in (q, k))
+    weights = jax.vmap(attention_weights)(q, k)
+    assert_close(weights.reshape(case["w"].shape), case["w"])
+    case.check_all_read()
+
+
+@each_case(LAYERS, "block")
+def test_block(name):
+    case = Case(LAYERS, name)
+    p = case.params
+    style = DHARIWAL
+    if "skip_scale" in p:
+        style = SONG
+        assert (p["eps"], p["skip_scale"]) == (SONG.eps, SONG.skip_scale)
+        assert (p["adaptive_scale"], p["resample_proj"]) == (SONG.adaptive, SONG.project)
+    if "channels_per_head" in p:
+        style = style._replace(channels_per_head=p["channels_per_head"])
+    taps = tuple(p.get("resample_filter", (1, 1)))
+    resample = Up(taps) if p.get("up") else Down(taps) if p.get("down") else None
+    block = Block(
+        p["in_channels"],
+        p["out_channels"],
+        p["emb_channels"],
+        style,
+        resample=resample,
+        attends=p.get("attention", False),
+        key=jr.key(0),
+    )
+    assert p["resolved_heads"] == (block.qkv is not None) * style.heads(p["out_channels"])
+    entries = [e for e in manifest()[LAYERS]["cases"][name]["arrays"] if e.startswith("state.")]
+    stored = {e.removeprefix("state."): case[e] for e in entries}
+    block = filled(block, stored)
+    for filter_name in [n for n in stored if n.endswith("resample_filter")]:
+        outer = np.outer(taps, taps) / sum(taps) ** 2
+        assert_close(outer[None, None], stored[filter_name])
+
+    @jax.jit
+    def run(x, emb):
+        total = lambda x, emb: (lambda y: (jnp.sum(y**2), y))(jax.vmap(block)(x, emb))  # noqa: E731
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(x, emb)
+
+    (grad_x, grad_emb), out = run(jnp.asarray(last(case["x"])), jnp.asarray(case["emb"]))
+    assert_close(out, last(case["out"]))
+    assert_close(grad_x, last(case["grad_x"]))
+    assert_close(grad_emb, case["grad_emb"])
+    case.check_all_read()
+
+
+@eqx.filter_jit
+def evaluate(net, x, c_noise, cond):
+    return jax.vmap(net)(x, c_noise, cond)
+
+
+@eqx.filter_jit
+def evaluate_with_gradient(net, x, c_noise, cond):
+    def total(x):
+        out = jax.vmap(net)(x, c_noise, cond)
+        return jnp.sum(out**2), out
+
+    gradient, out = jax.grad(total, has_aux=True)(x)
+    return out, gradient
+
+
+def inputs(case, dtype):
+    x = jnp.asarray(case["x"], dtype)
+    labels = jnp.broadcast_to(jnp.asarray(case["noise_labels"], dtype), x.shape[:1])
+    return x, labels, condition(case, dtype)
+
+
+# 1e-10 and 2e-5 of the largest entry: sums of some hundred terms in some thirty layers,
+# good to 1e-16 and 6e-8 each. Outputs are of size 1 to 3, gradients likewise.
+PRECISIONS = {jnp.float64: ("_f64", 1e-10), jnp.float32: ("_f32", 2e-5)}
+
+
+def check(file, case, dtype):
+    """One evaluation in one precision, with its gradient where the reference has one."""
+    suffix, tolerance = PRECISIONS[dtype]
+    run, wanted = evaluate, [case["out" + suffix]]
+    if "grad_x" + suffix in case:
+        run, wanted = evaluate_with_gradient, [*wanted, case["grad_x" + suffix]]
+    got = run(network(file), *inputs(case, dtype))
+    for array, want in zip(got if len(wanted) == 2 else [got], wanted, strict=True):
+        assert array.dtype == dtype
+        np.testing.assert_allclose(array, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("file", NETWORKS)
+def test_network(file):
+    """Of one noise label for a batch, and without augmentation labels where there are any."""
+    net, (_, keywords) = network(file), config(file)
+    is_fourier = keywords.get("embedding_type") == "fourier"
+    buffers = net.embedding.map_noise.freqs.size if is_fourier else 0
+    count = sum(leaf.size for leaf in jax.tree.leaves(net)) - buffers
+    assert count == Case(file, "state").params["num_params"]
+    for name in ("e1_noaug", "e2_onesigma"):
+        if name in manifest()[file]["cases"]:
+            case = Case(file, name)
+            check(file, case, jnp.float64)
+            case.check_all_read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", NETWORKS)
+def test_network_and_gradient(file):
+    """With every input, in both precisions; gradients towards x for four of the networks."""
+    case = Case(file, "e0")
+    for dtype in PRECISIONS:
+        check(file, case, dtype)
+    case.check_all_read()
+
+
+def test_gradients_there_are():
+    stored = [file for file in NETWORKS if "grad_x_f64" in Case(file, "e0")]
+    assert len(stored) == 4
+
+
+# The convolution and its derivatives
+
+
+def plain(x, weight, pad):
+    """The same by JAX's own convolution."""
+    pads, axes = [(pad, pad)] * 2, ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, weight, (1, 1), pads, dimension_numbers=axes)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2])
+def test_convolution_and_derivatives_are_those_of_jax(pad, key):
+    """Forwards, backwards in both arguments, and the Hessian times a vector."""
+    keys = jr.split(key, 4)
+    x, dx = (jr.normal(k, (3, 5, 4, 2)) for k in keys[:2])
+    weight, dweight = (jr.normal(k, (3, 3, 2, 4)) for k in keys[2:])
+    ours = lambda x, w: jax.vmap(convolve, (0, None, None))(x, w, pad)  # noqa: E731
+    total = lambda f, x, w: jnp.sum(jnp.sin(f(x, w)))  # noqa: E731
+
+    @partial(jax.jit, static_argnums=0)
+    def everything(f, x, w, dx, dw):
+        gradient = jax.grad(partial(total, f), argnums=(0, 1))
+        return f(x, w), jax.jvp(gradient, (x, w), (dx, dw))
+
+    got = everything(ours, x, weight, dx, dweight)
+    want = everything(lambda x, w: plain(x, w, pad), x, weight, dx, dweight)
+    # sums of 18 to 240 terms of size 1
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+
+
+def test_convolution_of_every_pairing_of_batches(key):
+    """One example and its own weight gradient; an ensemble of weights; both at once."""
+    x, weights = jr.normal(key, (2, 4, 4, 2)), jr.normal(jr.fold_in(key, 1), (2, 3, 3, 2, 4))
+    one = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, 1)))  # noqa: E731
+    whole = lambda w: jnp.sum(jnp.sin(plain(x, w, 1)))  # noqa: E731
+    each = jax.vmap(jax.grad(one, argnums=1), (0, None))(x, weights[0])
+    np.testing.assert_allclose(each.sum(0), jax.grad(whole)(weights[0]), atol=1e-12)
+    for axes in ((None, 0), (0, 0)):
+        many = jax.vmap(lambda x, w: convolve(x, w, 1), axes)(
+            x[0] if axes[0] is None else x, weights
+        )
+        for i, out in enumerate(many):
+            image = x[0] if axes[0] is None else x[i]
+            np.testing.assert_allclose(out, plain(image[None], weights[i], 1)[0], atol=1e-12)
+
+
+def test_convolutions_in_a_loop_have_their_axes_in_order(key):
+    """XLA on CPU is slow, by a factor of 20, at any other order inside a loop."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("a matter of XLA on CPU")
+    x, weight = jr.normal(key, (4, 8, 8, 8)), jr.normal(jr.fold_in(key, 1), (3, 3, 8, 8))
+
+    @jax.jit
+    def descend(x, weight):
+        loss = lambda x, w: jnp.sum(jax.vmap(convolve, (0, None, None))(x, w, 1) ** 2)  # noqa: E731
+
+        def body(carry, _):
+            slopes = jax.grad(loss, argnums=(0, 1))(*carry)
+            return jax.tree.map(lambda a, b: a - 1e-3 * b, carry, slopes), None
+
+        return jax.lax.scan(body, (x, weight), length=3)[0]
+
+    text = descend.lower(x, weight).compile().as_text()
+    orders = set(re.findall(r"dim_labels=(\S+?->\w+)", text))
+    assert orders == {"b01f_01io->b01f"}
+
+
+# Networks of our own
+
+
+@cache
+def tiny(size=8, halvings=1, **options):
+    """A small network with a random number in every array: nothing is quiet, float32."""
+    build = partial(song_unet, size, 1, 1, label_dim=3, augment_dim=2, model_channels=8,
+                    channel_mult=(1, 2)[: halvings + 1], num_blocks=1, attn_resolutions=(),
+                    **options)  # fmt: skip
+    skeleton = eqx.filter_eval_shape(build, key=jr.key(0))
+    rng = np.random.default_rng(0)
+    fill = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(fill, skeleton)
+
+
+IMAGE = jnp.asarray(np.linspace(-1, 1, 64).reshape(1, 8, 8) ** 3, jnp.float32)
+LABEL = jnp.float32(-0.3)
+COND = ImageCondition(jnp.array([0.0, 1.0, 0.0]), jnp.array([0.5, -1.0]))
+
+
+@pytest.mark.parametrize("build", [song_unet, dhariwal_unet])
+def test_untrained_network_scores_one_at_every_noise_level(build, key):
+    """It returns exactly 0: so does the reference, but for Song's factor 1e-5 in its last layer."""
+    net_key, data_key = jr.split(key)
+    build = partial(build, 4, 2, 2, model_channels=8, channel_mult=(1,), num_blocks=1,
+                    attn_resolutions=())  # fmt: skip
+    net = eqx.filter_jit(build)(key=net_key)
+    x = jr.normal(data_key, (256, 2, 4, 4))
+    np.testing.assert_array_equal(evaluate(net, x, jnp.linspace(-1.5, 1.0, 256), None), 0)
+    denoiser = edm.Denoiser(net, edm.EDMPreconditioning(1.0))
+    edm.check_initial_loss(denoiser, x, sigmas=jnp.array([10.0, 0.5, 0.01]))
+
+
+@pytest.mark.parametrize(
+    "style, bound, bias, quiet",
+    [
+        (SONG, lambda i, o: np.sqrt(6 / (i + o)), 0, 1e-5),
+        (DHARIWAL, lambda i, o: i**-0.5, 1, 0),
+    ],
+)
+def test_initial_weights_follow_the_two_families(style, bound, bias, quiet, key):
+    """Uniform: Xavier's bound and no bias (Song), 1/sqrt(fan_in) for both (Dhariwal)."""
+    block = eqx.filter_jit(partial(Block, 32, 64, 16, style))(key=key)
+    limit = bound(9 * 32, 9 * 64)
+    # the largest of 18,432 uniform draws is short of its bound by 1e-4 or so
+    assert 0.999 * limit < np.abs(block.conv0.weight).max() <= limit
+    # ... and of 64 by a few per cent
+    assert 0.8 * bias * limit <= np.abs(block.conv0.bias).max() <= bias * limit
+    end = quiet * bound(9 * 64, 9 * 64)
+    assert 0.999 * end <= np.abs(block.conv1.weight).max() <= end
+
+
+def test_every_input_matters():
+    net = eqx.filter_jit(tiny())
+    wake = net(IMAGE, LABEL, COND)
+    others = [
+        net(IMAGE.at[0, 3, 5].add(0.1), LABEL, COND),
+        net(IMAGE, LABEL + 0.1, COND),
+        *(net(IMAGE, LABEL, COND._replace(class_labels=jnp.eye(3)[i])) for i in (0, 2)),
+        *(net(IMAGE, LABEL, COND._replace(augment_labels=a)) for a in jnp.eye(2)),
+    ]
+    for other in others:
+        assert np.mean(np.abs(other - wake) > 1e-5) > 0.9
+
+
+def test_no_label_is_a_label_of_zeros():
+    net = eqx.filter_jit(tiny(4, 0))
+    x, zeros = IMAGE[:, :4, :4], ImageCondition(jnp.zeros(3), jnp.zeros(2))
+    np.testing.assert_array_equal(net(x, LABEL), net(x, LABEL, zeros))
+
+
+def test_dropout_only_with_a_key(key):
+    net, other_net = (eqx.filter_jit(tiny(4, 0, dropout=rate)) for rate in (0.4, 0.0))
+    x = IMAGE[:, :4, :4]
+    np.testing.assert_allclose(net(x, LABEL), other_net(x, LABEL), rtol=1e-6)
+    one, other = (net(x, LABEL, key=k) for k in jr.split(key))
+    assert np.mean(np.abs(one - other) > 1e-3) > 0.9
+
+
+def test_dropout_keeps_the_mean(key):
+    """Entries survive with probability 0.6 and are divided by it."""
+    block = tiny(4, 0, dropout=0.4).encoder[0].blocks[0]
+    dropped = block._drop(jnp.ones((100, 100, 4)), key)
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.6])
+    # 40,000 draws: the standard error of the mean is sqrt(0.4 / 0.6 / 40,000) = 0.004
+    np.testing.assert_allclose(dropped.mean(), 1, atol=0.016)
+
+
+def test_bfloat16_inside_float32_outside():
+    net, x = tiny(4, 0), IMAGE[:, :4, :4]
+    half = Cast(net, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.float32)}
+    preconditioning, sigma = edm.EDMPreconditioning(0.5), jnp.float32(0.4)
+
+    @eqx.filter_jit
+    def slopes(net, label):
+        def loss(net):
+            denoiser = edm.Denoiser(net, preconditioning)
+            error = edm.weighted_error(denoiser, x, sigma, sigma * x[:, ::-1], COND)
+            return jnp.mean(error), net(x, label, COND)
+
+        (value, out), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(net)
+        return value, out, gradient
+
+    value, out, gradient = slopes(half, LABEL)
+    _, want, exact = slopes(net, LABEL)
+    assert value.dtype == out.dtype == jnp.float32
+    error = np.linalg.norm(out - want) / np.linalg.norm(want)
+    assert 1e-4 < error < 0.03  # each of a dozen layers errs by 2^-9: not float32 in disguise
+    sizes = []
+    for got, leaf in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact), strict=True):
+        assert got.dtype == jnp.float32
+        sizes.append((np.linalg.norm(got - leaf), np.linalg.norm(leaf)))
+    # forwards and backwards through as many layers
+    assert np.linalg.norm([e for e, _ in sizes]) < 0.1 * np.linalg.norm([s for _, s in sizes])
+    # Noise labels keep their digits: one number in bfloat16, two here.
+    assert jnp.bfloat16(998) == jnp.bfloat16(999)
+    near, far = (slopes(half, jnp.float32(label))[1] for label in (998, 999))
+    assert np.any(near != far)
+
+
+def test_frequencies_are_not_trained():
+    net, x = tiny(4, 0, embedding_type="fourier"), IMAGE[:, :4, :4]
+    total = eqx.filter_grad(lambda net: jnp.sum(net(x, LABEL) ** 2))
+    slopes = eqx.filter_jit(total)(net)
+    np.testing.assert_array_equal(slopes.embedding.map_noise.freqs, 0)
+    assert np.any(slopes.embedding.map_layer0.weight != 0, axis=1).all()
+
+
+@pytest.mark.parametrize(
+    "size, levels", [(4, [4]), (8, [8, 4]), (28, [28, 14, 7]), (32, [32, 16, 8, 4]), (9, [9])]
+)
+def test_small_unet_halves_what_can_be_halved(size, levels, key):
+    build = partial(small_unet, (3, size, size), width=8)
+    net = eqx.filter_eval_shape(build, key=key)
+    names = state_names(net)
+    for level in levels:
+        assert any(name.startswith(f"dec.{level}x{level}_block0") for name in names)
+    assert len(net.encoder) == len(levels)
+    x = jax.ShapeDtypeStruct((3, size, size), jnp.float32)
+    out = eqx.filter_eval_shape(net, x, jax.ShapeDtypeStruct((), jnp.float32))
+    assert out.shape == x.shape and out.dtype == x.dtype
+
+
+REFUSED = {
+    "multiple of 4": dict(img_resolution=10, channel_mult=(1, 1, 1)),
+    "attn_resolutions must be among": dict(attn_resolutions=(5,)),
+    "even number of taps": dict(resample_filter=(1, 2, 1)),
+    "dropout must be in": dict(dropout=1.0),
+    "num_blocks must be at least 1": dict(num_blocks=0),
+    "channel_mult must be at least 1": dict(channel_mult=()),
+    "in_channels must be at least 1": dict(in_channels=0),
+    "equal groups": dict(model_channels=6),
+    "embedding_type must be one of": dict(embedding_type="sine"),
+    "encoder_type must be one of": dict(encoder_type="none"),
+    "decoder_type must be one of": dict(decoder_type="residual"),
+    "even size": dict(channel_mult_noise=0),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused(message, key):
+    options = dict(img_resolution=8, in_channels=1, out_channels=1, model_channels=8,
+                   channel_mult=(1, 2), num_blocks=1, attn_resolutions=())  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        song_unet(**(options | REFUSED[message]), key=key)
+
+
+def test_unknown_keywords_are_refused(key):
+    with pytest.raises(TypeError, match="model_chanels"):
+        song_unet(8, 1, 1, model_chanels=8, key=key)
+    with pytest.raises(ValueError, match=r"\(channels, n, n\)"):
+        small_unet((1, 8, 6), key=key)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "x, cond, message",
+    [
+        (IMAGE[:, :7], None, "x must have shape"),
+        (IMAGE.astype(int), None, "floating"),
+        (IMAGE, jnp.zeros(3), "ImageCondition"),
+        (IMAGE, ImageCondition(jnp.zeros(4)), r"class_labels must have shape \(3,\)"),
+        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\)"),
+    ],
+)
+def test_refused_calls(x, cond, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(x, LABEL, cond)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_for_a_network_without_any(key):
+    net = eqx.filter_eval_shape(partial(small_unet, (1, 8, 8), width=8), key=key)
+    with pytest.raises(ValueError, match="class_labels must be None"):
+        eqx.filter_eval_shape(net, IMAGE, LABEL, ImageCondition(jnp.zeros(3)))

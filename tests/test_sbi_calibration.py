@@ -1,0 +1,223 @@
+"""The checks of a posterior, on one that is known: theta ~ N(0, I), x ~ N(theta, I / 4).
+
+Its posterior is N(0.8 x, 0.2 I). Every check must pass it, and fail one that is a fifth too
+narrow, a fifth too wide, or shifted by half a standard deviation.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from edm_tutorial.sbi import calibration
+from edm_tutorial.sbi.calibration import c2st
+
+N, L, STD = 1000, 99, 0.2**0.5
+FAULTS = {"narrow": (0.8, 0.0), "wide": (1.2, 0.0), "shifted": (1.0, 0.5)}
+CHECKS = ("sbc", "hpd", "tarp")
+FOUR_SIGMA = 6.3e-5  # the probability that a normal number is 4 standard deviations out
+
+
+def learned(scale=1.0, shift=0.0, n=N, draws=L, seed=0):
+    """Truths, the posterior's means and widths there, and its draws."""
+    rng = np.random.default_rng(seed)
+    theta = rng.normal(size=(n, 2))
+    x = theta + 0.5 * rng.normal(size=(n, 2))
+    mean, std = 0.8 * x + shift * STD, scale * STD
+    return theta, mean, std, mean[:, None] + std * rng.normal(size=(n, draws, 2))
+
+
+def ranks(check, theta, mean, std, draws):
+    if check == "sbc":
+        return calibration.sbc_ranks(theta, draws)
+    if check == "tarp":
+        references = np.random.default_rng(1).normal(size=theta.shape)
+        return calibration.tarp_ranks(theta, draws, references)
+    log_prob = lambda t, m: stats.norm(m, std).logpdf(t).sum(axis=-1)  # noqa: E731
+    return calibration.hpd_ranks(log_prob(theta, mean), log_prob(draws, mean[:, None]))
+
+
+# Ranks
+
+
+def test_sbc_ranks_count_smaller_draws():
+    theta = np.array([[0.0, 1.0], [5.0, -5.0]])
+    draws = np.array([[[-1, 2], [1, 0], [-2, 0.5]], [[0, 0], [1, 1], [2, 2]]], float)
+    np.testing.assert_array_equal(calibration.sbc_ranks(theta, draws), [[2, 2], [3, 0]])
+
+
+def test_hpd_ranks_count_denser_draws():
+    log_prob = np.array([-1.0, -np.inf, 3.0])
+    draws = np.array([[-2, 0, -0.5], [-900, -5, -1], [0, 1, 2]], float)
+    np.testing.assert_array_equal(calibration.hpd_ranks(log_prob, draws), [2, 3, 0])
+
+
+def test_tarp_ranks_count_closer_draws():
+    theta, references = np.array([[3.0, 4.0]]), np.zeros((1, 2))  # at distance 5
+    draws = np.array([[[4.9, 0], [0, 5.1], [-3, -3.9]]])
+    np.testing.assert_array_equal(calibration.tarp_ranks(theta, draws, references), [2])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_ranks_of_an_exact_posterior_are_uniform_for_any_number_of_draws(check):
+    count = ranks(check, *learned(n=4000, draws=4)).reshape(4000, -1)
+    for column in count.T:
+        observed = np.bincount(column, minlength=5)
+        assert stats.chisquare(observed).pvalue > FOUR_SIGMA
+
+
+# Coverage
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_exact_posterior_passes(check):
+    coverage = calibration.expected_coverage(ranks(check, *learned()), L, prob=0.99)
+    assert np.all(coverage.inside())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("check", CHECKS)
+def test_faults_are_caught(check, fault):
+    coverage = calibration.expected_coverage(ranks(check, *learned(*FAULTS[fault])), L, prob=0.99)
+    assert not np.any(coverage.inside())
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.2])
+def test_coverage_of_a_wrong_width_is_the_calculated_one(scale):
+    r"""In two dimensions a region of credibility c holds the truth with $1 - (1-c)^{s^2}$."""
+    count, n, draws = ranks("hpd", *learned(scale, n=4000, draws=399)), 4000, 399
+    coverage = calibration.expected_coverage(count, draws, simulations=10)
+    exact = 1 - (1 - coverage.credibility) ** (scale**2)
+    error = 4 * np.sqrt(exact * (1 - exact) / n) + 1 / draws  # and the step of the ranks
+    np.testing.assert_array_less(np.abs(coverage.empirical - exact), error)
+
+
+def test_only_references_that_know_x_see_that_a_posterior_ignores_it():
+    """The prior in place of the posterior has uniform ranks: it is right on average."""
+    theta, mean, *_ = learned(seed=17)
+    draws = np.random.default_rng(18).normal(size=(N, L, 2))
+    for check in CHECKS:
+        count = ranks(check, theta, np.zeros((N, 2)), 1.0, draws)
+        assert np.all(calibration.expected_coverage(count, L, prob=0.99).inside())
+    count = calibration.tarp_ranks(theta, draws, mean / 0.8)  # the observation itself
+    assert not calibration.expected_coverage(count, L, prob=0.99).inside()
+
+
+def test_sign_of_the_fault():
+    """Too narrow covers too little; a mean that is too high puts the truth too low."""
+    narrow = calibration.expected_coverage(ranks("hpd", *learned(0.8)), L)
+    assert np.all(narrow.empirical < narrow.credibility + 0.02)
+    assert np.any(narrow.empirical < narrow.lower)
+    shifted = calibration.expected_coverage(ranks("sbc", *learned(shift=0.5)), L)
+    assert np.any(shifted.empirical > shifted.upper[:, None], axis=0).all()
+
+
+@pytest.mark.parametrize("n, draws", [(100, 19), (400, 99)])
+def test_band_holds_at_all_levels_at_once(n, draws):
+    """Of 1,000 exact posteriors 95 % stay inside: 4 standard errors of the two Monte Carlos.
+
+    Counts are whole, so the band may be a little wide.
+    """
+    uniform = np.random.default_rng(2).integers(0, draws + 1, size=(n, 1000))
+    coverage = calibration.expected_coverage(uniform, draws, simulations=4000)
+    assert coverage.empirical.shape == (draws, 1000)
+    np.testing.assert_allclose(coverage.credibility, np.arange(1, draws + 1) / (draws + 1))
+    error = 4 * np.sqrt(0.95 * 0.05 * (1 / 1000 + 1 / 4000))
+    assert 0.95 - error < np.mean(coverage.inside()) < 0.95 + error + 0.02
+
+
+def test_fewer_levels_than_draws():
+    coverage = calibration.expected_coverage(ranks("tarp", *learned(draws=999, n=50)), 999)
+    assert len(coverage.credibility) == 99
+    assert coverage.credibility[0] == 1 / 1000 and coverage.credibility[-1] == 999 / 1000
+
+
+# C2ST
+
+
+def normal(seed, n=2000, d=2):
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def best_accuracy(scale, shift):
+    """Of the ideal classifier of N(0, I) and N(shift, scale^2 I) in two dimensions."""
+    if scale == 1:
+        return stats.norm.cdf(np.hypot(shift, shift) / 2)
+    square = 4 * np.log(scale) / (1 - scale**-2)  # of the radius where the densities are equal
+    inside = np.abs(np.exp(-square / 2) - np.exp(-square / 2 / scale**2))
+    return 0.5 + inside / 2
+
+
+def test_c2st_of_equal_laws_is_a_half():
+    # 4 standard errors of a fair coin, tossed once for each of 4,000 rows
+    assert abs(c2st(normal(1), normal(2)) - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_c2st_approaches_the_ideal_classifier(fault):
+    """0.58 for a fifth too narrow, 0.57 too wide, 0.64 for half a standard deviation."""
+    scale, shift = FAULTS[fault]
+    value, best = c2st(normal(3), shift + scale * normal(4)), best_accuracy(scale, shift)
+    error = 0.5 / np.sqrt(4000)
+    assert best - 0.02 - 4 * error < value < best + 4 * error
+    assert value > 0.5 + 4 * error  # caught
+
+
+def test_c2st_scales_by_the_reference():
+    scale, offset = np.array([1e3, 1e-3]), np.array([5.0, -7.0])
+    first, second = normal(5, 200), normal(6, 200) + 1
+    moved = c2st(first * scale + offset, second * scale + offset)
+    # the same rows up to round-off: at most a row of 400 changes sides
+    assert moved == pytest.approx(c2st(first, second), abs=1 / 400)
+    assert c2st(first, second) == c2st(first, second)
+    assert c2st(first, second) != c2st(first, second, seed=2)
+
+
+# Predictions
+
+
+def test_posterior_predictive_follows_the_closed_form(key):
+    draw_key, key = jax.random.split(key)
+    draws = 0.8 + STD * jax.random.normal(draw_key, (4000, 1))  # the posterior at x_o = 1
+    simulate = lambda key, theta: theta + 0.5 * jax.random.normal(key, (1,))  # noqa: E731
+    x = np.asarray(calibration.posterior_predictive(key, draws, simulate))
+    assert stats.kstest(x[:, 0], stats.norm(0.8, np.sqrt(0.2 + 0.25)).cdf).pvalue > FOUR_SIGMA
+    noise = x[:, 0] - np.asarray(draws[:, 0])
+    assert abs(np.corrcoef(noise, draws[:, 0])[0, 1]) < 4 / np.sqrt(4000)
+
+
+# Errors
+
+T, D = np.zeros((3, 2)), np.zeros((3, 5, 2))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: calibration.sbc_ranks(T, D[:2]), r"theta and draws need .*got \(3, 2\) and \(2,"),
+        (lambda: calibration.sbc_ranks(T, D[:, :0]), "theta and draws need shapes"),
+        (lambda: calibration.sbc_ranks(T + np.nan, D), "theta and draws must be finite"),
+        (lambda: calibration.hpd_ranks(T[:, 0], D[..., 0].T), "log_prob and draws_log_prob need"),
+        (lambda: calibration.hpd_ranks(T[:, 0], D[..., 0] - np.inf), "must be finite"),
+        (lambda: calibration.hpd_ranks(T[:, 0] + np.nan, D[..., 0]), "must be finite"),
+        (lambda: calibration.tarp_ranks(T, D, T[:1]), r"references must be .*\(3, 2\), got \(1, 2"),
+        (lambda: calibration.expected_coverage(np.array([6]), 5), "from 0 to draws = 5"),
+        (lambda: calibration.expected_coverage(np.array([0.5]), 5), "must be whole numbers"),
+        (lambda: calibration.expected_coverage(np.array([], int), 5), "at least one"),
+        (lambda: calibration.expected_coverage(np.array([1]), 5, prob=1.0), "prob must lie"),
+        (lambda: calibration.expected_coverage(np.array([0]), 0), "draws, levels and simulations"),
+        (lambda: c2st(T, D[0, :, :1]), r"same columns, got shapes \(3, 2\) and \(5, 1\)"),
+        (lambda: c2st(normal(1, 4), normal(2, 9)), "5 folds, 4 and 9 rows"),
+        (lambda: c2st(normal(1, 9), normal(2, 9) * np.inf), "samples must be finite"),
+        (lambda: c2st(np.ones((9, 2)), normal(2, 9)), r"constant in columns \[0, 1\]"),
+    ],
+)
+def test_bad_input_is_named(call, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_posterior_predictive_needs_draws(key):
+    with pytest.raises(ValueError, match="draws is empty"):
+        calibration.posterior_predictive(key, jnp.zeros((0, 2)), lambda key, theta: theta)

@@ -1,0 +1,236 @@
+"""Fits that can be checked: a linear-Gaussian model, invariances, early stopping, resuming.
+
+About 90 seconds on one core; nearly all of it is compilation.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import edm_tutorial as edm
+from edm_tutorial.sbi import default_plan, fit_posterior, loop
+from edm_tutorial.sbi.fit import smallest_sigma
+from edm_tutorial.sbi.heldout import HeldOut
+from edm_tutorial.sbi.noise import LikelihoodNoise, PosteriorNoise
+
+SMALL = default_plan(400)._replace(width=16, depth=1, batch_size=32).lasting(40)
+BOX = (np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
+
+
+def linear_gaussian(seed, n, dtype=np.float32):
+    """theta ~ N(m, V) with scales 1 : 1000, x = G theta + noise; and the exact posterior."""
+    rng = np.random.default_rng(seed)
+    prior_mean, prior_std = np.array([2.0, -500.0]), np.array([1.0, 1000.0])
+    g, noise = np.array([[1.0, 0.0], [0.5, 2e-3], [0.0, -1e-3]]), np.array([0.5, 0.3, 0.4])
+    theta = prior_mean + prior_std * rng.normal(size=(n, 2))
+    x = theta @ g.T + noise * rng.normal(size=(n, 3))
+
+    def posterior(x_o):
+        precision = np.diag(prior_std**-2) + g.T @ np.diag(noise**-2) @ g
+        cov = np.linalg.inv(precision)
+        return cov @ (prior_mean / prior_std**2 + g.T @ (x_o / noise**2)), cov
+
+    return theta.astype(dtype), x.astype(dtype), posterior
+
+
+def uniform(seed, n):
+    rng = np.random.default_rng(seed)
+    theta = rng.uniform(-1, 1, (n, 2)).astype(np.float32)
+    x = theta + np.where(rng.uniform(size=(n, 1)) < 0.5, 0.5, 0.1) * rng.normal(size=(n, 2))
+    return theta, x.astype(np.float32)
+
+
+def same(a, b):
+    return eqx.tree_equal(eqx.filter(a, eqx.is_array), eqx.filter(b, eqx.is_array))
+
+
+def test_linear_gaussian_posterior(key):
+    """Mean and covariance of the truth, from parameters of scales 1 and 1000 and correlated."""
+    theta, x, truth = linear_gaussian(0, 3000)
+    fit_key, draw_key = jr.split(key)
+    posterior = fit_posterior(fit_key, theta, x, plan=SMALL)
+    for x_o in ([2.0, 0.0, 0.5], [3.0, 2.0, 0.0]):
+        mean, cov = truth(np.array(x_o))
+        draws = np.asarray(posterior.sample(draw_key, jnp.asarray(x_o, jnp.float32), 4000), float)
+        draw_key = jr.fold_in(draw_key, 1)
+        root = np.linalg.cholesky(cov)
+        white = np.linalg.solve(root, (draws - mean).T)
+        # 12 regression coefficients from 2700 simulations: 0.04 of a posterior width for x_o
+        # at one spread from the mean; 4000 draws add 0.016. Four of both together.
+        np.testing.assert_allclose(white.mean(axis=1), 0, atol=0.17)
+        # A covariance from 2700 simulations errs by sqrt(2 / 2700) = 0.027, from draws 0.022.
+        np.testing.assert_allclose(np.cov(white), np.eye(2), atol=0.14)
+    mean, cov = truth(np.array(x_o))
+    theta_o = jnp.asarray(mean + root @ [0.5, -1.0], jnp.float32)
+    exact = -np.log(2 * np.pi) - np.log(np.diag(root)).sum() - (0.5**2 + 1.0) / 2
+    # d ln q is mean shift times z plus the trace of the covariance's error: 0.17 * 1.1 at most.
+    got = posterior.log_prob(theta_o, jnp.asarray(x_o, jnp.float32))
+    np.testing.assert_allclose(got, exact, atol=0.25)
+
+
+def test_powers_of_two_leave_every_bit(key):
+    theta, x = uniform(1, 400)
+    b, d = np.array([4.0, 2.0**-6], np.float32), np.array([2.0**-3, 32.0], np.float32)
+    one = fit_posterior(key, theta, x, prior_support=BOX, plan=SMALL)
+    bounds = tuple(side * b for side in BOX)
+    two = fit_posterior(jr.clone(key), theta * b, x * d, prior_support=bounds, plan=SMALL)
+    assert same(one.denoiser, two.denoiser)
+    draws = [
+        np.asarray(fit.sample(jr.clone(key), jnp.asarray(x[0] * scale), 50)) / factor
+        for fit, scale, factor in ((one, 1, 1), (two, d, b))
+    ]
+    np.testing.assert_array_equal(*draws)
+    ours = one.log_prob(jnp.asarray(theta[0]), jnp.asarray(x[0]))
+    shift = two.log_prob(jnp.asarray(theta[0] * b), jnp.asarray(x[0] * d)) - ours
+    np.testing.assert_allclose(shift, -np.log(b).sum(), atol=1e-4)  # float32
+
+
+def test_shifted_and_scaled_units_fit_alike(key):
+    """Other numbers round otherwise, so training differs in its last digits."""
+    theta, x = uniform(2, 400)
+    a, b, c, d = (np.array(pair, np.float32) for pair in ((3, -1), (0.3, 7), (5, 0), (11, 0.1)))
+    one = fit_posterior(key, theta, x, prior_support=BOX, plan=SMALL)
+    bounds = tuple(a + b * side for side in BOX)
+    two = fit_posterior(jr.clone(key), a + b * theta, c + d * x, prior_support=bounds, plan=SMALL)
+    shift = np.log(np.abs(b)).sum()
+    np.testing.assert_allclose(
+        np.array(two.history.held_out) - shift, one.history.held_out, rtol=0.01
+    )
+
+
+def test_the_best_weights_are_kept_and_training_stops(key):
+    """A learning rate that rises the loss again: the result is the minimum of the history."""
+    theta, x = uniform(3, 200)
+    plan = SMALL.lasting(400)._replace(learning_rate=0.03, every=10, patience=60, dropout=0.0)
+    states = []
+    posterior = fit_posterior(key, theta, x, prior_support=BOX, plan=plan, callback=states.append)
+    held_out, step = posterior.history.held_out, posterior.history.step
+    best = int(np.argmin(held_out))
+    assert 0 < best < len(held_out) - 1
+    assert step[-1] - step[best] == 60 and step[-1] < 400
+    assert same(posterior.denoiser, states[best].train.ema)
+    assert not same(posterior.denoiser, states[-1].train.ema)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_resumed_gives_the_same_bits(on_device, key, monkeypatch):
+    """Also where the data are fetched chunk by chunk."""
+    theta, x = uniform(4, 200)
+    states = []
+    given = {"prior_support": BOX, "plan": SMALL}
+    whole = fit_posterior(key, theta, x, callback=states.append, **given)
+    monkeypatch.setattr(loop, "ON_DEVICE", 2**30 if on_device else 0)
+    resumed = fit_posterior(jr.clone(key), theta, x, state=states[len(states) // 2], **given)
+    assert same(whole, resumed) and whole.history == resumed.history
+
+
+def test_an_embedding_makes_structured_observations_a_vector(key, tmp_path):
+    """Sets of 6 draws through a mean; saved and loaded with it."""
+    rng = np.random.default_rng(5)
+    theta = rng.uniform(-1, 1, (200, 2)).astype(np.float32)
+    x = (theta[:, None] + rng.normal(size=(200, 6, 2))).astype(np.float32)
+    mean = lambda x: x.mean(axis=0)  # noqa: E731
+    given = {"prior_support": BOX, "embedding": mean}
+    posterior = fit_posterior(key, theta, x, plan=SMALL.lasting(4), **given)
+    draws = posterior.sample(jr.clone(key), jnp.asarray(x[0]), 3)
+    again = posterior.sample(jr.clone(key), jnp.asarray(x[0, ::-1]), 3)
+    np.testing.assert_allclose(draws, again, rtol=1e-4)  # the order of a set says nothing
+    posterior.save(tmp_path / "set")
+    with pytest.raises(ValueError, match="with an embedding"):
+        type(posterior).load(tmp_path / "set")
+    loaded = type(posterior).load(tmp_path / "set", embedding=mean)
+    np.testing.assert_array_equal(loaded.sample(jr.clone(key), jnp.asarray(x[0]), 3), draws)
+
+
+def test_a_network_of_your_own(key):
+    theta, x = uniform(6, 200)
+    network = edm.MLP(2, 2, width=8, depth=1, key=jr.clone(key))
+    posterior = fit_posterior(key, theta, x, network=network, plan=SMALL.lasting(2))
+    assert isinstance(posterior.denoiser.network, edm.MLP)
+
+
+class _Gaussian(eqx.Module):
+    """The exact network of z ~ N(0, std^2), one std a feature."""
+
+    std: jax.Array
+
+    def __call__(self, z, c_noise, x, *, key=None):
+        sigma = jnp.exp(4 * c_noise)
+        c = edm.EDMPreconditioning(1.0)(sigma)
+        return z / c.c_in * (self.std**2 / (self.std**2 + sigma**2) - c.c_skip) / c.c_out
+
+
+def held_out_of(key, std, n=2000):
+    z_key, key = jr.split(key)
+    z = jr.normal(z_key, (n, len(std))) @ jnp.diag(std)
+    return HeldOut.draw(key, z, jnp.zeros((n, 1)), 0.7, LikelihoodNoise(1e-3, 100.0)), z
+
+
+def test_the_held_out_loss_is_the_negative_log_likelihood(key):
+    """Of an exact denoiser: the integral over the noise against the Gaussian's own density."""
+    std = jnp.array([1.0, 0.2])
+    held_out, z = held_out_of(key, std)
+    denoiser = edm.Denoiser(_Gaussian(std), edm.EDMPreconditioning(1.0))
+    exact = -norm.logpdf(z, 0, std).sum(axis=1) - 0.7
+    # Per draw of the noise the gain spreads by about 1 around its mean: 4 / sqrt(16384), times
+    # the mass of 2 * 6.9. What lies below 1e-3 or above 100 is less than 1e-3.
+    np.testing.assert_allclose(held_out(denoiser), exact.mean(), atol=4 * 13.8 / 128)
+    untrained = edm.Denoiser(lambda z, *_, key=None: 0 * z, edm.EDMPreconditioning(1.0))
+    normal = -norm.logpdf(z, 0, 1).sum(axis=1).mean() - 0.7
+    np.testing.assert_allclose(held_out(untrained), normal, rtol=1e-12)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.02])
+def test_sampling_ends_below_the_posterior_width(std, key):
+    """By a seventh: (1/7)^2 of the variance is 2 %; levels are 1.4 apart."""
+    stds = jnp.array([1.0, std])
+    held_out, _ = held_out_of(key, stds)
+    denoiser = edm.Denoiser(_Gaussian(stds), edm.EDMPreconditioning(1.0))
+    sigma_min = smallest_sigma(held_out, denoiser)
+    assert std / 14 < sigma_min < std / 6
+
+
+def test_noise_laws_have_the_densities_they_claim():
+    r = (np.arange(100_000) + 0.5) / 100_000
+    law = LikelihoodNoise(1e-2, 50.0)
+    sigma = np.asarray(jax.vmap(law.from_variate)(r))
+    weight = lambda log: 1 / (1 + np.exp(2 * log))  # noqa: E731
+    grid = np.linspace(np.log(1e-2), np.log(50.0), 20_001)
+    mass = np.trapezoid(weight(grid), grid)
+    np.testing.assert_allclose(law.mass(), mass, rtol=1e-7)
+    for cut in (0.03, 0.5, 3.0):
+        part = grid[grid < np.log(cut)]
+        share = np.trapezoid(weight(part), part) / mass
+        np.testing.assert_allclose(np.mean(sigma < cut), share, atol=1e-3)
+    mixed = np.log(jax.vmap(PosteriorNoise(0.25, law).from_variate)(r))
+    quarter = jax.vmap(law.from_variate)(4 * r[:25_000])
+    np.testing.assert_allclose(np.exp(mixed[:25_000]), quarter, rtol=1e-9)
+    np.testing.assert_allclose(
+        [mixed[25_000:].mean(), mixed[25_000:].std()], [-1.2, 1.2], atol=1e-2
+    )
+
+
+def test_messages(key, unchecked):
+    theta, x = uniform(7, 60)
+    with pytest.raises(ValueError, match="at least 50 simulations, got 49"):
+        fit_posterior(jr.clone(key), theta[:49], x[:49])
+    with pytest.raises(ValueError, match=r"\(60, 2\) and \(59, 2\)"):
+        fit_posterior(jr.clone(key), theta, x[:59])
+    with pytest.raises(ValueError, match="pass embedding="):
+        fit_posterior(jr.clone(key), theta, x[:, None])
+    with pytest.raises(ValueError, match="x is constant in 1 of 2 columns"):
+        fit_posterior(jr.clone(key), theta, x * np.array([1, 0], np.float32))
+    with pytest.raises(ValueError, match="theta leaves prior_support"):
+        fit_posterior(jr.clone(key), 2 * theta, x, prior_support=BOX)
+    with pytest.raises(ValueError, match="x is not finite in 1 of 2 columns"):
+        fit_posterior(jr.clone(key), theta, np.where(x == x[3, 1], np.nan, x))
+    with pytest.raises(TypeError, match="epochs"):
+        fit_posterior(jr.clone(key), theta, x, epochs=3)
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+        LikelihoodNoise(2.0, 1.0)
+    with pytest.raises(ValueError, match="0 < share < 1"):
+        PosteriorNoise(share=1.0)
