@@ -7,11 +7,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import build
 import docstrings
 import pytest
 from repository import ROOT, Repository, move, read, rewrite
 
-import build
 import edm_tutorial
 
 OLD = Repository("owner", "name")
