@@ -90,7 +90,10 @@ def test_powers_of_two_leave_every_bit(key):
 
 
 def test_shifted_and_scaled_units_fit_alike(key):
-    """Other numbers round otherwise, so training differs in its last digits."""
+    """Other numbers round otherwise, so training differs in its last digits.
+
+    The losses here cross 0, where 1 % is nothing: 1e-4 nats are 1 % of the mean of their sizes.
+    """
     theta, x = uniform(2, 400)
     a, b, c, d = (np.array(pair, np.float32) for pair in ((3, -1), (0.3, 7), (5, 0), (11, 0.1)))
     one = fit_posterior(key, theta, x, prior_support=BOX, plan=SMALL)
@@ -98,7 +101,7 @@ def test_shifted_and_scaled_units_fit_alike(key):
     two = fit_posterior(jr.clone(key), a + b * theta, c + d * x, prior_support=bounds, plan=SMALL)
     shift = np.log(np.abs(b)).sum()
     np.testing.assert_allclose(
-        np.array(two.history.held_out) - shift, one.history.held_out, rtol=0.01
+        np.array(two.history.held_out) - shift, one.history.held_out, rtol=0.01, atol=1e-4
     )
 
 

@@ -46,7 +46,9 @@ def gaussian(std, low=(-INF, -INF), high=(INF, INF), **kwargs):
     count = jnp.arange(float(size))
     theta_scale = Standardizer(count / 10, 0.7 + count / 10)
     x_scale = Standardizer(2 + count, 3 + count)
-    maps = Coordinates(Support(jnp.array(low), jnp.array(high)), theta_scale, x_scale, None)
+    maps = Coordinates(
+        Support(jnp.array(low), jnp.array(high), jnp.ones(len(low))), theta_scale, x_scale, None
+    )
     network = Exact(jnp.eye(size) / 2, jnp.asarray(std))
     given = {"sigma_min": 2e-3, "sigma_max": 20.0, "steps": 48} | kwargs
     return Posterior(edm.Denoiser(network, PRECONDITIONING), maps, **given)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 from edm_tutorial.sbi.bounds import Support
 from edm_tutorial.sbi.coordinates import Coordinates
@@ -19,7 +18,8 @@ INF = np.inf
 LOW = np.array([-2.0, 0.5, -INF, -INF, -1e3])
 HIGH = np.array([-1.0, INF, 3.0, INF, 1e3])
 INSIDE = np.array([-1.3, 2.0, -4.0, 7.0, 12.0])
-BOX = Support(jnp.asarray(LOW), jnp.asarray(HIGH))
+SOFT = np.array([0.1, 1.0, 1.0, 1.0, 300.0])
+BOX = Support(jnp.asarray(LOW), jnp.asarray(HIGH), jnp.asarray(SOFT))
 
 
 def log_jacobian(f, x):
@@ -73,9 +73,14 @@ def test_standardizer_messages(unchecked):
 
 
 def test_bounds_are_the_functions_they_claim_to_be():
+    def soft(theta, low, high, s):
+        return theta + s * np.log(
+            (1 - np.exp((low - theta) / s)) / (1 - np.exp((theta - high) / s))
+        )
+
     u = BOX.forward(jnp.asarray(INSIDE))
-    expected = [norm.ppf(0.7), np.log(1.5), -np.log(7.0), 7.0, norm.ppf(1012 / 2000)]
-    np.testing.assert_allclose(u, expected, rtol=1e-12)
+    both = soft(-1.3, -2.0, -1.0, 0.1), soft(12.0, -1e3, 1e3, 300.0)
+    np.testing.assert_allclose(u, [both[0], np.log(1.5), -np.log(7.0), 7.0, both[1]], rtol=1e-12)
     np.testing.assert_allclose(BOX.inverse(u), INSIDE, rtol=1e-12)
 
 
@@ -88,7 +93,7 @@ def test_bounds_log_determinant():
 def test_bounds_hold_at_their_edges(dtype):
     """Points on a bound, and the floats beside it, have finite images that come back inside."""
     low, high = np.array([-3.0, 1e-3], dtype), np.array([3.0, 0.1], dtype)
-    box = Support(jnp.asarray(low), jnp.asarray(high))
+    box = Support(jnp.asarray(low), jnp.asarray(high), jnp.array([1.0, 1e-3], dtype))
     for theta in (low, high, np.nextafter(low, high), np.nextafter(high, low)):
         theta = jnp.asarray(theta)
         assert box.contains(theta)
@@ -100,29 +105,40 @@ def test_bounds_hold_at_their_edges(dtype):
 
 
 def test_half_bounded_edges_hold():
-    box = Support(jnp.array([0.0, -INF]), jnp.array([INF, 5.0]))
+    box = Support(jnp.array([0.0, -INF]), jnp.array([INF, 5.0]), jnp.ones(2))
     edge = jnp.array([0.0, 5.0])
     assert box.contains(edge) and np.isfinite(box.forward(edge)).all()
     assert box.contains(box.inverse(jnp.array([-800.0, 800.0])))
 
 
-def test_a_uniform_prior_becomes_standard_normal(key):
-    theta = jr.uniform(key, (4000, 1), minval=-1e3, maxval=1e3)
-    u = np.sort(jax.vmap(Support(jnp.array([-1e3]), jnp.array([1e3])).forward)(theta)[:, 0])
-    distance = np.abs(norm.cdf(u) - (np.arange(4000) + 0.5) / 4000).max()
-    assert distance < 1.95 / np.sqrt(4000)  # Kolmogorov's bound at 1 in 1000
+def test_far_from_its_bounds_a_box_changes_nothing():
+    """Twenty softnesses away, what is left of the bend is s e^-20, 2e-9 of s."""
+    box = Support(jnp.array([-1.0]), jnp.array([1.0]), jnp.array([0.01]))
+    theta = jnp.linspace(-0.8, 0.8, 9)[:, None]
+    np.testing.assert_allclose(jax.vmap(box.forward)(theta), theta, atol=0.01 * np.exp(-20) * 1.01)
+    np.testing.assert_allclose(jax.vmap(box.log_det)(theta), 0, atol=np.exp(-20) * 1.01)
+
+
+def test_a_density_that_ends_at_a_bound_gets_an_exponential_tail():
+    """Uniform on the box: beyond the bound, ln of the density of u falls by 1 every s."""
+    box = Support(jnp.array([-1.0]), jnp.array([1.0]), jnp.array([0.1]))
+    u = jnp.array([[-1.4], [-1.5], [1.9], [2.0]])
+    log_density = -jax.vmap(box.log_det)(jax.vmap(box.inverse)(u))
+    np.testing.assert_allclose(np.diff(log_density)[[0, 2]], [-1, -1], atol=0.02)  # e^-4
 
 
 def test_bounds_messages(unchecked):
-    theta = np.array([[0.1, 0.2], [0.3, 1.2]])
+    theta, soft = np.array([[0.1, 0.2], [0.3, 1.2]]), np.ones(2)
     with pytest.raises(ValueError, match=r"each of shape \(2,\)"):
-        Support.of((np.zeros(3), np.ones(3)), theta)
+        Support.of((np.zeros(3), np.ones(3)), theta, soft)
     with pytest.raises(ValueError, match="low < high"):
-        Support.of((np.zeros(2), np.array([1.0, 0.0])), theta)
+        Support.of((np.zeros(2), np.array([1.0, 0.0])), theta, soft)
     with pytest.raises(ValueError, match="1 of 2 rows, first in row 1"):
-        Support.of((np.zeros(2), np.ones(2)), theta)
+        Support.of((np.zeros(2), np.ones(2)), theta, soft)
     with pytest.raises(ValueError, match="one length"):
-        Support(jnp.zeros(2), jnp.ones(1))
+        Support(jnp.zeros(2), jnp.ones(1), jnp.ones(2))
+    with pytest.raises(ValueError, match="softness must be positive and finite"):
+        Support(jnp.zeros(2), jnp.ones(2), jnp.array([1.0, 0.0]))
 
 
 def test_regression_whitens_what_is_left(key):

@@ -1,8 +1,13 @@
 r"""Parameters with bounds, mapped to the whole line: no sample can leave the support.
 
-Between two bounds $u = \Phi^{-1}\big((\theta - a)/(b - a)\big)$ with the normal quantile function,
-so that a uniform prior becomes exactly N(0, 1); beyond one bound, $u = \pm\ln|\theta - a|$;
-without bounds, $u = \theta$. A density of u, times $|du/d\theta|$, integrates to 1 inside.
+Between two bounds a < b
+
+$$u = \theta + s \ln\big(1 - e^{-(\theta - a)/s}\big) - s \ln\big(1 - e^{-(b - \theta)/s}\big),$$
+
+which is $\theta$ itself but for the last few *softnesses* s before a bound. With the posterior's
+width for s, a narrow posterior keeps its shape, and one that a bound cuts off gets a tail instead
+of an edge. Beyond one bound, $u = \pm\ln|\theta - a|$; without bounds, $u = \theta$. A density of
+u, times $|du/d\theta|$, integrates to 1 inside.
 """
 
 from typing import Any, final
@@ -11,11 +16,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from edm_tutorial.sbi.standardize import float_dtype
 from edm_tutorial.types import check_shape, concrete
+
+FARTHEST = 100.0  # softnesses beyond a bound: nothing is left of the distance, in any dtype
 
 
 @final
@@ -27,31 +33,41 @@ class Support(eqx.Module):
 
     Arguments:
         low, high: the bounds, -inf and inf where there are none.
+        softness: s, how far from two bounds the map begins to bend; not used elsewhere.
 
     Raises:
-        ValueError: bounds of different shapes, NaN, or not low < high.
+        ValueError: vectors of different shapes, NaN, not low < high, or a softness that is not
+            positive and finite.
     """
 
     low: Float[Array, " d"]
     high: Float[Array, " d"]
+    softness: Float[Array, " d"]
 
     def __check_init__(self):
-        if jnp.ndim(self.low) != 1 or jnp.shape(self.low) != jnp.shape(self.high):
+        low, high, softness = self.low, self.high, self.softness
+        shapes = [jnp.shape(part) for part in (low, high, softness)]
+        if jnp.ndim(low) != 1 or len(set(shapes)) > 1:
             raise ValueError(
-                "prior_support needs two vectors (low, high) of one length, got shapes "
-                f"{jnp.shape(self.low)} and {jnp.shape(self.high)}"
+                "prior_support needs two vectors (low, high) of one length, and a softness for "
+                f"each entry, got shapes {shapes}"
             )
-        if concrete(self.low, self.high):
-            low, high = np.asarray(self.low), np.asarray(self.high)
+        if concrete(low, high, softness):
+            low, high, softness = map(np.asarray, (low, high, softness))
             if not np.all(low < high) or np.any(low == np.inf) or np.any(high == -np.inf):
                 raise ValueError(f"prior_support needs low < high, got {low} and {high}")
+            if not np.all((softness > 0) & (softness < np.inf)):
+                raise ValueError(f"softness must be positive and finite, got {softness}")
 
     @classmethod
-    def of(cls, prior_support: Any, theta: Float[ArrayLike, "n d"]) -> "Support":
+    def of(
+        cls, prior_support: Any, theta: Float[ArrayLike, "n d"], softness: Float[ArrayLike, " d"]
+    ) -> "Support":
         """The support that a user states, checked against parameters drawn from the prior.
 
         Arguments:
             prior_support: a pair (low, high), each of shape (d,), or None for no bounds.
+            softness: about the width of the posterior, in the units of `theta`.
 
         Raises:
             ValueError: not a pair of vectors of length d, not low < high, or parameters
@@ -64,9 +80,8 @@ class Support(eqx.Module):
             raise ValueError(
                 f"prior_support must be (low, high), each of shape ({count},), got {prior_support}"
             )
-        low, high = (jnp.asarray(bound, dtype) for bound in prior_support)
-        support = cls(low, high)
-        theta, low, high = np.asarray(theta), np.asarray(low), np.asarray(high)
+        support = cls(*(jnp.asarray(part, dtype) for part in (*prior_support, softness)))
+        theta, low, high = np.asarray(theta), np.asarray(support.low), np.asarray(support.high)
         outside = np.any((theta < low) | (theta > high), axis=1)
         if outside.any():
             raise ValueError(
@@ -90,33 +105,33 @@ class Support(eqx.Module):
 
     def inverse(self, u: Float[Array, " d"]) -> Float[Array, " d"]:
         """From the whole space to the box, bounds included."""
-        low, high, width = self._sides(u)
-        below = jnp.isfinite(low)
-        # Each half is measured from its own bound: near it, no digits are lost.
-        inside = jnp.where(u < 0, low + width * ndtr(u), high - width * ndtr(-u))
-        beyond = jnp.where(below, low + jnp.exp(u), high - jnp.exp(-u))
-        bounded = jnp.where(below & jnp.isfinite(high), inside, beyond)
-        theta = jnp.where(below | jnp.isfinite(high), bounded, u)
+        low, high, soft = self._parts(u)
+        below, above = jnp.isfinite(low), jnp.isfinite(high)
+        a, b = jnp.where(below, low, 0), jnp.where(above, high, 0)
+        near = jnp.clip(u, a - FARTHEST * soft, b + FARTHEST * soft)
+        both = near + soft * (
+            jax.nn.softplus((a - near) / soft) - jax.nn.softplus((near - b) / soft)
+        )
+        one = jnp.where(below, a + jnp.exp(u), b - jnp.exp(-u))
+        theta = jnp.where(below & above, both, jnp.where(below | above, one, u))
         return jnp.clip(theta, low, high)  # the sums above may round past a bound
 
-    def _sides(self, like: Array) -> tuple[Array, Array, Array]:
+    def _parts(self, like: Array) -> tuple[Array, Array, Array]:
         check_shape("theta", like, self.low)
-        low, high = self.low.astype(like.dtype), self.high.astype(like.dtype)
-        return low, high, jnp.where(jnp.isfinite(high - low), high - low, 1)
+        return tuple(part.astype(like.dtype) for part in (self.low, self.high, self.softness))
 
     def _map(self, theta: Array) -> tuple[Array, Array]:
         """u, and ln |du/dtheta|, of each parameter."""
-        low, high, width = self._sides(theta)
+        low, high, soft = self._parts(theta)
         below, above = jnp.isfinite(low), jnp.isfinite(high)
-        tiny = jnp.finfo(theta.dtype).eps / 4
-        left = jnp.clip((theta - low) / width, tiny, 1)
-        right = jnp.clip((high - theta) / width, tiny, 1)
-        normal = jnp.where(left < right, ndtri(left), -ndtri(right))
-        normal_log = -jnp.log(width) - jax.scipy.stats.norm.logpdf(normal)
-        gap = jnp.where(below, theta - low, high - theta)
-        gap = jnp.maximum(jnp.where(jnp.isfinite(gap), gap, 1), jnp.finfo(theta.dtype).tiny)
-        log = jnp.log(gap)
-        one = jnp.where(below | above, jnp.where(below, log, -log), theta)
-        one_log = jnp.where(below | above, -log, 0)
-        both = below & above
-        return jnp.where(both, normal, one), jnp.where(both, normal_log, one_log)
+        left = jnp.where(below, theta - low, jnp.inf)
+        right = jnp.where(above, high - theta, jnp.inf)
+        gap = jnp.maximum(jnp.minimum(left, right), jnp.finfo(theta.dtype).tiny)
+        gap = jnp.where(below | above, gap, 1)
+        one = jnp.where(below | above, jnp.where(below, 1, -1) * jnp.log(gap), theta)
+        smallest = jnp.finfo(theta.dtype).eps / 4 * jnp.where(below & above, high - low, 1)
+        left, right = (jnp.maximum(side, smallest) / soft for side in (left, right))
+        both = theta + soft * (jnp.log(-jnp.expm1(-left)) - jnp.log(-jnp.expm1(-right)))
+        both_log = jnp.log1p(1 / jnp.expm1(left) + 1 / jnp.expm1(right))
+        two = below & above
+        return jnp.where(two, both, one), jnp.where(two, both_log, -jnp.log(gap))

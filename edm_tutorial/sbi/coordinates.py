@@ -54,7 +54,7 @@ class Coordinates(eqx.Module):
 def blank(size: int, shape: tuple[int, ...], *, regression: bool) -> Coordinates:
     """Coordinates of these sizes that change nothing: a form to fill in from a file."""
     scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))  # noqa: E731
-    support = Support(jnp.full(size, -jnp.inf), jnp.full(size, jnp.inf))
+    support = Support(jnp.full(size, -jnp.inf), jnp.full(size, jnp.inf), jnp.ones(size))
     fit = None
     if regression:
         fit = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))

@@ -117,16 +117,24 @@ def smallest_sigma(held_out: HeldOut, denoiser: Any) -> float:
 def _measure(
     theta: np.ndarray, x: np.ndarray, prior_support: Any, everything: np.ndarray, vectors: bool
 ) -> Coordinates:
-    """Standardisers, from the simulations to train on."""
-    support = Support.of(prior_support, everything)
+    """Standardisers, from the simulations to train on.
+
+    The bounds bend within one spread of what a straight line leaves of each parameter.
+    """
+    theta_scale = Standardizer.fit(theta, "theta")
+    x_scale = Standardizer.fit(x, "x") if vectors else _one_scale(x)
+
+    def line(u: np.ndarray, u_scale: Standardizer) -> LinearRegression:
+        pairs = (u, u_scale), (x, x_scale)
+        return LinearRegression.fit(
+            *((data - np.asarray(scale.mean)) / np.asarray(scale.std) for data, scale in pairs)
+        )
+
+    left = np.linalg.norm(line(theta, theta_scale).scale, axis=1) if vectors else 1.0
+    support = Support.of(prior_support, everything, left * np.asarray(theta_scale.std))
     u = np.asarray(_map(support.forward, theta))
-    theta_scale = Standardizer.fit(u, "theta")
-    if not vectors:
-        return Coordinates(support, theta_scale, _one_scale(x), None)
-    x_scale = Standardizer.fit(x, "x")
-    pairs = (u, theta_scale), (x, x_scale)
-    seen = [(data - np.asarray(scale.mean)) / np.asarray(scale.std) for data, scale in pairs]
-    return Coordinates(support, theta_scale, x_scale, LinearRegression.fit(*seen))
+    u_scale = Standardizer.fit(u, "theta")
+    return Coordinates(support, u_scale, x_scale, line(u, u_scale) if vectors else None)
 
 
 def _network(

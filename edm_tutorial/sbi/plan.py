@@ -45,12 +45,12 @@ class Plan(NamedTuple):
 def default_plan(count: int) -> Plan:
     """The defaults for `count` simulations to train on."""
     decades = float(np.log10(np.clip(count, 100, 1_000_000))) - 4  # above ten thousand
-    steps = 400 * round(25 * 2.5**decades)
+    steps = 400 * round(32 * 2.5**decades)
     width = 32 * round(4 * 2 ** np.clip(decades, 0, 1))
     return Plan(
         steps=steps,
         batch_size=256,
-        learning_rate=3e-3 * (128 / width) ** 0.5,
+        learning_rate=1e-3 * (128 / width) ** 0.5,
         weight_decay=1e-2,
         width=width,
         depth=3,
