@@ -118,7 +118,8 @@ class Support(eqx.Module):
 
     def _parts(self, like: Array) -> tuple[Array, Array, Array]:
         check_shape("theta", like, self.low)
-        return tuple(part.astype(like.dtype) for part in (self.low, self.high, self.softness))
+        low, high, soft = (part.astype(like.dtype) for part in (self.low, self.high, self.softness))
+        return low, high, soft
 
     def _map(self, theta: Array) -> tuple[Array, Array]:
         """u, and ln |du/dtheta|, of each parameter."""
