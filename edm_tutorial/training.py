@@ -6,6 +6,7 @@ are in files of their own: `batches`, `optimizers`, `ema`, `sharding`.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -86,8 +87,8 @@ def train(
         ema: how weights are averaged, `state.ema`; a tuple of rules makes that a tuple of
             averages, None keeps it equal to the weights.
         every: steps a chunk. From arrays, each chunk is one compiled `scan`, and 1 does
-            without, as given batches do: on a CPU the gradients of convolutions are ten times
-            slower inside a loop.
+            without, as given batches do, which on a CPU may be faster. Stopped and resumed
+            with the same `every`, a run gives the same bits; another one may round otherwise.
         state: where to resume; `denoiser` is then only a template.
         sharding: of a batch's first axis over devices, for data-parallel training:
             `data_parallel()`.
@@ -164,15 +165,29 @@ def _step(
     ema: EMA,
     batch_size: int,
 ) -> tuple[TrainState, Array]:
-    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
+    x, cond = batch
     keys = jr.split(key, batch_size)
 
-    def mean_loss(params: Any) -> Array:
-        one = lambda x, cond, key: loss(eqx.combine(params, static), x, cond, key=key)  # noqa: E731
-        x, cond = batch
-        return jnp.mean(jax.vmap(one)(x, cond, keys))
+    def mean_loss(denoiser: Any) -> Array:
+        return jnp.mean(jax.vmap(partial(loss, denoiser))(x, cond, key=keys))
 
-    value, grads = jax.value_and_grad(mean_loss)(params)
+    return descend(state, mean_loss, optimizer, ema, batch_size)
+
+
+def descend(
+    state: TrainState,
+    mean_loss: Callable[[Any], Array],
+    optimizer: optax.GradientTransformation,
+    ema: EMA,
+    batch_size: int,
+) -> tuple[TrainState, Array]:
+    """One step of any training: down the gradient of `mean_loss(denoiser)`, then the average.
+
+    Arguments:
+        batch_size: the examples in `mean_loss`, by which averages count.
+    """
+    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
+    value, grads = jax.value_and_grad(lambda params: mean_loss(eqx.combine(params, static)))(params)
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         denoiser = eqx.combine(eqx.apply_updates(params, updates), static)

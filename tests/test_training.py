@@ -99,6 +99,10 @@ def test_chunks_change_nothing(key):
     one, other = (np.concatenate([losses for _, losses in run]) for run in (eights, fives))
     np.testing.assert_array_equal(one, other)
     assert_identical(eights[-1][0], fives[-1][0])
+    ones = list(gaussian_run(key, every=1))  # no loop, another program: equal but for rounding
+    np.testing.assert_allclose(np.concatenate([losses for _, losses in ones]), one, rtol=1e-10)
+    for a, b in zip(leaves(ones[-1][0]), leaves(eights[-1][0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_resumed_is_uninterrupted(key):

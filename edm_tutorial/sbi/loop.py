@@ -23,8 +23,8 @@ from edm_tutorial.losses import weighted_error
 from edm_tutorial.noise import AbstractNoiseDistribution
 from edm_tutorial.sbi.history import History
 from edm_tutorial.sbi.plan import Plan
-from edm_tutorial.training import TrainState, trainable
-from edm_tutorial.types import PRNGKey, as_float
+from edm_tutorial.training import TrainState, descend
+from edm_tutorial.types import PRNGKey
 
 EMA = HalfLifeEMA()
 ON_DEVICE = 2**30  # bytes of training data; more is fetched chunk by chunk
@@ -137,21 +137,14 @@ def _step(
     noise: AbstractNoiseDistribution,
 ) -> tuple[TrainState, Array]:
     z, x = batch
-    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
     level_key, noise_key, network_key = jr.split(key, 3)
     strata = jnp.arange(len(z), dtype=z.dtype) + jr.uniform(level_key, (len(z),), z.dtype)
     sigmas = jax.vmap(noise.from_variate)(strata / len(z))
     n = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
 
-    def mean_loss(params: Any) -> Array:
-        error = partial(weighted_error, eqx.combine(params, static))
+    def mean_loss(denoiser: Any) -> Array:
+        error = partial(weighted_error, denoiser)
         keys = jr.split(network_key, len(z))
         return jnp.mean(jax.vmap(lambda *a, key: error(*a, key=key))(z, sigmas, n, x, key=keys))
 
-    value, grads = jax.value_and_grad(mean_loss)(params)
-    with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
-    seen = as_float(state.step) * len(z)
-    average = EMA.update(state.ema, denoiser, seen, len(z))
-    return TrainState(denoiser, average, opt_state, state.step + 1), value
+    return descend(state, mean_loss, optimizer, EMA, len(z))

@@ -38,14 +38,23 @@ class Plan(NamedTuple):
         return {"width": self.width, "depth": self.depth, "dropout": self.dropout}
 
     def lasting(self, steps: int) -> "Plan":
-        """The same plan over another number of steps."""
-        return self._replace(steps=steps, patience=max(steps // 4, 1), every=max(steps // 40, 1))
+        """The same plan over another number of steps; fewer go with a higher learning rate.
+
+        It rises as the square root of what the steps fall by, three times at most.
+        """
+        shorter = float(np.clip(self.steps / max(steps, 1), 1, 9))
+        return self._replace(
+            steps=steps,
+            learning_rate=self.learning_rate * shorter**0.5,
+            patience=max(steps // 4, 1),
+            every=max(steps // 40, 1),
+        )
 
 
 def default_plan(count: int) -> Plan:
     """The defaults for `count` simulations to train on."""
     decades = float(np.log10(np.clip(count, 100, 1_000_000))) - 4  # above ten thousand
-    steps = 400 * round(32 * 2.5**decades)
+    steps = 400 * round(32 * 1.5**decades)
     width = 32 * round(4 * 2 ** np.clip(decades, 0, 1))
     return Plan(
         steps=steps,
@@ -54,7 +63,7 @@ def default_plan(count: int) -> Plan:
         weight_decay=1e-2,
         width=width,
         depth=3,
-        dropout=float(np.clip(0.15 * 3**-decades, 0.02, 0.4)),
+        dropout=float(np.clip(0.15 * 3**-decades, 0.02, 0.25)),
         patience=steps // 4,
         every=steps // 40,
     )
