@@ -7,12 +7,15 @@ warp, `warp(image, a)`:
 
 - $a_0, a_1$: 1 where it is mirrored, left to right and top to bottom;
 - $a_2$: scaled by $2^{0.2\,a_2}$;
-- $a_3, a_4 = \cos\varphi - 1,\ \sin\varphi$: turned clockwise by $\varphi$;
-- $a_5, a_6 = u\cos\beta,\ u\sin\beta$: stretched by $2^{0.2\,u}$ along the direction $\beta$
-  and squeezed by it across;
+- $a_3, a_4 = \cos\varphi - 1,\ \sin\varphi$: turned counter-clockwise by $\varphi$;
+- $a_5, a_6 = u\cos\beta,\ u\sin\beta$: stretched by $2^{0.2\,u}$ along the direction $\beta$,
+  counter-clockwise from the right, and squeezed by it across;
 - $a_7, a_8$: moved right by $0.125\,a_7$ of the width, down by $0.125\,a_8$ of the height,
 
-in this order. The kinds and their number are those of the official checkpoints.
+in this order. Order, units and signs are those of the official implementation (`AugmentPipe`
+in its `training/augment.py`), so that its networks with `augment_dim=9` can be trained on. Its
+law is another in three places: it mirrors top to bottom half as often, half of its stretches are
+along the axes, and a negative $u$ squeezes there, with labels that a stretch may have, too.
 """
 
 from collections.abc import Callable
@@ -168,16 +171,16 @@ def inverse_matrix(labels: Float[Array, " 9"]) -> Float[Array, "2 2"]:
     """
     mirror_x, mirror_y, scale, cos_less_1, sin, stretch_x, stretch_y = labels[:7]
     cos = 1 + cos_less_1
-    turn_back = jnp.array([[cos, sin], [-sin, cos]])
+    turn_back = jnp.array([[cos, -sin], [sin, cos]])
     flips = jnp.array([1 - 2 * mirror_x, 1 - 2 * mirror_y]) * _power(-scale)
     return flips[:, None] * (turn_back @ _stretch_back(stretch_x, stretch_y))
 
 
 def _stretch_back(x: Scalar, y: Scalar) -> Float[Array, "2 2"]:
-    r"""$2^{-0.2u}$ along the direction $(x, y)/u$, $2^{0.2u}$ across it."""
+    r"""$2^{-0.2u}$ along the direction $(x, -y)/u$ (right, down), $2^{0.2u}$ across it."""
     u = jnp.sqrt(x**2 + y**2)
     safe = jnp.where(u > 0, u, 1)
-    along = jnp.stack([jnp.where(u > 0, x / safe, 1), y / safe])
+    along = jnp.stack([jnp.where(u > 0, x / safe, 1), -1.0 * y / safe])
     across = jnp.stack([-along[1], along[0]])
     parts = [_power(-u) * jnp.outer(along, along), _power(u) * jnp.outer(across, across)]
     return parts[0] + parts[1]

@@ -29,8 +29,8 @@ def forward_matrix(a):
     """Mirror, scale, turn, stretch as matrices in coordinates (right, down), multiplied."""
     a = np.asarray(a)
     mirror = np.diag([1 - 2 * a[0], 1 - 2 * a[1]])
-    turn = np.array([[1 + a[3], -a[4]], [a[4], 1 + a[3]]])
-    u, beta = np.hypot(a[5], a[6]), np.arctan2(a[6], a[5])
+    turn = np.array([[1 + a[3], a[4]], [-a[4], 1 + a[3]]])  # counter-clockwise, down is plus
+    u, beta = np.hypot(a[5], a[6]), -np.arctan2(a[6], a[5])
     axes = np.array([[np.cos(beta), -np.sin(beta)], [np.sin(beta), np.cos(beta)]])
     stretch = axes @ np.diag([2 ** (0.2 * u), 2 ** (-0.2 * u)]) @ axes.T
     return stretch @ turn @ (2 ** (0.2 * a[2]) * mirror)
@@ -100,8 +100,8 @@ def test_flips_are_exact(key, image):
 def test_quarter_turns_are_exact(key, size, quarters):
     image = jr.normal(key, (2, size, size))
     turned = warp(image, labels(turn=quarters * np.pi / 2))
-    # clockwise; cos(pi/2) is 6e-17 in float64, times a few pixels and a slope of a few
-    expected = np.rot90(image, -quarters, axes=(1, 2))
+    # counter-clockwise; cos(pi/2) is 6e-17 in float64, times a few pixels and a slope of a few
+    expected = np.rot90(image, quarters, axes=(1, 2))
     np.testing.assert_allclose(turned, expected, atol=1e-14)
 
 

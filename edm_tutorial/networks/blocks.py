@@ -117,8 +117,11 @@ class Block(eqx.Module):
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return y
         heads = self.style.heads(y.shape[-1])
-        qkv = self.qkv(self.norm2(y)).reshape(y.shape[0] * y.shape[1], heads, -1, 3)
-        q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
+        # Columns come as (head, channel, q/k/v). Sorted here, where there are few, q, k and v are
+        # whole: sorted in the image, their gradients take longer than all of attention.
+        sort = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 3), -1, -2).reshape(a.shape)  # noqa: E731
+        parts = jnp.split(jax.tree.map(sort, self.qkv)(self.norm2(y)), 3, axis=-1)
+        q, k, v = (part.reshape(y.shape[0] * y.shape[1], heads, -1) for part in parts)
         weights = attention_weights(q, k).astype(y.dtype)
         mixed = jnp.einsum("hqk,khc->qhc", weights, v).reshape(y.shape)
         return (self.proj(mixed) + y) * self.style.skip_scale

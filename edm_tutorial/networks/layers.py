@@ -11,6 +11,7 @@ precision of the arithmetic. Sums over many entries are kept in float32 or bette
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import equinox as eqx
@@ -71,7 +72,19 @@ DHARIWAL = Style(1e-5, 1.0, True, False, True, 64, kaiming, 1.0, 0.0, 1.0)
 
 def to_bias(style: Style, size: int, bound: float, key: PRNGKey) -> Array:
     """The initial bias of a layer with weights within `bound`."""
-    return style.bias * bound * jr.uniform(key, (size,), minval=-1.0)
+    return uniform(key, (size,), style.bias * bound)
+
+
+def uniform(key: PRNGKey, shape: tuple[int, ...], bound: float) -> Array:
+    """Uniform numbers within +-`bound`: the first of 2^n, as XLA compiles each length anew."""
+    size = math.prod(shape)
+    numbers = jr.uniform(key, (2 ** max(16, (size - 1).bit_length()),), minval=-1.0)
+    return _cut(numbers, bound, shape)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _cut(numbers: Array, bound: Any, shape: tuple[int, ...]) -> Array:
+    return bound * numbers[: math.prod(shape)].reshape(shape)
 
 
 @final
@@ -93,7 +106,7 @@ class Linear(eqx.Module):
     ):
         weight_key, bias_key = jr.split(key)
         bound = scale * style.bound(in_size, out_size)
-        self.weight = bound * jr.uniform(weight_key, (out_size, in_size), minval=-1.0)
+        self.weight = uniform(weight_key, (out_size, in_size), bound)
         self.bias = to_bias(style, out_size, bound, bias_key) if use_bias else None
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
@@ -120,8 +133,7 @@ class Conv(eqx.Module):
     ):
         weight_key, bias_key = jr.split(key)
         bound = scale * style.bound(size**2 * in_channels, size**2 * out_channels)
-        shape = (size, size, in_channels, out_channels)
-        self.weight = bound * jr.uniform(weight_key, shape, minval=-1.0)
+        self.weight = uniform(weight_key, (size, size, in_channels, out_channels), bound)
         self.bias = to_bias(style, out_channels, bound, bias_key)
 
     def __call__(self, x: Float[Array, "h w in"], extra: int = 0) -> Float[Array, "h2 w2 out"]:

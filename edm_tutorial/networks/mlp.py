@@ -6,6 +6,7 @@ The last layer starts at zero: the untrained network outputs 0, hence a loss of 
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, final
 
 import equinox as eqx
@@ -65,6 +66,7 @@ class MLP(eqx.Module):
     Raises:
         ValueError: a size below 1, not 0 <= dropout < 1, or a call with `x` or `cond` of
             another shape.
+        TypeError: a size that is not a whole number.
     """
 
     embed_input: eqx.nn.Linear
@@ -84,6 +86,10 @@ class MLP(eqx.Module):
         dropout: float = 0.0,
         key: PRNGKey,
     ):
+        sizes = {"size": size, "cond_size": cond_size, "width": width, "depth": depth}
+        for name, count in sizes.items():
+            if not isinstance(count, Integral):
+                raise TypeError(f"{name} must be a whole number, got {count!r}")
         if min(size, width, depth) < 1 or cond_size < 0:
             raise ValueError(
                 "need size, width and depth of at least 1 and cond_size of at least 0, got "
