@@ -248,3 +248,18 @@ def test_guided_sampling_equals_sampling_the_combined_denoiser():
     noise, sigmas = jnp.array([0.7, -1.1]), edm.edm_sigmas(12)
     together = edm.sample(linear(0.8 + 1.5 * 0.2), noise, sigmas)
     np.testing.assert_allclose(edm.sample(pair, noise, sigmas), together, rtol=1e-12)
+
+
+def test_guidance_is_not_bayes():
+    """theta ~ N(0, 1) seen once with variance 1/4, as 1: guided by w = 2 with the prior as guide.
+
+    Widths of Gaussians multiply as s_m^w s_g^(1-w), so the guided law has the standard deviation
+    0.2. That of the posterior is 0.2^(1/2), that of the likelihood squared times the prior 1/3.
+    """
+    prior = edm.GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+    posterior = edm.GaussianMixture([1.0], [[0.8]], [[[0.2]]])
+    guided = edm.Guided(posterior.denoise, prior.denoise, 2.0)
+    draw = jax.vmap(lambda z: edm.sample(guided, z, edm.edm_sigmas(128)))
+    low, middle, high = draw(jnp.array([[-1.0], [0.0], [1.0]]))[:, 0]  # the map is affine
+    np.testing.assert_allclose((high - low) / 2, 0.2, rtol=0.01)  # Heun's error at 128 steps
+    assert not np.isclose(middle, 0.8, atol=0.1) and not np.isclose(middle, 8 / 9, atol=0.1)

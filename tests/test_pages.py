@@ -1,5 +1,5 @@
-"""What the prose pages say of the code exists: every name of the notation page, every
-test that the page of questions calls a proof."""
+"""What the prose pages speak of exists: every name of the notation page, every section, test and
+thread of the page of questions, every reference that is cited. (About a second.)"""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import edm_tutorial as edm
+from edm_tutorial import parameterisations, sbi
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTATION = (ROOT / "book/notation.md").read_text()
@@ -14,27 +15,60 @@ QUESTIONS = (ROOT / "book/questions.md").read_text()
 SECTIONS = QUESTIONS.split("\n## ")[1:]
 
 
-def names(column: int) -> set[str]:
-    """The names in backquotes of one column of the notation page's first table."""
-    rows = [line.split("|") for line in NOTATION.splitlines() if line.startswith("|")]
-    return {name for row in rows if len(row) == 7 for name in re.findall("`(.+?)`", row[column])}
+COLUMNS = {"VP": edm.designs.vp, "VE": edm.designs.ve, "iDDPM": edm.designs.iddpm,
+           "EDM": edm.designs.edm}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(names(4) - {"x", "n", "sigma"}))
+def table(title: str) -> list[list[str]]:
+    """The cells of the table under a heading of the notation page, without its two head lines."""
+    lines = NOTATION.partition(f"## {title}")[2].partition("\n## ")[0].splitlines()
+    return [line.strip("|").split("|") for line in lines if line.startswith("|")][2:]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall("`([^`]+)`", cell)
+
+
+NAMES = {name for row in table("Symbols") for name in code(row[3])} - {"x", "n", "sigma"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_name_of_the_notation_page_exists(name):
-    owner = {"schedule": edm.Linear(), "designs": edm.designs}
+    owner = {"schedule": edm.Linear(), "parameterisations": parameterisations, "sbi": sbi}
     first, *rest = name.split(".")
     found = owner.get(first) or getattr(edm, first)
     for part in rest:
         found = getattr(found, part)
-    assert callable(found)
+    assert callable(found) or name == "Likelihood.latent"  # a field of a named tuple
+
+
+@pytest.mark.parametrize("number, column", list(enumerate(COLUMNS, 1)), ids=COLUMNS)
+def test_the_map_of_table_1_names_the_parts_of_each_design(number, column):
+    solver, grid, schedule, *training, whole = (code(row[number]) for row in table("A map"))
+    design = COLUMNS[column]()
+    parts = [design.solver, design.schedule, design.preconditioning, design.noise]
+    assert [solver, schedule, *training] == [[type(part).__name__] for part in parts]
+    assert grid == [design.grid.__name__] and whole == [f"designs.{column.lower()}"]
+
+
+def test_each_equation_number_is_one_of_the_paper():
+    """Eqs. 1-8, Table 1 and Algorithms 1-3; sections and appendices by name."""
+    known = r"Eqs?\. [1-8](?:, [1-8])*|Table 1|Algorithm [1-3]|Section \d|App\. [A-F]|"
+    assert all(re.fullmatch(known, row[2].strip()) for row in table("Symbols"))
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading: lower case, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def test_twenty_five_questions_each_with_an_answer():
     assert len(SECTIONS) == 25
     for number, section in enumerate(SECTIONS, 1):
-        title, _, answer, *_ = section.split("\n")
-        assert title.startswith(f"{number}. ") and answer
+        title, answer, *_ = section.split("\n\n")
+        assert title.startswith(f"{number}. ")
+        text = re.sub(r"\.\.\.|i\.i\.d\.|\d\.\d", "", answer)
+        assert len(re.findall(r"[.?!](?=\s|$)", text)) == 3, title
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split(".")[0])
@@ -43,7 +77,30 @@ def test_each_question_has_a_section_a_proof_and_a_thread(section):
         r"^- \*\*(?:Read|Proved by|Asked in):\*\* (.+)$", section, re.M
     )
     assert read.startswith("[") and "https://github.com/" in asked
+    for page, anchor in re.findall(r"\]\(([^)#]+)#([^)]+)\)", read):
+        headings = re.findall(r"^#+ (.+)$", (ROOT / "book" / page).read_text(), re.M)
+        assert anchor in map(slug, headings), anchor
+    for thread, path in re.findall(r"\[([^]]+)\]\(https://github\.com/([^)]+)\)", asked):
+        assert thread.replace("#", "/issues/") == path
     tests = re.findall(r"`(\w+\.py)::(\w+)`", proofs)
     assert tests
     for file, test in tests:
         assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.M), test
+
+
+CITING = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.md")]
+BIBLIOGRAPHY = (ROOT / "book/references.bib").read_text()
+
+
+def test_every_reference_is_cited_and_every_citation_has_one():
+    keys = re.findall(r"^@\w+\{([^,]+),$", BIBLIOGRAPHY, re.M)
+    texts = "\n".join(page.read_text() for page in CITING)
+    cited = {key.strip() for group in re.findall(r"\{cite(?::\w)?\}`([^`]+)`", texts)
+             for key in group.split(",")}  # fmt: skip
+    assert len(set(keys)) == len(keys) and set(keys) == cited
+
+
+def test_a_paper_is_found_under_its_own_number_and_once():
+    numbers = re.findall(r"^ *eprint *= *\{(.+)\}", BIBLIOGRAPHY, re.M)
+    links = re.findall(r"^ *url *= *\{https://arxiv\.org/abs/(.+)\}", BIBLIOGRAPHY, re.M)
+    assert numbers and numbers == links and len(set(numbers)) == len(numbers)

@@ -38,7 +38,9 @@ def dated(changelog: str, version: str, today: datetime.date) -> str:
     if older and older[0].startswith(planned):  # written ahead under its own version
         news += older.pop(0).removeprefix(planned)
     if not news.strip():
-        raise ValueError("nothing is waiting under [Unreleased] in CHANGELOG.md")
+        waiting = re.match(r"## (\S+) - unreleased\n", older[0]) if older else None
+        hint = f": the one to release is {waiting[1]}" if waiting else ""
+        raise ValueError(f"nothing is waiting under [Unreleased] in CHANGELOG.md{hint}")
     return f"{before}{UNRELEASED}\n{heading}\n{news.strip()}\n\n{''.join(older)}".rstrip() + "\n"
 
 

@@ -109,9 +109,16 @@ class Renderer:
         return self.repository.raw(self.path_of(path))
 
     def file(self, path: str) -> str:
-        target = self.path_of(path)
+        """Where a file can be read; Colab has no addresses of sections, GitHub has."""
+        name, _, section = path.partition("#")
+        target = self.path_of(name)
         stem = target.removesuffix(".md")
-        return self.page_url(stem) if stem in self.book.pages else self.blob(target)
+        if stem not in self.book.pages:
+            return self.blob(target)
+        if section and section not in anchors(self.book.pages[stem]):
+            raise MarkupError(f"no section {section!r} in {target!r}")
+        url = self.page_url(stem)
+        return f"{url}#{section}" if section and not stem.startswith("notebooks/") else url
 
     def blob(self, path: str) -> str:
         return self.repository.blob(path)
@@ -150,3 +157,10 @@ class Renderer:
         if label.page == self.page.name:
             return text
         return f"[{text}]({self.page_url(label.page)})"
+
+
+def anchors(page: Page) -> set[str]:
+    """The sections of a page as links name them: in lower case, hyphens for spaces."""
+    texts = [cell.blocks for cell in page.cells if cell.cell_type == "markdown"]
+    headings = [block.text for blocks in texts for block in blocks if isinstance(block, Heading)]
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}

@@ -78,6 +78,13 @@ def test_references_to_another_chapter_are_links():
     assert "so (2.1) follows from [(1.1)](" in page
 
 
+def test_a_section_of_a_page_is_linked_and_one_of_a_chapter_opens_the_chapter():
+    section = "intro.md#a-book-with-every-directive"
+    page = f"https://github.com/owner/name/blob/main/book/{section}"
+    assert rendered(f"[a page](../book/{section})") == f"[a page]({page})"
+    assert rendered("[b](01_every.md#the-score)") == f"[b]({COLAB}/01_every.ipynb)"
+
+
 def test_numbers_outside_the_numbered_part_have_no_chapter():
     assert "\\tag{1}\n" in text("00_start") and "# First samples" in text("00_start")
 
@@ -138,6 +145,7 @@ def test_ids_are_stable():
         (":::{figure} ../book/_static/dot.png\nA dot.\n:::", ":alt:"),
         ("![gone](gone.png)", "no file"),
         ("[here](#sec-wrong)", "{ref}"),
+        ("[there](01_every.md#no-such)", "no section 'no-such'"),
         (":::{math}\nx\n:::", "$$"),
     ],
 )
