@@ -8,7 +8,9 @@ idle core would overlap.
 """
 
 import itertools
+import statistics
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ import jax.random as jr
 from jaxtyping import Array
 
 import edm_tutorial as edm
-from benchmarks.timing import medians, write
+from benchmarks.timing import medians, pin, write
 from edm_tutorial.networks import small_unet
 
 SIZES = {"MLP": (10_000, 2), "U-Net": (64, 1, 8, 8)}  # of the noise: batch, then one example
@@ -51,8 +53,7 @@ def calls(nfe: int, *arguments: Any) -> list[Array]:
     return [forward(*arguments) for _ in range(nfe)]
 
 
-def against_limit() -> list[dict]:
-    rows = []
+def against_limit() -> Iterator[dict]:
     runs = ((edm.Heun(), 18, 35), (edm.DPMSolverPP2M(), 36, 36))
     for name, (solver, n, nfe) in itertools.product(SIZES, runs):
         model, noise = denoiser(name), jr.normal(jr.key(1), SIZES[name])
@@ -64,38 +65,35 @@ def against_limit() -> list[dict]:
             ],
             clock=time.process_time,
         )
-        rows.append(
-            {
-                "network": name,
+        yield {
+            "network": name,
+            "solver": type(solver).__name__,
+            "steps": n,
+            "batch": len(noise),
+            "sampler_cpu_s": round(whole, 4),
+            "forward_calls_cpu_s": round(limit, 4),
+            "ratio": round(whole / limit, 3),
+        }
+
+
+def compile_time(repeats: int = 3) -> Iterator[dict]:
+    model, noise = denoiser(), jr.normal(jr.key(1), (8, 2))
+    for solver in (edm.Heun(), edm.DPMSolverPP2M()):
+        for n in (2, 18, 64, 256):
+            seconds = []
+            for _ in range(repeats):
+                lowered = sampler(solver, n).lower(model, noise)
+                start = time.process_time()
+                lowered.compile()
+                seconds.append(time.process_time() - start)
+            yield {
                 "solver": type(solver).__name__,
                 "steps": n,
-                "batch": len(noise),
-                "sampler_cpu_s": round(whole, 4),
-                "forward_calls_cpu_s": round(limit, 4),
-                "ratio": round(whole / limit, 3),
+                "compile_cpu_s": round(statistics.median(seconds), 3),
             }
-        )
-    return rows
-
-
-def compile_time() -> list[dict]:
-    model, noise = denoiser(), jr.normal(jr.key(1), (8, 2))
-    rows = []
-    for solver in (edm.Heun(), edm.DPMSolverPP2M()):
-        for n in (18, 256):
-            lowered = sampler(solver, n).lower(model, noise)
-            start = time.process_time()
-            lowered.compile()
-            rows.append(
-                {
-                    "solver": type(solver).__name__,
-                    "steps": n,
-                    "compile_cpu_s": round(time.process_time() - start, 3),
-                }
-            )
-    return rows
 
 
 if __name__ == "__main__":
+    pin()
     write("sampler_limit", against_limit())
     write("sampler_compile", compile_time())

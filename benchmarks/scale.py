@@ -19,7 +19,7 @@ import jax
 import jax.random as jr
 
 import edm_tutorial as edm
-from benchmarks.timing import write
+from benchmarks.timing import pin, write
 
 PIECE = 10_000
 LIMIT_S = 600
@@ -59,8 +59,8 @@ def cases() -> Iterator[tuple[str, int, int, int, bool]]:
         yield "steps", 1_000, 2, steps, False
 
 
-def main() -> None:
-    rows, idle = [], 0.0
+def rows() -> Iterator[dict]:
+    idle = 0.0
     for varied, batch, dim, steps, in_pieces in cases():
         words = [str(batch), str(dim), str(steps), str(int(in_pieces))]
         command = [sys.executable, "-m", "benchmarks.scale", *words]
@@ -71,23 +71,20 @@ def main() -> None:
         numbers = failed if done.returncode else [float(word) for word in done.stdout.split()]
         compile_s, run_s, peak = numbers
         idle = idle or peak
-        print(f"{varied:16} {' '.join(words):24} {run_s:8.3f} s {peak - idle:8.0f} MB", flush=True)
-        rows.append(
-            {
-                "varied": varied,
-                "batch": batch,
-                "dimension": dim,
-                "steps": steps,
-                "compile_cpu_s": round(compile_s, 2),
-                "run_cpu_s": round(run_s, 3),
-                "memory_mb": round(peak - idle, 0),
-            }
-        )
-    write("scale", rows)
+        yield {
+            "varied": varied,
+            "batch": batch,
+            "dimension": dim,
+            "steps": steps,
+            "compile_cpu_s": round(compile_s, 2),
+            "run_cpu_s": round(run_s, 3),
+            "memory_mb": round(peak - idle, 0),
+        }
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(*measure(*(int(word) for word in sys.argv[1:4]), sys.argv[4] == "1"))
     else:
-        main()
+        pin()
+        write("scale", rows())

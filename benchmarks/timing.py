@@ -4,11 +4,12 @@ Times of day and load come and go; the ratio of two things timed in turn stays.
 """
 
 import csv
+import datetime
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,39 @@ def medians(
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
+def pin() -> None:
+    """Keep this process, and all it starts, to one core: call it before the first computation."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def machine() -> str:
-    """The device and versions, for the last column of every table."""
+    """The device, versions and the day, for the last column of every table."""
     device = jax.devices()[0].device_kind
     versions = ", ".join(
         f"{package.__name__} {package.__version__}" for package in (jax, eqx, diffrax)
     )
-    return f"{device} {platform.machine()}, {os.cpu_count()} cores, {versions}"
+    cores = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"{device} {cores}, {versions}, {datetime.date.today()}"
 
 
-def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `results/name.csv` and show it."""
+def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `results/name.csv`, and show each row as soon as it is measured."""
     RESULTS.mkdir(exist_ok=True)
-    rows = [row | {"machine": machine()} for row in rows]
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    start, kept = time.monotonic(), []
     for row in rows:
-        print("  ".join(f"{key}={value}" for key, value in row.items() if key != "machine"))
+        kept.append(row | {"machine": machine()})
+        values = "  ".join(f"{key}={value}" for key, value in row.items())
+        print(f"{name} {time.monotonic() - start:4.0f} s  {values}", flush=True)
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(kept[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of `results/name.csv`; none where it was not measured yet."""
+    if not (RESULTS / f"{name}.csv").exists():
+        return []
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

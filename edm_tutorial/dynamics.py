@@ -25,6 +25,7 @@ from edm_tutorial.types import (
     as_float,
     check_finite,
     check_kind,
+    check_not_negative,
     check_number,
     check_shape,
 )
@@ -98,6 +99,7 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
     ControlTerm(diffusion, brownian_motion))`, run upwards in time.
 
     Raises:
+        ValueError: either of them at a time that is negative or not finite.
         TypeError: `schedule` is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
@@ -165,6 +167,7 @@ def _at(schedule: AbstractSchedule, t: Any, x: Array) -> tuple[Array, Array, Arr
 
 def _after_zero(t: Any, x: Array) -> Array:
     """`t`, or the smallest time where it is 0: there sigma' may be infinite, not sigma sigma'."""
+    check_not_negative("t", t)
     t = as_float(t, x)
     return jnp.maximum(t, jnp.finfo(t.dtype).tiny ** 0.5)
 

@@ -338,6 +338,18 @@ DYNAMICS = {
     ),
     "flow: a class": (lambda: edm.probability_flow(DENOISER, edm.Linear), "schedule must be"),
     "forward: a class": (lambda: edm.forward_sde(edm.Linear), "schedule must be an instance"),
+    "forward: drift before the start": (
+        lambda: edm.forward_sde(edm.Linear())[0](-1.0, X, None),
+        "t must be finite and not negative, got -1.0",
+    ),
+    "forward: diffusion before the start": (
+        lambda: edm.forward_sde(edm.VariancePreserving())[1](-1e-3, X, None),
+        "t must be finite and not negative, got -0.001",
+    ),
+    "forward: time nan": (
+        lambda: edm.forward_sde(edm.Linear())[1](NAN, X, None),
+        "t must be finite and not negative, got nan",
+    ),
     "reverse: a number": (lambda: edm.reverse_sde(DENOISER, 1.0), "schedule must be .*got 1.0"),
     "reverse: shape": (
         lambda: edm.reverse_sde(returns(X[:1]))[0](1.0, X, None),
@@ -643,6 +655,10 @@ TRAINING = {
     "mlp: cond negative": (lambda: mlp(2, -1), "cond_size of at least 0"),
     "mlp: width zero": (lambda: mlp(width=0), "need size, width and depth"),
     "mlp: depth zero": (lambda: mlp(depth=0), "need size, width and depth"),
+    "mlp: half a feature": (lambda: mlp(1.5), "^size must be a whole number, got 1.5"),
+    "mlp: cond size whole": (lambda: mlp(2, 1.0), "^cond_size must be a whole number, got 1.0"),
+    "mlp: half a width": (lambda: mlp(width=4.5), "^width must be a whole number, got 4.5"),
+    "mlp: depth text": (lambda: mlp(depth="3"), "^depth must be a whole number, got '3'"),
     "mlp: another size": (
         lambda: mlp()(jnp.ones(3), jnp.array(0.0)),
         r"x must have shape \(2,",

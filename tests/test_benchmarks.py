@@ -1,10 +1,10 @@
-"""The table of posteriors on the page of benchmarks, and how its rows are kept."""
+"""The page of benchmarks says what the tables say, and how their rows are kept."""
 
 import csv
 
 import pytest
 
-from benchmarks import page, sbi
+from benchmarks import page, sbi, targets, timing
 
 
 def row(task, budget, method, mean, target="", costs=("9.5", "0.5", "0.1"), note=""):
@@ -15,7 +15,7 @@ def row(task, budget, method, mean, target="", costs=("9.5", "0.5", "0.1"), note
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
     monkeypatch.setattr(sbi, "RESULTS", tmp_path)
     monkeypatch.setattr(sbi, "TABLE", tmp_path / "sbi.csv")
     return tmp_path
@@ -73,3 +73,48 @@ def test_reference_files_have_what_the_table_needs():
         assert (observations, draws) == (5, sbi.DRAWS)
         problem = getattr(sbi.simulators, task)()
         assert known["observation"].shape == (5, problem.dim_x) and width == problem.dim_theta
+
+
+def table(results, name, *rows):
+    """Write a table of `results` by hand."""
+    with (results / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_targets_are_judged_by_the_tables(results):
+    limit = {"network": "MLP", "solver": "Heun", "steps": "18", "ratio": "1.01"}
+    table(results, "sampler_limit", limit, limit | {"network": "U-Net", "ratio": "0.9"})
+    torch = {"what": "sampler", "peer": "torch 2", "times_faster": "1.5", "target": "1.5"}
+    gone = {"what": "flow", "peer": "other", "times_faster": "", "target": ""}
+    table(results, "peers", torch | {"note": ""}, gone | {"note": "not measured: no wheel for it"})
+    bug = {"mutant": "01_bug", "what": "it breaks", "cpu_s": "3", "source": "a"}
+    caught = [bug | {"caught_by": "test_ema.py::test_decay"}] * 18
+    excused = bug | {"caught_by": "equivalent: nobody could see it"}
+    table(results, "mutants", *caught, bug | {"caught_by": "SURVIVED"}, excused)
+    sampler, peer, missing, bugs = lines_of(targets.targets())
+    assert sampler.endswith(f"| at most 1.0 | {page.red('1.01', True)} |")
+    assert peer.endswith("| at least 1.5 times faster | 1.5 |")
+    assert missing == "| flow, against other | side by side | not measured |"
+    assert bugs.endswith(f"| {page.red('95 %', True)} |")  # 18 of 19
+
+
+def test_a_reason_stands_only_below_a_target_that_is_missed(results, monkeypatch):
+    monkeypatch.setattr(targets, "REASONS", {"sampler over": "Because."})
+    for ratio, said in (("1.2", True), ("0.9", False)):
+        row = {"network": "MLP", "solver": "Heun", "ratio": ratio}
+        table(results, "sampler_limit", row)
+        assert targets.targets().endswith("Because.") == said
+
+
+def test_survivors_are_red_and_mutations_are_shown_as_code(results):
+    drawn = {"mutant": "ema: a | b -> b in x = a | b", "what": "line 7: a | b -> b"}
+    rest = {"caught_by": "SURVIVED", "cpu_s": "9", "source": "b"}
+    patch = {"mutant": "01_bug", "what": "it breaks", "caught_by": "test_ema.py::test_a"}
+    table(results, "mutants", patch | {"cpu_s": "3", "source": "a"}, drawn | rest)
+    first, second = lines_of(page.mutants())
+    assert first == "| it breaks | `test_ema.py::test_a` |"
+    assert second.startswith("| `ema` line 7: `a \\| b -> b in x = a \\| b` |")
+    assert second.endswith(f"| {page.red('SURVIVED', True)} |")
+    assert "1 of 2 planted bugs" in page.mutants()

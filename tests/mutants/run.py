@@ -1,18 +1,21 @@
 """Does the suite notice bugs? Each one, planted in a copy of the package, must turn it red.
 
-    python tests/mutants/run.py [--drawn 32] [--seed 0] [--jobs 2] [--near] [part of a name ...]
+    python tests/mutants/run.py [--drawn 32] [--seed 0] [--jobs 2] [--near] [--resume] [part ...]
 
 Two kinds. Each `NN_name.patch` of this folder is a bug found in a public implementation: its
 first line says what it breaks, its second which test modules should notice. Others are small
 mutations drawn by `mutate.py`. One at a time they are planted, and the fast suite runs against
-the copy, the tests of the touched module first, until the first failure.
+the copy until the first failure: the test that caught the same bug last time, the tests of
+the touched module, then all others. `one_run.py` says how a run is made cheap.
 
-Writes `benchmarks/results/mutants.csv` when all were run. Exits with 1 if a bug survives that
-`equivalent.txt` does not excuse, or if a patch does not apply.
+Every result is kept in `build/mutants.csv` at once; `--resume` repeats none whose mutated source
+is still the same, except survivors. The whole table goes to `benchmarks/results/mutants.csv`.
+Exits with 1 if a bug survives that `equivalent.txt` does not excuse, or if a patch does not apply.
 """
 
 import argparse
 import csv
+import hashlib
 import os
 import shutil
 import subprocess
@@ -20,8 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,13 +32,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 import mutate  # noqa: E402
+import one_run  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.csv"
-FAST = "not slow and not book and not browser"
+KEPT = ROOT / "build" / "mutants.csv"
+SURVIVED = "SURVIVED"
 # About the text of the repository, not its values: they may not be what catches a bug.
 LEFT_OUT = (
-    *("test_architecture.py", "test_repository.py", "test_mutants.py"),
-    *("test_docstrings.py", "test_pages.py"),
+    *("test_architecture.py", "test_repository.py", "test_mutants.py", "test_benchmarks.py"),
+    *("test_docstrings.py", "test_pages.py", "test_minimal.py", "test_release.py"),
 )
 
 
@@ -45,11 +50,24 @@ class Mutant(NamedTuple):
     tests: list[str]
 
 
+class Plan(NamedTuple):
+    name: str
+    what: str
+    plant: Callable[[Path], None]
+    first: Sequence[str]  # test modules to begin with
+    catcher: str = ""  # the test that caught it last time
+
+
 class Result(NamedTuple):
     mutant: str
     what: str
     caught_by: str
-    seconds: float
+    cpu_s: float
+    source: str  # a hash of the mutated files
+
+    @property
+    def caught(self) -> bool:
+        return self.caught_by.startswith("test_")
 
 
 def mutants() -> list[Mutant]:
@@ -85,6 +103,10 @@ def write(mutation: mutate.Mutation, folder: Path) -> None:
     (folder / "edm_tutorial" / f"{mutation.file}.py").write_text(mutation.source)
 
 
+def nothing(folder: Path) -> None:
+    """The package as it is: the suite must be green without a bug, too."""
+
+
 def copy_package(folder: Path) -> None:
     """What the tests need, and no more, into `folder`."""
     skip = shutil.ignore_patterns("__pycache__", "book", "mutants", *LEFT_OUT)
@@ -94,82 +116,85 @@ def copy_package(folder: Path) -> None:
         shutil.copy(ROOT / name, folder / name)
 
 
-def run(folder: Path, first: Sequence[str], near: bool, cache: Path) -> str | None:
-    """The first test to fail in the copy, or None; `first` are the modules to begin with."""
-    files = [f"tests/{name}.py" for name in first]
-    if not near:
-        others = sorted(f"tests/{path.name}" for path in (folder / "tests").glob("test_*.py"))
-        files += [name for name in others if name not in files]
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),  # before the installed package
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time is compilation
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    where = "import edm_tutorial; print(edm_tutorial.__file__)"
-    command = [sys.executable, "-c", where]
-    used = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if used.returncode == 0 and not used.stdout.startswith(str(folder)):
-        sys.exit(f"the tests would import {used.stdout.strip()}, not the copy in {folder}")
-    options = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-m", FAST]
-    command = [sys.executable, "-m", "pytest", *options, *files]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if not lines:
-        sys.exit(f"the tests did not run:\n{done.stdout}{done.stderr}")
-    return lines[0].split(" - ")[0].split(maxsplit=1)[1].removeprefix("tests/")
+def fingerprint(folder: Path) -> str:
+    """Of the files of the package in `folder` that are not as they should be."""
+    total = hashlib.sha256()
+    for path in sorted((folder / "edm_tutorial").rglob("*.py")):
+        text = path.read_bytes()
+        if text != (ROOT / path.relative_to(folder)).read_bytes():
+            total.update(text)
+    return total.hexdigest()[:12]
 
 
-def attempt(
-    name: str,
-    what: str,
-    plant: Callable[[Path], None],
-    first: Sequence[str],
-    near: bool,
-    cache: Path,
-) -> Result:
-    """Who caught it, and after how many seconds."""
-    start = time.monotonic()
+def attempt(plan: Plan, near: bool, known: dict[str, Result]) -> Result:
+    """Who caught it, and after how many CPU seconds."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
         copy_package(folder)
         try:
-            plant(folder)
+            plan.plant(folder)
         except subprocess.CalledProcessError as error:
-            caught = f"DOES NOT APPLY: {error.stderr.strip()}"
-        else:
-            caught = run(folder, first, near, cache) or "SURVIVED"
-    result = Result(name, what, caught, round(time.monotonic() - start))
-    print(f"{result.seconds:6.0f} s  {caught:60}  {name}", flush=True)
-    return result
+            return Result(plan.name, plan.what, f"DOES NOT APPLY: {error.stderr.strip()}", 0, "")
+        source = fingerprint(folder)
+        old = known.get(plan.name)
+        if old and old.caught and old.source == source:
+            return old
+        everything = sorted(path.stem for path in (folder / "tests").glob("test_*.py"))
+        first = [name for name in plan.first if name in everything]
+        others = [] if near else [name for name in everything if name not in first]
+        stages = [[plan.catcher], *([f"{name}.py" for name in part] for part in (first, others))]
+        caught, seconds = one_run.first_failure(folder, [stage for stage in stages if any(stage)])
+    return Result(plan.name, plan.what, caught or SURVIVED, round(seconds, 1), source)
 
 
-def planned(count: int, seed: int, wanted: Sequence[str]) -> list[tuple]:
-    """What to try: name, what it does, how to plant it, and where to look first."""
-    plan: list[tuple] = [
-        (mutant.path.stem, mutant.says, partial(apply, mutant), mutant.tests)
-        for mutant in mutants()
-    ]
+def planned(count: int, seed: int, wanted: Sequence[str]) -> list[Plan]:
+    """What to try, each with who caught it last time."""
+    plans = [Plan(m.path.stem, m.says, partial(apply, m), m.tests) for m in mutants()]
     for mutation in mutate.drawn(count, seed):
         what = f"line {mutation.line}: {mutation.before} -> {mutation.after}"
-        plan.append((mutation.name, what, partial(write, mutation), mutation.tests))
-    return [one for one in plan if not wanted or any(part in one[0] for part in wanted)]
+        plans.append(Plan(mutation.name, what, partial(write, mutation), mutation.tests))
+    last = read(RESULTS) | read(KEPT)
+    catchers = {name: result.caught_by for name, result in last.items() if result.caught}
+    plans = [plan._replace(catcher=catchers.get(plan.name, "")) for plan in plans]
+    return [one for one in plans if not wanted or any(part in one.name for part in wanted)]
 
 
-def save(results: Sequence[Result]) -> None:
+def read(path: Path) -> dict[str, Result]:
+    """The rows of a table of results, the last of each name."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [Result(**row) for row in csv.DictReader(file)]
+    return {row.mutant: row._replace(cpu_s=float(row.cpu_s)) for row in rows}
+
+
+def save(path: Path, results: Sequence[Result]) -> None:
     """The table; a survivor that is excused shows why."""
-    with RESULTS.open("w", newline="") as file:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Result._fields)
         for result in results:
             reason = excuses().get(result.mutant, "")
-            survived = result.caught_by == "SURVIVED" and reason
+            survived = result.caught_by == SURVIVED and reason
             writer.writerow(
                 result._replace(caught_by=f"equivalent: {reason}") if survived else result
             )
+
+
+def run_all(plans: Sequence[Plan], options: argparse.Namespace) -> list[Result]:
+    """Every result in the order of the plans, kept as soon as it is there."""
+    known, start = read(KEPT), time.monotonic()
+    one = partial(attempt, near=options.near, known=known if options.resume else {})
+    one_run.prepare(ROOT / "build" / "mutants-cache")
+    with get_context("fork").Pool(options.jobs) as pool:
+        for i, result in enumerate(pool.imap_unordered(one, plans), 1):
+            known[result.mutant] = result
+            save(KEPT, list(known.values()))
+            minutes = (time.monotonic() - start) / 60
+            where = f"{i:3d}/{len(plans)} {minutes:5.1f} min {result.cpu_s:6.0f} CPU s"
+            print(f"{where}  {result.caught_by:60}  {result.mutant}", flush=True)
+    return [known[plan.name] for plan in plans]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -178,25 +203,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at the same time")
     parser.add_argument("--near", action="store_true", help="only the tests to begin with")
+    parser.add_argument("--resume", action="store_true", help="repeat nothing that was caught")
     parser.add_argument("wanted", nargs="*", help="part of a name")
     options = parser.parse_args(argv)
-    plan = planned(options.drawn, options.seed, options.wanted)
-    if not plan:
+    plans = planned(options.drawn, options.seed, options.wanted)
+    if not plans:
         sys.exit(f"nothing is called like {options.wanted}")
-    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(options.jobs) as pool:
-        if not options.wanted:
-            sound = attempt("no mutant", "", lambda folder: None, (), False, Path(cache))
-            if sound.caught_by != "SURVIVED":
-                return 1
-        one = lambda args: attempt(*args, options.near, Path(cache))  # noqa: E731
-        results = list(pool.map(one, plan))
-    alive = [r for r in results if r.caught_by.startswith(("SURVIVED", "DOES NOT APPLY"))]
-    excused = [r for r in alive if r.caught_by == "SURVIVED" and r.mutant in excuses()]
+    whole = not (options.wanted or options.near)
+    sound = [Plan("no mutant", "", nothing, ())] if whole else []
+    results = run_all([*sound, *plans], options)
+    if sound and results.pop(0).caught_by != SURVIVED:
+        sys.exit("the suite is red without a bug")
+    alive = [result for result in results if not result.caught]
+    excused = [r for r in alive if r.caught_by == SURVIVED and r.mutant in excuses()]
     print(f"{len(results) - len(alive)} of {len(results)} caught, {len(excused)} excused")
     for result in alive:
         print(f"  {result.caught_by}: {result.mutant}  {excuses().get(result.mutant, '')}")
-    if not (options.wanted or options.near):
-        save(results)
+    if whole:
+        save(RESULTS, results)
     return 1 if len(alive) > len(excused) else 0
 
 

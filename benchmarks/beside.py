@@ -1,0 +1,211 @@
+"""The same work in other packages, side by side in one run.
+
+    python -m benchmarks.beside
+
+Each peer has an environment of its own, made on first use, and code written for it as one would
+there (`peers/`). All run on one core, in turn; seconds are CPU seconds, medians of seven.
+Samplers turn the same 10,000 noises into the same points by the same 35 calls of a network
+with the same weights. Log-likelihoods are compared at the same error: on each side the cheapest of
+its solvers and tolerances that stays below it.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array
+
+import edm_tutorial as edm
+from benchmarks.environments import TORCH, Missing, Peer, in_turn
+from benchmarks.likelihood import mixture
+from benchmarks.timing import medians, pin, write
+
+BATCH, STEPS, CHURN = 10_000, 18, 10.0
+POINTS, ENDS = 500, (0.002, 80.0)
+TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
+OURS = {"Dopri8": diffrax.Dopri8(), "Tsit5": diffrax.Tsit5(), "Dopri5": diffrax.Dopri5()}
+# In float32 its dopri8 takes tiny steps at 1e-6, for no smaller error.
+THEIRS = {"dopri5": TOLERANCES, "dopri8": TOLERANCES[:3]}
+NATS = {"mixture": 1e-4, "MLP": 1e-3}  # the largest error that is allowed over the points
+TARGETS = {"sampler, torch loop": 1.5, "log-likelihood, torchdiffeq": 3.0}
+
+
+def weights(network: edm.MLP) -> dict[str, np.ndarray]:
+    """Every array of the network under its path, such as `blocks.0.inner.weight`."""
+    leaves = jax.tree.leaves_with_path(eqx.filter(network, eqx.is_array))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(a) for path, a in leaves
+    }
+
+
+def disturbed(network: edm.MLP) -> edm.MLP:
+    """With no zero in it: an untrained network is nothing to compare."""
+    leaves, tree = jax.tree.flatten(network)
+    keys = jr.split(jr.key(9), len(leaves))
+    moved = [
+        a + 0.05 * jr.normal(k, a.shape) if eqx.is_inexact_array(a) else a
+        for a, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, moved)
+
+
+def row(what: str, peer: str, ours: float, theirs: float, **rest: Any) -> dict[str, Any]:
+    cells = {"what": what, "peer": peer, "ours_cpu_s": round(ours, 4)}
+    cells |= {"peer_cpu_s": round(theirs, 4), "times_faster": round(theirs / ours, 2)}
+    cells |= {"target": "", "note": ""} | rest
+    return cells
+
+
+def missing(what: str, peer: str, error: Missing) -> dict[str, Any]:
+    cells = dict.fromkeys(("ours_cpu_s", "peer_cpu_s", "times_faster", "target"), "")
+    return {"what": what, "peer": peer} | cells | {"note": f"not measured: {error}"}
+
+
+def sampler(model: edm.Denoiser, noise: Array, churn: edm.Churn | None) -> Callable[[], Array]:
+    """All draws, as one jitted call."""
+    sigmas = edm.edm_sigmas(STEPS)
+
+    @eqx.filter_jit
+    def draw(model: edm.Denoiser, noise: Array, keys: Array) -> Array:
+        one = lambda z, key: edm.sample(model, z, sigmas, churn=churn, key=key)  # noqa: E731
+        return jax.vmap(one)(noise, keys)
+
+    return partial(draw, model, noise, jr.split(jr.key(2), len(noise)))
+
+
+def samplers(peer_name: str, script: str, packages: list[str], sigma_data: float) -> Iterator[dict]:
+    """Rows of one peer's sampler; its draws must be ours."""
+    network, noise = disturbed(edm.MLP(2, key=jr.key(0))), jr.normal(jr.key(1), (BATCH, 2))
+    model = edm.Denoiser(network, edm.EDMPreconditioning(sigma_data))
+    what = f"sampler: Heun, N = {STEPS}, MLP, batch {BATCH:,}"
+    given = {"noise": noise, "sigmas": edm.edm_sigmas(STEPS), "sigma_data": np.float32(sigma_data)}
+    try:
+        packs = weights(network) | given | {"s_churn": np.float32(CHURN)}
+        peer = Peer(script.split("_")[1], packages, script, packs)
+        label = f"{peer_name} {peer.outputs['version']}"
+        plain = sampler(model, noise, None)
+        np.testing.assert_allclose(plain(), peer.outputs["out"], rtol=0, atol=2e-3)
+        goal = TARGETS["sampler, torch loop"] if "torch" in script else ""
+        yield row(what, label, *in_turn(plain, peer, "Heun"), target=goal)
+        if "torch" in script:
+            churned = sampler(model, noise, edm.Churn(CHURN))
+            times = in_turn(churned, peer, "Heun with churn")
+            yield row(f"{what}, with churn", label, *times, target=goal)
+        peer.close()
+    except Missing as error:
+        yield missing(what, peer_name, error)
+
+
+def trained(data: edm.GaussianMixture, sigma_data: float) -> edm.Denoiser:
+    """A network that has learned the mixture roughly: its flow is as stiff as a real one's."""
+    x = jax.vmap(data.sample)(jr.split(jr.key(3), 10_000))
+    model = edm.Denoiser(edm.MLP(2, key=jr.key(4)), edm.EDMPreconditioning(sigma_data))
+    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    options: dict = dict(steps=2_000, batch_size=256, key=jr.key(5), every=500)
+    *_, (state, _) = edm.train(model, loss, x, optax.adam(1e-3), **options)
+    return state.ema
+
+
+@eqx.filter_jit
+def log_probs(model: Any, x: Array, law: Any, solver: Any, tolerance: Array) -> Array:
+    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+
+    def one(x: Array) -> Array:
+        return edm.log_likelihood(
+            model,
+            x,
+            sigma_min=ENDS[0],
+            sigma_max=ENDS[1],
+            prior_mean=law[0],
+            prior_std=law[1],
+            solver=solver,
+            stepsize_controller=controller,
+            throw=False,
+        ).log_prob
+
+    return jax.vmap(one)(x)
+
+
+def cheapest(error: dict[str, float], cost: Callable[[str], float], allowed: float) -> str:
+    """The setting of least cost among those that are right enough."""
+    right = [name for name, value in error.items() if value <= allowed]
+    if not right:
+        raise Missing(f"no setting is right within {allowed:.0e} nats: {error}")
+    return min(right, key=cost)
+
+
+def truth(model: Any, x: Array, law: Any) -> np.ndarray:
+    """In float64, at a tolerance where only the terminal density is approximate."""
+    with jax.enable_x64(True):
+        wide = lambda a: jnp.asarray(np.asarray(a), jnp.float64)  # noqa: E731
+        model = jax.tree.map(lambda a: wide(a) if eqx.is_inexact_array(a) else a, model)
+        law = tuple(wide(part) for part in law)
+        return np.asarray(log_probs(model, wide(x), law, diffrax.Dopri8(), jnp.array(1e-10)))
+
+
+def likelihoods() -> Iterator[dict]:
+    data = mixture("off centre")
+    x = jax.vmap(data.sample)(jr.split(jr.key(1), POINTS))
+    mean = data.weights @ data.means
+    cov = jnp.einsum("k,kij->ij", data.weights, data.covs) + jnp.cov(data.means.T, ddof=0)
+    law = (mean, jnp.sqrt(jnp.diag(cov)))
+    model = trained(data, 1.0)
+    what = {name: f"log-likelihood: {name}, {POINTS:,} points" for name in NATS}
+    inputs = weights(model.network) | {
+        "x": x,
+        "ends": np.float32(ENDS),
+        "mean": law[0],
+        "std": law[1],
+        "sigma_data": np.float32(1.0),
+        "weights": data.weights,
+        "means": data.means,
+        "covs": data.covs,
+        "methods": [method for method, tolerances in THEIRS.items() for _ in tolerances],
+        "tolerances": [tolerance for tolerances in THEIRS.values() for tolerance in tolerances],
+    }
+    inputs = {k: np.float32(v) if k != "methods" else v for k, v in inputs.items()}
+    try:
+        packages = [TORCH, "numpy", "torchdiffeq"]
+        peer = Peer("torchdiffeq", packages, "likelihood_torchdiffeq", inputs)
+        for name, denoise in (("mixture", data.denoise), ("MLP", model)):
+            yield likelihood_row(what[name], name, denoise, x, law, peer)
+        peer.close()
+    except Missing as error:
+        yield missing(what["MLP"], "torchdiffeq", error)
+
+
+def likelihood_row(what: str, name: str, model: Any, x: Array, law: Any, peer: Peer) -> dict:
+    exact, allowed = truth(model, x, law), NATS[name]
+    error = lambda value: float(np.abs(np.asarray(value, float) - exact).max())  # noqa: E731
+    runs = {
+        f"{label} {tolerance:.0e}": partial(log_probs, model, x, law, solver, jnp.array(tolerance))
+        for label, solver in OURS.items()
+        for tolerance in TOLERANCES
+    }
+    mine = {setting: error(run()) for setting, run in runs.items()}
+    theirs = {job: error(out) for job, out in peer.outputs.items() if job.startswith(name)}
+    best = cheapest(mine, lambda setting: medians([runs[setting]], 1)[0], allowed)
+    job = cheapest(theirs, peer.seconds, allowed)
+    note = f"error {mine[best]:.0e} nats by {best} against {theirs[job]:.0e} by "
+    note += f"{job.removeprefix(name).strip()}; allowed {allowed:.0e}"
+    label = f"torchdiffeq {peer.outputs['version']}"
+    times = in_turn(runs[best], peer, job)
+    return row(what, label, *times, target=TARGETS["log-likelihood, torchdiffeq"], note=note)
+
+
+if __name__ == "__main__":
+    pin()
+    rows = chain(
+        samplers("torch", "sampler_torch", [TORCH, "numpy"], 0.5),
+        samplers("azula", "sampler_azula", [TORCH, "numpy", "azula"], 1.0),
+        likelihoods(),
+    )
+    write("peers", rows)

@@ -1,0 +1,85 @@
+"""Other packages, each in an environment of its own below `build/peers`, made on first use.
+
+A peer runs as a program that waits for the name of a job, does it, and answers with the CPU
+seconds it took (`peers/rounds.py`). So two packages that cannot be installed together are still
+timed in turn, in one run.
+"""
+
+import statistics
+import subprocess
+import time
+import venv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import seconds
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "peers"
+TORCH = "torch==2.13.0"
+
+
+class Missing(Exception):
+    """A peer that could not be installed or does not run, and why in one line."""
+
+
+def python_with(name: str, packages: Sequence[str]) -> Path:
+    """The interpreter of the environment `name`; `packages` are installed by pip."""
+    home = BUILD / name
+    python = home / "bin" / "python"
+    if not (home / ".installed").exists():
+        print(f"making an environment with {' '.join(packages)}", flush=True)
+        venv.create(home, with_pip=True, clear=True)
+        _run([python, "-m", "pip", "install", "-q", *packages])
+        (home / ".installed").touch()
+    return python
+
+
+def _run(command: Sequence[Any]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout or "no message").strip().splitlines()
+        raise Missing(lines[-1][:200])
+
+
+class Peer:
+    """A peer's program, running: `outputs` are what it made first, for comparison."""
+
+    def __init__(self, name: str, packages: Sequence[str], script: str, inputs: dict[str, Any]):
+        python = python_with(name, packages)
+        source, target = BUILD / f"{script}-in.npz", BUILD / f"{script}-out.npz"
+        np.savez(source, **inputs)
+        target.unlink(missing_ok=True)
+        command = [python, HERE / "peers" / f"{script}.py", source, target]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        if self._answer() != "ready":
+            raise Missing(f"{script} ended with {self.process.wait()}")
+        with np.load(target) as file:
+            self.outputs = {key: file[key] for key in file.files}
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def seconds(self, job: str) -> float:
+        """CPU seconds of one run of a job."""
+        assert self.process.stdin is not None
+        print(job, file=self.process.stdin, flush=True)
+        answer = self._answer()
+        if not answer:
+            raise Missing(f"{job} ended with {self.process.wait()}")
+        return float(answer)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def in_turn(ours: Callable[[], Any], peer: Peer, job: str, repeats: int = 7) -> tuple[float, float]:
+    """Median CPU seconds of ours and of a peer's job, run in turn after a warm-up of both."""
+    rounds = [(seconds(ours, time.process_time), peer.seconds(job)) for _ in range(repeats + 1)]
+    mine, theirs = zip(*rounds[1:], strict=True)
+    return statistics.median(mine), statistics.median(theirs)
