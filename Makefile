@@ -13,7 +13,7 @@ FAST := not slow and not book and not browser
 UNIT := not book and not browser$(if $(CONSTRAINTS),, and not pinned)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint notebooks minimal release serve clean bench mutants oldest browser repository
+.PHONY: help book test check lint notebooks minimal release serve clean bench mutants oldest colab browser repository explorer
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,13 +52,21 @@ clean: ## Remove what was built (the environment in .venv stays)
 	rm -rf _build .executed .pytest_cache .ruff_cache build dist
 	find edm_tutorial tests book -name __pycache__ -type d -prune -exec rm -rf {} +
 
-bench: $(STAMP) ## Measure side by side, and write the page of benchmarks
+bench: $(STAMP) ## Measure beside limits and other packages, under 30 minutes; writes the page
 	$(BIN)/python -m benchmarks.sampler
+	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.likelihood
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.beside
+	$(BIN)/python -m benchmarks.unet --peers
 	$(BIN)/python -m benchmarks.page
 
-mutants: $(STAMP) ## Plant each known bug in a copy: the fast tests must notice every one
-	$(BIN)/python tests/mutants/run.py
+explorer: $(STAMP) ## Compute what the design-space explorer shows (book/_static/explorer)
+	$(BIN)/python book/_tools/explorer.py
+
+mutants: $(STAMP) ## Plant bugs, known ones and drawn ones: the fast tests must notice each
+	$(BIN)/python tests/mutants/run.py $(if $(RESUME),--resume); status=$$?; \
+	  $(BIN)/python -m benchmarks.page; exit $$status
 
 oldest: ## Run the tests on the oldest versions that pyproject.toml allows
 	@$(check-python)
@@ -67,6 +75,10 @@ oldest: ## Run the tests on the oldest versions that pyproject.toml allows
 	build/oldest/bin/uv pip compile -q --resolution lowest-direct pyproject.toml -o build/oldest/core.txt
 	build/oldest/bin/uv pip install -q --python build/oldest -r build/oldest/core.txt -e . beartype imageio-ffmpeg matplotlib packaging pytest pytest-xdist pyyaml scikit-learn tqdm
 	build/oldest/bin/python -m pytest -n $(JOBS) -m "$(FAST) and not pinned" --ignore tests/book
+
+colab: ## Run notebooks in a fresh environment, as Colab does: make colab CHAPTERS="00 04"
+	@$(check-python)
+	$(PYTHON) tools/colab.py $(CHAPTERS)
 
 browser: ## Install Chromium where it is missing (Debian, as root)
 	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome; do \

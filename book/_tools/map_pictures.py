@@ -171,6 +171,20 @@ def straight(ax: Axes) -> None:
     ax.set_xlabel("time t of flow matching", fontsize=LABEL)
 
 
+def window(ax: Axes) -> None:
+    """Chapter 9: the best loss for a Gaussian of ten widths, and where it can be learned."""
+    widths = np.geomspace(0.015, 2.2, 10)
+    squares, sigmas = widths**2 / np.mean(widths**2), np.geomspace(0.001, 40, 300)
+    error = squares / (squares + sigmas[:, None] ** 2) * (1 + sigmas[:, None] ** 2)
+    loss = error.mean(axis=1)
+    inside = sigmas[loss < 0.95]
+    ax.axvspan(inside.min(), inside.max(), color=COLORS["EDM"], alpha=0.3, lw=0)
+    ax.plot(sigmas, loss, color="black", lw=2)
+    ax.set(xscale="log", ylim=(0, 1.05), xlim=(0.001, 40))
+    ax.set_xlabel(r"noise level $\sigma$", fontsize=LABEL)
+    ax.set_ylabel("best loss", fontsize=LABEL)
+
+
 PICTURES: dict[str, Callable[[Axes], None]] = {
     "00": digits,
     "01": river,
@@ -181,6 +195,7 @@ PICTURES: dict[str, Callable[[Axes], None]] = {
     "06": moons,
     "07": copies,
     "08": straight,
+    "09": window,
 }
 
 

@@ -1,5 +1,7 @@
 """The built book, as a reader meets it: every page, wide and narrow, in Chromium."""
 
+import gzip
+import importlib.resources
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ ROOT = browser_tools.ROOT
 HTML = browser_tools.HTML
 PAGES = [f"{name}.html" for name, _ in toc_pages(ROOT)]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
-WIDTHS = (1280, 375)
+WINDOWS = {"wide": (1280, "light"), "narrow": (375, "dark")}
+HEAVIEST = 1_500_000  # bytes of a page and all that it loads, compressed
 
 pytestmark = pytest.mark.browser
 
@@ -36,9 +39,10 @@ def browser():
         yield found
 
 
-@pytest.fixture(scope="module", params=WIDTHS)
+@pytest.fixture(scope="module", params=WINDOWS)
 def window(browser, request):
-    page = browser.new_page(viewport={"width": request.param, "height": 900})
+    width, theme = WINDOWS[request.param]
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
     yield page
     page.close()
 
@@ -87,6 +91,105 @@ def test_page(window, site, name):
     assert not seen["too_wide"], "the page scrolls sideways"
     assert not seen["open_solutions"], "a solution is not folded"
     assert not seen["duplicate_ids"]
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core (MPL 2.0), the script that finds barriers for readers with disabilities."""
+    return importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+
+
+BARRIERS = """async () => {
+  const found = await axe.run(document, { resultTypes: ["violations"] });
+  const grave = found.violations.filter((v) => ["serious", "critical"].includes(v.impact));
+  return grave.map((v) => [v.id, v.nodes.map((n) => `${n.target}: ${n.html.slice(0, 120)}`)]);
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_grave_barrier(window, site, axe, name):
+    browser_tools.settle(window, f"{site}/{name}")
+    window.evaluate(axe)
+    assert window.evaluate(BARRIERS) == []
+
+
+def test_a_barrier_is_found(browser, axe):
+    page = browser.new_page()
+    page.set_content("<html lang=en><title>t</title><main><img src=data:,></main></html>")
+    page.evaluate(axe)
+    assert [name for name, _ in page.evaluate(BARRIERS)] == ["image-alt"]
+    page.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_light(browser, site, name):
+    """All that the page loads, scrolled to its end, as a server that compresses sends it."""
+    asked: set[str] = set()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("request", lambda request: asked.add(request.url))
+    browser_tools.settle(page, f"{site}/{name}")
+    page.evaluate(LOOK)  # asks for the images below
+    page.close()
+    files = {HTML / url.removeprefix(f"{site}/").split("?")[0].split("#")[0] for url in asked}
+    sizes = {f.name: len(gzip.compress(f.read_bytes())) for f in files if f.is_file()}
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
+    assert len(sizes) > 5 and sum(sizes.values()) < HEAVIEST, largest
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_images_below_the_fold_wait(site, name):
+    """Images are lazy, and those of ours have their size, so that nothing jumps."""
+    assert site
+    article = (HTML / name).read_text().partition("<article")[2]
+    for image in re.findall(r"<img[^>]*>", article):
+        assert 'loading="lazy"' in image, image
+        if "_images/" in image and ".png" in image:
+            assert re.search(r'width="\d+" height="\d+"', image), image
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_keyboard_reaches_the_text(browser, site, name):
+    """Tab goes to the text past the navigation, and what has the focus shows it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    browser_tools.settle(page, f"{site}/{name}")
+    page.keyboard.press("Tab")
+    skip = page.evaluate("document.activeElement.getAttribute('href')")
+    assert skip == "#main-content"
+    page.keyboard.press("Enter")
+    outlines = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        outlines.append(page.evaluate(FOCUS))
+    page.close()
+    inside = [shown for inside, shown in outlines if inside]
+    assert inside, "the text holds nothing to focus, or the skip link leads elsewhere"
+    assert all(inside), "the focus is not to be seen"
+
+
+FOCUS = """() => {
+  const here = document.activeElement;
+  const drawn = (style) => style.outlineStyle !== "none" || style.boxShadow !== "none";
+  const ring = (e) => e && drawn(getComputedStyle(e));
+  // The browser itself draws a ring around the buttons of a film.
+  const shown = here.tagName === "VIDEO" || ring(here) || ring(here.nextElementSibling);
+  return [here.closest("main") !== null, shown];
+}"""
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_solutions_open_by_keyboard(browser, site, name):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    browser_tools.settle(page, f"{site}/{name}")
+    buttons = page.locator("article .solution button.toggle-button")
+    solutions = page.locator("article .solution")
+    assert buttons.count() == solutions.count() > 0
+    for i in (0, solutions.count() - 1):
+        body = solutions.nth(i).locator("> :not(.admonition-title):not(button)").first
+        for folded in (True, False, True):
+            assert body.is_visible() is not folded
+            buttons.nth(i).focus()
+            page.keyboard.press("Enter")
+    page.close()
 
 
 @pytest.mark.parametrize("name", PAGES)
