@@ -162,7 +162,7 @@
     const n = state.n;
     const [low, high] = data.range;
     const levels = {
-      edm: `edm.edm_sigmas(${n}, rho=${state.rho})`,
+      edm: `edm.edm_sigmas(${n}, rho=${state.rho}.0)`,
       ve: `edm.ve_sigmas(${n}, ${low}, ${high})`,
       vp: `edm.vp_sigmas(${n}, beta_d=vp.beta_d, beta_min=vp.beta_min)`,
       iddpm: `edm.iddpm_sigmas(${n}, ${low}, ${high})`,
