@@ -46,6 +46,7 @@ def image():
     return jr.normal(jr.key(0), (3, 6, 6))
 
 
+@pytest.mark.slow
 def test_probability_zero_changes_no_bit(key, image):
     augmented = Augmentation(p=0.0, p_mirror=0.0)(image, key=key)
     np.testing.assert_array_equal(augmented.image, image)
@@ -53,6 +54,7 @@ def test_probability_zero_changes_no_bit(key, image):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.slow
 def test_labels_are_zero_exactly_where_nothing_was_done(key, image, dtype):
     image = image.astype(dtype)
     images, told = jax.vmap(lambda key: Augmentation(p=0.2)(image, key=key))(jr.split(key, 300))
@@ -62,6 +64,7 @@ def test_labels_are_zero_exactly_where_nothing_was_done(key, image, dtype):
     assert 0 < untouched.sum() < 300
 
 
+@pytest.mark.slow
 def test_each_warp_comes_with_its_probability(key):
     count = 4000
     told = np.asarray(jax.vmap(Augmentation(p=0.12).labels)(jr.split(key, count)))
@@ -120,6 +123,7 @@ def test_moves_are_in_parts_of_width_and_height(key):
     np.testing.assert_array_equal(moved[:, 1:, 2:], image[:, :-1, :-2])
 
 
+@pytest.mark.slow
 def test_a_ramp_stays_a_ramp(key):
     """Linear interpolation is exact on a + b x + c y wherever no edge is crossed."""
     half = 7.5
@@ -172,6 +176,7 @@ def test_labels_reach_the_network_and_classes_stay(key):
     assert seen[-1].class_labels is None and seen[-1].augment_labels.shape == (9,)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_told_does_not_leak(key):
     """Least squares on ramps: told of the mirror, the mean at labels 0 is the data's own.
 

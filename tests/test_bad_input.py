@@ -777,6 +777,7 @@ def test_bad_input_is_refused_before_the_first_step_is_asked_for():
         edm.train(DENOISER, zero, DATA * NAN, optax.sgd(0.1), steps=1, batch_size=1, key=key())
 
 
+@pytest.mark.slow
 def test_checks_leave_traced_values_alone():
     """Inside jit, vmap and grad nobody knows the numbers; the same calls must work."""
     sigmas = jnp.array([0.3, 2.0])

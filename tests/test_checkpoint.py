@@ -106,6 +106,7 @@ def turned(whole, i):
 
 # After one failed read Orbax closes its event loop; reads still under way then find it closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_any_damaged_file_is_noticed(state, tmp_path):
     """Each file in turn cut in half, emptied, removed or with one bit turned.
 

@@ -55,6 +55,7 @@ def test_bad_arguments(capsys, arguments, message):
 
 
 @pytest.mark.parametrize("name, count", [("digits", "1,797"), ("cifar10", "50,000")])
+@pytest.mark.slow
 def test_dry_run_says_what_would_be_done(capsys, tmp_path, name, count):
     out = tmp_path / "run"
     assert cli.main([*SMALL, "--data", name, "--out", str(out), "--dry-run"]) == 0

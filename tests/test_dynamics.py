@@ -175,6 +175,7 @@ def conditional(x, sigma, cond=None):
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.slow
 def test_diffrax_simulates_the_sdes(direction, key):
     """Euler-Maruyama on a Brownian tree, against the exact moments of its own recursion.
 
@@ -243,6 +244,7 @@ def solve(field, x0, t0, t1, solver, controller, dt0, args=None):
 ADAPTIVE = dfx.PIDController(rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_change_of_time_changes_no_end():
     """One noise level to another, in four clocks: the factor dt/du is in the field."""
     x, mean = jnp.array([70.0, -45.0]), jnp.array([0.4, -0.1])
@@ -268,6 +270,7 @@ MIXTURE_OF_TWO = edm.GaussianMixture(
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 
 
+@pytest.mark.slow
 def test_any_solver_solves_the_same_ode():
     """A denoiser is trained once: Diffrax's solvers, and ours, all end at one place.
 

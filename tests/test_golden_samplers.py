@@ -212,6 +212,7 @@ def test_ablation_file():
 
 
 @each_case("sampler_ablation.npz", "ablation_grid")
+@pytest.mark.slow
 def test_ablation_grid(name):
     """24 combinations of grid, schedule and scaling: each a choice of its own."""
     case = Case("sampler_ablation.npz", name)
@@ -245,6 +246,7 @@ class Row:
 
 
 @each_case("sampler_ablation.npz", "ablation_sampler")
+@pytest.mark.slow
 def test_ablation(name):
     case = Case("sampler_ablation.npz", name)
     params = case.params

@@ -106,6 +106,7 @@ def test_check_of_images(key):
     edm.check_initial_loss(denoiser, x)
 
 
+@pytest.mark.slow
 def test_check_of_a_conditional_network_before_and_after_a_change(key):
     data_key, cond_key, net_key = jr.split(key, 3)
     x, cond = jr.normal(data_key, (2000, 4)), jr.normal(cond_key, (2000, 3))

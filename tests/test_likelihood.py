@@ -59,6 +59,7 @@ def evaluate(denoiser, x, **kwargs):
 
 
 @pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.slow
 def test_float32_mixtures(name, key):
     mixture = MIXTURES[name]
     x = draw(mixture, key, 256)
@@ -69,6 +70,7 @@ def test_float32_mixtures(name, key):
     assert result.ok.all() and not result.std_error.any()
 
 
+@pytest.mark.slow
 def test_float32_gaussian_64(key):
     x = draw(GAUSSIAN_64, key, 16)
     result = evaluate(GAUSSIAN_64.denoise, x.astype(jnp.float32))
@@ -76,6 +78,7 @@ def test_float32_gaussian_64(key):
     assert result.num_steps.max() <= 40
 
 
+@pytest.mark.slow
 def test_linearisations(key):
     """At most 600 for the hardest of a few points: the denoiser runs once in each."""
     calls = []
@@ -91,6 +94,7 @@ def test_linearisations(key):
         assert 0 < len(calls) <= 600
 
 
+@pytest.mark.slow
 def test_float64_gains_digits(key):
     mixture = MIXTURES["centred"]
     x = draw(mixture, key, 4)
@@ -131,6 +135,7 @@ def test_probes_are_fixed_by_the_key(key):
 
 
 @pytest.mark.parametrize("sigma_max, allowed", [(80.0, 2e-5), (5.0, 2e-5)])
+@pytest.mark.slow
 def test_given_terminal_density(sigma_max, allowed):
     """A Gaussian's own mean and std make the terminal density exact at any sigma_max."""
     mean, std = np.array([1.5, -0.5]), np.array([0.3, 1.2])
@@ -158,6 +163,7 @@ def test_wrong_terminal_density_costs_what_it_should():
     np.testing.assert_allclose(error, difference, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_condition_solver_and_vector_field(key):
     """The condition reaches the denoiser; any Diffrax solver gives the same number."""
 
@@ -173,6 +179,7 @@ def test_condition_solver_and_vector_field(key):
         assert abs(result.log_prob - exact) < 5e-4, solver
 
 
+@pytest.mark.slow
 def test_does_not_depend_on_batch_mates(key):
     mixture = MIXTURES["off centre"]
     x = draw(mixture, key, 8).astype(jnp.float32)
@@ -182,6 +189,7 @@ def test_does_not_depend_on_batch_mates(key):
     assert together.num_steps[0] == alone.num_steps[0]
 
 
+@pytest.mark.slow
 def test_latent_decodes(key):
     mixture = MIXTURES["anisotropic"]
     x = draw(mixture, key, 32).astype(jnp.float32)
@@ -192,6 +200,7 @@ def test_latent_decodes(key):
     np.testing.assert_allclose(back, x, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_out_of_steps():
     gaussian = MIXTURES["centred"]
     with pytest.raises(RuntimeError, match="max_steps"):
@@ -213,6 +222,7 @@ def test_failure_is_marked_example_by_example():
     assert np.isfinite(result.log_prob).tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_gradients(key):
     """d log p / dx is the score at sigma_min; d log p / d mean of a Gaussian is minus it."""
     mixture = MIXTURES["anisotropic"]
@@ -237,6 +247,7 @@ def slope(adjoint, **kwargs):
 
 
 @pytest.mark.parametrize("adjoint", [diffrax.ForwardMode(), diffrax.BacksolveAdjoint()])
+@pytest.mark.slow
 def test_adjoint_is_open_to_choice(adjoint):
     """The score at sigma_min, -(x - mean) / (1 + sigma_min^2), and its negative.
 
@@ -247,6 +258,7 @@ def test_adjoint_is_open_to_choice(adjoint):
     np.testing.assert_allclose(by_mean, 0.5 / (1 + SIGMA_MIN**2), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_backsolve_takes_probes():
     """In one dimension a random sign squares to 1, so one probe is exact."""
     by_x, by_mean = slope(diffrax.BacksolveAdjoint(), probes=1, key=jr.key(0))
@@ -254,6 +266,7 @@ def test_backsolve_takes_probes():
     np.testing.assert_allclose(by_mean, 0.5 / (1 + SIGMA_MIN**2), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_trained_density_integrates_to_one(key):
     data_key, net_key, train_key = jr.split(key, 3)
     x = draw(
@@ -369,6 +382,7 @@ def test_a_failed_solve_leaves_no_number_behind():
         latent(jnp.ones(2)).block_until_ready()
 
 
+@pytest.mark.slow
 def test_refuses_ends_that_are_arrays_and_priors_that_are_not():
     mixture = MIXTURES["centred"]
     with pytest.raises(RuntimeError, match="need 0 < sigma_min < sigma_max"):

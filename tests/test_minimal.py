@@ -75,6 +75,7 @@ def test_golden_preconditioning(name):
     assert_close(jax.vmap(denoiser)(x, sigma), case["D"])
 
 
+@pytest.mark.slow
 def test_loss_and_likelihood_are_the_packages(key):
     data_key, net_key, loss_key, probe_key = jr.split(key, 4)
     data = jr.normal(data_key, (50, 2)) * 0.7

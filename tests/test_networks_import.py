@@ -37,6 +37,7 @@ def denoise(denoiser, x, sigma, cond):
 
 
 @pytest.mark.parametrize("file", WRAPPED)
+@pytest.mark.slow
 def test_official_denoiser(file):
     """D(x; sigma), with labels and without, one sigma a batch; with labels in float32 too.
 
@@ -63,6 +64,7 @@ def test_official_denoiser(file):
         case.check_all_read()
 
 
+@pytest.mark.slow
 def test_ve_checkpoint():
     """VE has no golden network: the same weights, D = x + sigma F(x; ln(sigma / 2))."""
     cls, keywords = config(SMALL)
@@ -126,6 +128,7 @@ def official_state(keywords):
     return arrays
 
 
+@pytest.mark.slow
 def test_full_size_checkpoint_from_a_file(tmp_path):
     """CIFAR-10's conditional DDPM++ through a file; its weights where they belong."""
     arrays = official_state(CIFAR | {"label_dim": 10})

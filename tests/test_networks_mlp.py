@@ -51,6 +51,7 @@ def test_every_input_matters(key):
     assert np.all(distance[~np.eye(len(labels), dtype=bool)] > 1e-4)
 
 
+@pytest.mark.slow
 def test_one_gradient_step_wakes_the_last_layer_and_then_everything(key):
     """At zero only the output layer has a gradient; after one step every array has."""
     network = MLP(3, 2, width=8, depth=2, key=key)
@@ -112,6 +113,7 @@ def test_different_keys_different_networks(key):
     assert len(set(map(float, firsts))) == 4  # nor do two blocks of one network start alike
 
 
+@pytest.mark.slow
 def test_embedded_class_labels_are_trained_with_the_network(key):
     """Two classes at -1 and +1: only through its label can a network know which."""
     net_key, embed_key, train_key = jr.split(key, 3)

@@ -210,6 +210,7 @@ def check(file, case, dtype):
 
 
 @pytest.mark.parametrize("file", NETWORKS)
+@pytest.mark.slow
 def test_network(file):
     """Of one noise label for a batch, and without augmentation labels where there are any."""
     net, (_, keywords) = network(file), config(file)
@@ -268,6 +269,7 @@ def test_convolution_and_derivatives_are_those_of_jax(pad, key):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
 
 
+@pytest.mark.slow
 def test_convolution_of_every_pairing_of_batches(key):
     """One example and its own weight gradient; an ensemble of weights; both at once."""
     x, weights = jr.normal(key, (2, 4, 4, 2)), jr.normal(jr.fold_in(key, 1), (2, 3, 3, 2, 4))
@@ -326,6 +328,7 @@ COND = ImageCondition(jnp.array([0.0, 1.0, 0.0]), jnp.array([0.5, -1.0]))
 
 
 @pytest.mark.parametrize("build", [song_unet, dhariwal_unet])
+@pytest.mark.slow
 def test_untrained_network_scores_one_at_every_noise_level(build, key):
     """It returns exactly 0: so does the reference, but for Song's factor 1e-5 in its last layer."""
     net_key, data_key = jr.split(key)
@@ -357,6 +360,7 @@ def test_initial_weights_follow_the_two_families(style, bound, bias, quiet, key)
     assert 0.999 * end <= np.abs(block.conv1.weight).max() <= end
 
 
+@pytest.mark.slow
 def test_every_input_matters():
     net = eqx.filter_jit(tiny())
     wake = net(IMAGE, LABEL, COND)
@@ -427,6 +431,7 @@ def test_bfloat16_inside_float32_outside():
     assert np.any(near != far)
 
 
+@pytest.mark.slow
 def test_frequencies_are_not_trained():
     net, x = tiny(4, 0, embedding_type="fourier"), IMAGE[:, :4, :4]
     total = eqx.filter_grad(lambda net: jnp.sum(net(x, LABEL) ** 2))

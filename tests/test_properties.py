@@ -92,6 +92,7 @@ def _scores(data, x, sigma):
 
 @FEW
 @given(seed=seeds, size=sizes, sigma=levels, dtype=dtypes)
+@pytest.mark.slow
 def test_score_is_the_gradient_of_the_log_density(seed, size, sigma, dtype):
     """Eq. 3, by three routes."""
     data, x = mixture(seed, size, dtype)
@@ -162,6 +163,7 @@ def _both(data, x, sigma, rotation, shift, scale):
 
 @FEW
 @given(seed=seeds, size=sizes, sigma=levels, scale=factors)
+@pytest.mark.slow
 def test_mixture_is_equivariant(seed, size, sigma, scale):
     """Rotations (permutations among them), translations, and scale with sigma."""
     data, x = mixture(seed, size)
@@ -312,6 +314,7 @@ def test_guidance_is_a_straight_line_in_its_weight(seed, sigma, weight, dtype):
 
 @settings(FEW, max_examples=5)
 @given(seed=seeds, n=st.sampled_from([1, 3]), dtype=st.sampled_from([jnp.float16, jnp.float32]))
+@pytest.mark.slow
 def test_samplers_keep_the_dtype_and_stay_on_their_path(seed, n, dtype):
     """`sample` is the end of `sample_path`, in the dtype of the noise, whatever the weights'."""
     data, noise = mixture(seed, (3, 2))

@@ -160,6 +160,7 @@ def test_make_lists_its_commands():
 
 
 @pytest.mark.parametrize("under_ci", [False, True])
+@pytest.mark.slow
 def test_a_skipped_test_fails_under_ci_and_only_there(tmp_path, under_ci):
     shutil.copy(ROOT / "conftest.py", tmp_path)
     skipping = "import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): pass"

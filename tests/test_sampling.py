@@ -272,6 +272,7 @@ def test_gradients(solver):
     ],
     ids=["heun-ve", "dpm-vp"],
 )
+@pytest.mark.slow
 def test_gradients_of_a_churned_sample(solver, schedule):
     """With respect to the amount of churn too; with none they are finite."""
 

@@ -155,6 +155,7 @@ def test_c2st_of_equal_laws_is_a_half():
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_c2st_approaches_the_ideal_classifier(fault):
     """0.58 for a fifth too narrow, 0.57 too wide, 0.64 for half a standard deviation."""
     scale, shift = FAULTS[fault]
@@ -164,6 +165,7 @@ def test_c2st_approaches_the_ideal_classifier(fault):
     assert value > 0.5 + 4 * error  # caught
 
 
+@pytest.mark.slow
 def test_c2st_scales_by_the_reference():
     scale, offset = np.array([1e3, 1e-3]), np.array([5.0, -7.0])
     first, second = normal(5, 200), normal(6, 200) + 1

@@ -48,6 +48,7 @@ def same(a, b):
     return eqx.tree_equal(eqx.filter(a, eqx.is_array), eqx.filter(b, eqx.is_array))
 
 
+@pytest.mark.slow
 def test_linear_gaussian_posterior(key):
     """Mean and covariance of the truth, from parameters of scales 1 and 1000 and correlated."""
     theta, x, truth = linear_gaussian(0, 3000)
@@ -72,6 +73,7 @@ def test_linear_gaussian_posterior(key):
     np.testing.assert_allclose(got, exact, atol=0.25)
 
 
+@pytest.mark.slow
 def test_powers_of_two_leave_every_bit(key):
     theta, x = uniform(1, 400)
     b, d = np.array([4.0, 2.0**-6], np.float32), np.array([2.0**-3, 32.0], np.float32)
@@ -89,6 +91,7 @@ def test_powers_of_two_leave_every_bit(key):
     np.testing.assert_allclose(shift, -np.log(b).sum(), atol=1e-4)  # float32
 
 
+@pytest.mark.slow
 def test_shifted_and_scaled_units_fit_alike(key):
     """Other numbers round otherwise, so training differs in its last digits.
 
@@ -105,6 +108,7 @@ def test_shifted_and_scaled_units_fit_alike(key):
     )
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_training_stops(key):
     """A learning rate that rises the loss again: the result is the minimum of the history."""
     theta, x = uniform(3, 200)
@@ -120,6 +124,7 @@ def test_the_best_weights_are_kept_and_training_stops(key):
 
 
 @pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.slow
 def test_resumed_gives_the_same_bits(on_device, key, monkeypatch):
     """Also where the data are fetched chunk by chunk."""
     theta, x = uniform(4, 200)
@@ -131,6 +136,7 @@ def test_resumed_gives_the_same_bits(on_device, key, monkeypatch):
     assert same(whole, resumed) and whole.history == resumed.history
 
 
+@pytest.mark.slow
 def test_an_embedding_makes_structured_observations_a_vector(key, tmp_path):
     """Sets of 6 draws through a mean; saved and loaded with it."""
     rng = np.random.default_rng(5)
@@ -149,6 +155,7 @@ def test_an_embedding_makes_structured_observations_a_vector(key, tmp_path):
     np.testing.assert_array_equal(loaded.sample(jr.clone(key), jnp.asarray(x[0]), 3), draws)
 
 
+@pytest.mark.slow
 def test_a_network_of_your_own(key):
     theta, x = uniform(6, 200)
     network = edm.MLP(2, 2, width=8, depth=1, key=jr.clone(key))
@@ -197,6 +204,7 @@ def test_sampling_ends_below_the_posterior_width(std, key):
     assert std / 14 < sigma_min < std / 6
 
 
+@pytest.mark.slow
 def test_noise_laws_have_the_densities_they_claim():
     r = (np.arange(100_000) + 0.5) / 100_000
     law = LikelihoodNoise(1e-2, 50.0)

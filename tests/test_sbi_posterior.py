@@ -65,6 +65,7 @@ def truth(std):
 
 
 @pytest.mark.parametrize("std", [1.0, 0.05])
+@pytest.mark.slow
 def test_draws_have_the_mean_spread_and_coverage_of_the_truth(std, key):
     """Also where the posterior is 20 times narrower than the prior."""
     steps = {1.0: {"sigma_min": 0.02, "steps": 38}, 0.05: {"sigma_min": 0.007, "steps": 44}}[std]
@@ -78,6 +79,7 @@ def test_draws_have_the_mean_spread_and_coverage_of_the_truth(std, key):
     assert np.all((0.88 < cover) & (cover < 0.92))
 
 
+@pytest.mark.slow
 def test_other_solvers_and_churn_agree(key):
     mean, spread = truth(0.3)
     for options in ({"solver": edm.Heun()}, {"churn": edm.Churn(10.0), "steps": 96}):
@@ -100,6 +102,7 @@ def test_log_prob_is_that_of_the_gaussian(std):
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}
 
 
+@pytest.mark.slow
 def test_bounded_draws_stay_inside_and_mass_is_one(key):
     posterior = gaussian(0.6, **BOX)
     draws = posterior.sample(key, X_O, 4000)
@@ -128,6 +131,7 @@ def test_log_prob_outside_and_at_the_bounds():
     np.testing.assert_array_equal(jax.vmap(half.log_prob, in_axes=(0, None))(outside, X_O), -np.inf)
 
 
+@pytest.mark.slow
 def test_batched_equals_single(key):
     posterior = gaussian(0.4, **BOX)
     keys, x_os = jr.split(key, 3), jnp.stack([X_O, X_O + 1, 3 * X_O])
@@ -154,6 +158,7 @@ def learned(key):
     return Posterior(edm.Denoiser(network, PRECONDITIONING), maps, 0.01, 15.0, 9, history)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_gives_the_same_bits(key, tmp_path):
     fit_key, key = jr.split(key)
     posterior = learned(fit_key)

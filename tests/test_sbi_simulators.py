@@ -62,6 +62,7 @@ def slcp_covariance(theta):
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.slow
 def test_sizes_and_dtypes(name, key):
     problem = task(name)
     assert (problem.dim_theta, problem.dim_x) == SIZES[name]
@@ -238,6 +239,7 @@ def test_gaussian_mixture_posterior_integrates_to_one(x_o):
     assert density.sum() * area == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_posterior_density_is_zero_outside_the_prior():
     for name, outside in (("gaussian_mixture", 10.1), ("gaussian_linear_uniform", 1.01)):
         problem = task(name)
@@ -264,6 +266,7 @@ def test_posterior_draws_follow_the_reference(name, number, key):
 
 
 @pytest.mark.parametrize("name", SHARED[:4])
+@pytest.mark.slow
 def test_posterior_draws_are_exchangeable_with_the_truth(name, key):
     """The rank of theta among draws given its x is uniform, at the edges of the prior too."""
     problem, (data_key, key) = task(name), jr.split(key)
@@ -353,6 +356,7 @@ def test_sir_solves_its_equations_and_loses_nobody():
         np.testing.assert_allclose(susceptible + infected + recovered, 1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_lotka_volterra_observes_with_ten_percent_noise(key):
     problem, theta = task("lotka_volterra"), jnp.array([1.0, 0.05, 0.9, 0.04])
     mean = np.asarray(problem.log_populations(theta, jnp.arange(2.0, 21.0, 2.0))).T.ravel()
@@ -362,6 +366,7 @@ def test_lotka_volterra_observes_with_ten_percent_noise(key):
     np.testing.assert_allclose(problem.log_likelihood(jnp.asarray(x[0]), theta), exact, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_sir_counts_a_thousand_people(key):
     problem, theta = task("sir"), jnp.array([0.4, 0.125])
     fractions = problem.log_fractions(theta, jnp.arange(16.0, 161.0, 16.0))

@@ -141,6 +141,7 @@ def test_bounds_messages(unchecked):
         Support(jnp.zeros(2), jnp.ones(2), jnp.array([1.0, 0.0]))
 
 
+@pytest.mark.slow
 def test_regression_whitens_what_is_left(key):
     """On the data it was fitted to, residuals have mean 0, covariance I and no linear trend."""
     keys = jr.split(key, 3)

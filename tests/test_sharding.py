@@ -101,6 +101,7 @@ with pytest.raises(ValueError, match="multiple of the 8 devices it is split over
     subprocess.run([sys.executable, "-c", script], env=os.environ | flags, check=True)
 
 
+@pytest.mark.slow
 def test_another_kind_of_sharding_is_refused(key, unchecked):
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with pytest.raises(TypeError, match="sharding must be a NamedSharding, got SingleDevice"):

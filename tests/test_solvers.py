@@ -132,6 +132,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.slow
 def test_dpm_halves_the_error_of_heun_at_equal_cost(name, key):
     """36 denoiser calls against Heun's 35 (N = 18)."""
     denoiser = TARGETS[name]
@@ -276,6 +277,7 @@ print(jax.jit(jax.vmap(draw)).lower(jnp.zeros((4099, 2))).compile().as_text())
 """
 
 
+@pytest.mark.slow
 def test_two_calls_share_no_copy_of_a_weight():
     """A bias spread over the whole batch, once for both calls of Heun, is read from memory twice.
 

@@ -83,6 +83,7 @@ def test_reaches_the_loss_and_the_denoiser_of_the_optimum(key):
         assert error < 0.15 * posterior
 
 
+@pytest.mark.slow
 def test_same_key_same_weights_other_key_others(key):
     first, again = list(gaussian_run(key)), list(gaussian_run(key))
     assert_identical(first[-1][0], again[-1][0])
@@ -147,6 +148,7 @@ def test_ema_is_the_average_of_the_weights_after_each_step(key):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_without_ema_the_average_is_the_weights(key):
     state, _ = next(gaussian_run(key, ema=None))
     assert_identical(state.ema, state.denoiser)
@@ -154,6 +156,7 @@ def test_without_ema_the_average_is_the_weights(key):
     assert np.any(state.ema.network.output.weight != state.denoiser.network.output.weight)
 
 
+@pytest.mark.slow
 def test_the_number_of_examples_seen_does_not_overflow(key):
     """2^27 steps of 16 examples pass 2^31; an overflow would reset the average."""
     state = next(gaussian_run(key))[0]
@@ -255,6 +258,7 @@ def test_tqdm_shows_the_loss(key):
     assert "3/3" in screen.getvalue() and "loss=" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_float32_stays_float32(key):
     data_key, net_key, train_key = jr.split(key, 3)
     data = jr.normal(data_key, (64, 2), jnp.float32)
@@ -424,6 +428,7 @@ def test_cleaning_errors():
         cleaned(twice)
 
 
+@pytest.mark.slow
 def test_several_averages_at_once(key):
     """Each is the one it would be alone."""
     rules = (edm.HalfLifeEMA(200.0), PowerEMA(3.0))

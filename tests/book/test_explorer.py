@@ -66,6 +66,7 @@ def test_the_quantiles_are_those_of_the_truth(exact):
     np.testing.assert_allclose((exact**2).mean(1), expected, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_exact_ends_are_those_of_an_adaptive_solver():
     """Diffrax, in ln(sigma): another method, another clock, and an error it controls."""
     mixture, z = explorer.truth(), explorer.noise()[:4]
@@ -97,6 +98,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{c.denoiser}-{c.grid}-{c.solver}")
+@pytest.mark.slow
 def test_the_page_shows_what_the_package_computes(choice, exact, index):
     """To one step of the rounding: elsewhere the last digit may round the other way."""
     first = float(explorer.levels(choice.grid, 1)[0])
