@@ -26,7 +26,7 @@ test: lint ## Everything: static checks, all tests, the book, the browser (cheap
 	$(BIN)/python book/_tools/build.py
 	$(BIN)/python -m pytest -m "book or browser"
 
-check: lint ## The fast part, about six minutes: static checks and short tests
+check: lint ## The fast part, about four minutes: static checks and short tests
 	$(BIN)/python -m pytest -n $(JOBS) -m "$(FAST)"
 
 lint: $(STAMP)
