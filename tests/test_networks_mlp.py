@@ -51,6 +51,16 @@ def test_every_input_matters(key):
     assert np.all(distance[~np.eye(len(labels), dtype=bool)] > 1e-4)
 
 
+def test_octaves_are_waves_of_x(key):
+    """Two of them: a network with nothing but its first layer, which looks at one column each."""
+    network = MLP(1, width=1, depth=1, octaves=2, key=key)
+    parts = lambda net: (net.embed_input.weight, net.embed_input.bias, net.blocks, net.output)  # noqa: E731
+    for i, wave in enumerate([0.7, np.cos(0.7), np.cos(1.4), np.sin(0.7), np.sin(1.4)]):
+        only = jnp.eye(5)[i : i + 1], jnp.zeros(1), [], lambda h: h
+        seen = eqx.tree_at(parts, network, only)(jnp.array([0.7]), LABEL)
+        np.testing.assert_allclose(seen, jax.nn.silu(wave), rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_one_gradient_step_wakes_the_last_layer_and_then_everything(key):
     """At zero only the output layer has a gradient; after one step every array has."""

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import norm
 
 import edm_tutorial as edm
-from edm_tutorial.sbi import default_plan, fit_posterior, loop
+from edm_tutorial.sbi import default_plan, fit, fit_posterior, loop
 from edm_tutorial.sbi.fit import smallest_sigma
 from edm_tutorial.sbi.heldout import HeldOut
 from edm_tutorial.sbi.noise import LikelihoodNoise, PosteriorNoise
@@ -106,6 +106,35 @@ def test_shifted_and_scaled_units_fit_alike(key):
     np.testing.assert_allclose(
         np.array(two.history.held_out) - shift, one.history.held_out, rtol=0.01, atol=1e-4
     )
+
+
+def test_where_bounds_bend(key):
+    """By the spread of a Gaussian posterior, by a hundredth of the box around two peaks."""
+    keys = jr.split(key, 3)
+    x = np.asarray(jr.uniform(keys[0], (1_500, 1), minval=-3.0, maxval=3.0))
+    noise = np.asarray(jr.normal(keys[1], (1_500, 1)))
+    side = np.asarray(jr.rademacher(keys[2], (1_500, 1)))
+    theta = np.concatenate([x + 0.3 * noise, np.exp(x / 3) * side], axis=1)
+    box = np.full(2, -10.0), np.full(2, 10.0)
+    softness = fit._measure(theta, x, box, theta, True).support.softness
+    # The spread of 1,500 residuals is known to 1 / sqrt(3000) = 1.8 %.
+    np.testing.assert_allclose(softness, [0.3, 0.2], rtol=4 * 0.018)
+
+
+def test_weight_decay_falls_over_half_the_steps():
+    """Without a gradient, a step shrinks the weights by learning rate times decay."""
+    plan = SMALL._replace(steps=100, weight_decay=1.0)
+    optimizer = loop.optimizer_of(plan)
+    weights = jnp.ones(1)
+    state = optimizer.init(weights)
+    shrunk = []
+    for _ in range(90):
+        with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
+            updates, state = optimizer.update(jnp.zeros(1), state, weights)
+        shrunk.append(-float(updates[0]) / plan.learning_rate)
+    steps = np.arange(90)
+    rate = np.minimum(steps / 2, 0.5 + 0.5 * np.cos(np.pi * (steps - 2) / 98))
+    np.testing.assert_allclose(shrunk, rate * 3e-3 ** np.minimum(steps / 50, 1), rtol=1e-5)
 
 
 @pytest.mark.slow

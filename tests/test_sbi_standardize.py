@@ -11,6 +11,7 @@ import pytest
 
 from edm_tutorial.sbi.bounds import Support
 from edm_tutorial.sbi.coordinates import Coordinates
+from edm_tutorial.sbi.neighbours import width_by_neighbours
 from edm_tutorial.sbi.regression import LinearRegression
 from edm_tutorial.sbi.standardize import Standardizer
 
@@ -128,17 +129,34 @@ def test_a_density_that_ends_at_a_bound_gets_an_exponential_tail():
 
 
 def test_bounds_messages(unchecked):
-    theta, soft = np.array([[0.1, 0.2], [0.3, 1.2]]), np.ones(2)
+    theta = np.array([[0.1, 0.2], [0.3, 1.2]])
     with pytest.raises(ValueError, match=r"each of shape \(2,\)"):
-        Support.of((np.zeros(3), np.ones(3)), theta, soft)
+        Support.of((np.zeros(3), np.ones(3)), theta)
     with pytest.raises(ValueError, match="low < high"):
-        Support.of((np.zeros(2), np.array([1.0, 0.0])), theta, soft)
+        Support.of((np.zeros(2), np.array([1.0, 0.0])), theta)
     with pytest.raises(ValueError, match="1 of 2 rows, first in row 1"):
-        Support.of((np.zeros(2), np.ones(2)), theta, soft)
+        Support.of((np.zeros(2), np.ones(2)), theta)
     with pytest.raises(ValueError, match="one length"):
         Support(jnp.zeros(2), jnp.ones(1), jnp.ones(2))
     with pytest.raises(ValueError, match="softness must be positive and finite"):
         Support(jnp.zeros(2), jnp.ones(2), jnp.array([1.0, 0.0]))
+
+
+def test_neighbours_see_the_width_of_the_posterior(key):
+    """theta given x is N(x, 0.3^2) in one column, one of two peaks 0.01 wide in the other.
+
+    The quartile of 1,000 differences, 0.451 where their density is 0.536, has a relative standard
+    error of 5.7 %; the observations of neighbours are 5e-4 apart. Of the pairs at two peaks half
+    are at the same, and a quarter of all below the median of those: 0.954 of 0.01.
+    """
+    keys = jr.split(key, 3)
+    x = np.asarray(jr.uniform(keys[0], (2_000, 1)))
+    side = np.asarray(jr.rademacher(keys[1], (2_000, 1)))
+    noise = np.asarray(jr.normal(keys[2], (2_000, 2)))
+    theta = x + np.array([0.3, 0.01]) * noise + np.array([0.0, 0.4]) * side
+    smooth, narrow = width_by_neighbours(theta, x)
+    np.testing.assert_allclose(smooth, 0.3, rtol=4 * 0.057)
+    np.testing.assert_allclose(narrow, 0.01 * 0.954 / 0.4506, rtol=0.25)
 
 
 @pytest.mark.slow

@@ -60,6 +60,8 @@ class MLP(eqx.Module):
         cond_size: of the condition; 0 means that `cond` must be None.
         width: of the hidden layers.
         depth: the number of residual blocks.
+        octaves: of x, 2 x, 4 x, ..., so many, the network sees cosines and sines beside x:
+            what is narrow in x is learned sooner.
         dropout: the fraction of hidden units that a call with a `key` leaves out, as the
             losses do in training; a call without one leaves out none.
 
@@ -75,6 +77,7 @@ class MLP(eqx.Module):
     output: eqx.nn.Linear
     size: int = eqx.field(static=True)
     cond_size: int = eqx.field(static=True)
+    octaves: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -83,23 +86,25 @@ class MLP(eqx.Module):
         *,
         width: int = 128,
         depth: int = 3,
+        octaves: int = 0,
         dropout: float = 0.0,
         key: PRNGKey,
     ):
         sizes = {"size": size, "cond_size": cond_size, "width": width, "depth": depth}
+        sizes |= {"octaves": octaves}
         for name, count in sizes.items():
             if not isinstance(count, Integral):
                 raise TypeError(f"{name} must be a whole number, got {count!r}")
-        if min(size, width, depth) < 1 or cond_size < 0:
+        if min(size, width, depth) < 1 or min(cond_size, octaves) < 0:
             raise ValueError(
-                "need size, width and depth of at least 1 and cond_size of at least 0, got "
-                f"{size}, {width}, {depth} and {cond_size}"
+                "need size, width and depth of at least 1, cond_size and octaves of at least 0, "
+                f"got {size}, {width}, {depth}, {cond_size} and {octaves}"
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         input_key, context_key, output_key, *block_keys = jr.split(key, 3 + depth)
-        self.size, self.cond_size = size, cond_size
-        self.embed_input = eqx.nn.Linear(size, width, key=input_key)
+        self.size, self.cond_size, self.octaves = size, cond_size, octaves
+        self.embed_input = eqx.nn.Linear(size * (1 + 2 * octaves), width, key=input_key)
         self.embed_context = eqx.nn.MLP(
             2 * FREQUENCIES + cond_size,
             width,
@@ -126,7 +131,7 @@ class MLP(eqx.Module):
         net = _cast(self, x.dtype)
         cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
         context = net.embed_context(jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond]))
-        h = net.embed_input(x)
+        h = net.embed_input(_waves(x, self.octaves))
         keys = [None] * len(net.blocks) if key is None else jr.split(key, len(net.blocks))
         for block, block_key in zip(net.blocks, keys, strict=True):
             h = block(h, context, block_key)
@@ -166,6 +171,11 @@ class Embedded(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """The network's output, given the embedded condition."""
         return self.network(x, c_noise, self.embedding(cond), key=key)
+
+
+def _waves(x: Array, octaves: int) -> Array:
+    angles = [2.0**i * x for i in range(octaves)]
+    return jnp.concatenate([x, *map(jnp.cos, angles), *map(jnp.sin, angles)])
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

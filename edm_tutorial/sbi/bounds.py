@@ -4,10 +4,10 @@ Between two bounds a < b
 
 $$u = \theta + s \ln\big(1 - e^{-(\theta - a)/s}\big) - s \ln\big(1 - e^{-(b - \theta)/s}\big),$$
 
-which is $\theta$ itself but for the last few *softnesses* s before a bound. With the posterior's
-width for s, a narrow posterior keeps its shape, and one that a bound cuts off gets a tail instead
-of an edge. Beyond one bound, $u = \pm\ln|\theta - a|$; without bounds, $u = \theta$. A density of
-u, times $|du/d\theta|$, integrates to 1 inside.
+which is $\theta$ itself but for the last few *softnesses* s before a bound: a posterior keeps its
+shape, and where a bound cuts it off it gets a tail of width s in place of an edge. Beyond one
+bound, $u = \pm\ln|\theta - a|$; without bounds, $u = \theta$. A density of u, times
+$|du/d\theta|$, integrates to 1 inside.
 """
 
 from typing import Any, final
@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from edm_tutorial.sbi.standardize import float_dtype
 from edm_tutorial.types import check_shape, concrete
 
+BEND = 0.01  # s, as a fraction of the box, unless more is known
 FARTHEST = 100.0  # softnesses beyond a bound: nothing is left of the distance, in any dtype
 
 
@@ -60,14 +61,13 @@ class Support(eqx.Module):
                 raise ValueError(f"softness must be positive and finite, got {softness}")
 
     @classmethod
-    def of(
-        cls, prior_support: Any, theta: Float[ArrayLike, "n d"], softness: Float[ArrayLike, " d"]
-    ) -> "Support":
+    def of(cls, prior_support: Any, theta: Float[ArrayLike, "n d"]) -> "Support":
         """The support that a user states, checked against parameters drawn from the prior.
+
+        A hundredth of the box is its softness.
 
         Arguments:
             prior_support: a pair (low, high), each of shape (d,), or None for no bounds.
-            softness: about the width of the posterior, in the units of `theta`.
 
         Raises:
             ValueError: not a pair of vectors of length d, not low < high, or parameters
@@ -80,8 +80,10 @@ class Support(eqx.Module):
             raise ValueError(
                 f"prior_support must be (low, high), each of shape ({count},), got {prior_support}"
             )
-        support = cls(*(jnp.asarray(part, dtype) for part in (*prior_support, softness)))
-        theta, low, high = np.asarray(theta), np.asarray(support.low), np.asarray(support.high)
+        low, high = (np.asarray(part, dtype) for part in prior_support)
+        wide = np.where(np.isfinite(low) & np.isfinite(high), high - low, 1)
+        support = cls(*(jnp.asarray(part) for part in (low, high, np.asarray(BEND * wide, dtype))))
+        theta = np.asarray(theta)
         outside = np.any((theta < low) | (theta > high), axis=1)
         if outside.any():
             raise ValueError(

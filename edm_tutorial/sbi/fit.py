@@ -23,6 +23,7 @@ from edm_tutorial.sbi.coordinates import Coordinates
 from edm_tutorial.sbi.heldout import HeldOut
 from edm_tutorial.sbi.history import History
 from edm_tutorial.sbi.loop import FitState, optimise, optimizer_of
+from edm_tutorial.sbi.neighbours import width_by_neighbours
 from edm_tutorial.sbi.network import build_network
 from edm_tutorial.sbi.noise import LikelihoodNoise, PosteriorNoise
 from edm_tutorial.sbi.plan import Plan, default_plan
@@ -37,6 +38,7 @@ AT_ONCE = 65_536  # simulations on the device while they are standardised
 FEWEST = 50  # simulations
 FEWEST_HELD_OUT, MOST_HELD_OUT = 100, 10_000
 SIGMA_MIN, SIGMA_MAX = 1e-3, 20.0
+GAUSSIAN = 0.8  # width that neighbours see over that a line leaves: 1 for a Gaussian posterior
 LARGEST_SIGMA_MIN = 0.02  # where sampling may end for the widest posterior
 LOST_VARIANCE = 0.02  # (1/7)^2: at a seventh of the width, 1 % of it is lost
 STEPS_PER_E_FOLD = 5.5
@@ -117,24 +119,33 @@ def smallest_sigma(held_out: HeldOut, denoiser: Any) -> float:
 def _measure(
     theta: np.ndarray, x: np.ndarray, prior_support: Any, everything: np.ndarray, vectors: bool
 ) -> Coordinates:
-    """Standardisers, from the simulations to train on.
-
-    The bounds bend within one spread of what a straight line leaves of each parameter.
-    """
+    """Standardisers, from the simulations to train on."""
     theta_scale = Standardizer.fit(theta, "theta")
     x_scale = Standardizer.fit(x, "x") if vectors else _one_scale(x)
-
-    def line(u: np.ndarray, u_scale: Standardizer) -> LinearRegression:
-        pairs = (u, u_scale), (x, x_scale)
-        return LinearRegression.fit(
-            *((data - np.asarray(scale.mean)) / np.asarray(scale.std) for data, scale in pairs)
-        )
-
-    left = np.linalg.norm(line(theta, theta_scale).scale, axis=1) if vectors else 1.0
-    support = Support.of(prior_support, everything, left * np.asarray(theta_scale.std))
+    support = Support.of(prior_support, everything)
+    if vectors:
+        bend = _softness(support, _scaled(theta_scale, theta), _scaled(x_scale, x), theta_scale)
+        support = Support(support.low, support.high, bend)
     u = np.asarray(_map(support.forward, theta))
     u_scale = Standardizer.fit(u, "theta")
-    return Coordinates(support, u_scale, x_scale, line(u, u_scale) if vectors else None)
+    line = LinearRegression.fit(_scaled(u_scale, u), _scaled(x_scale, x)) if vectors else None
+    return Coordinates(support, u_scale, x_scale, line)
+
+
+def _scaled(scale: Standardizer, rows: np.ndarray) -> np.ndarray:
+    return (rows - np.asarray(scale.mean)) / np.asarray(scale.std)
+
+
+def _softness(support: Support, theta: np.ndarray, x: np.ndarray, scale: Standardizer) -> Array:
+    """How far from two bounds to bend, given scaled parameters and observations.
+
+    Where the posterior is near to Gaussian, the spread that a straight line leaves, which makes
+    a tail of an edge; elsewhere a hundredth of the box, which leaves narrow posteriors as they are.
+    """
+    spread = np.linalg.norm(np.asarray(LinearRegression.fit(theta, x).scale), axis=1)
+    gaussian = width_by_neighbours(theta, x) > GAUSSIAN * spread
+    spread = jnp.asarray(spread, scale.std.dtype) * scale.std
+    return jnp.where(gaussian, spread, jnp.minimum(support.softness, spread))
 
 
 def _network(

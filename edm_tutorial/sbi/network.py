@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from edm_tutorial.networks import MLP, Embedded
 from edm_tutorial.types import Condition, PRNGKey
 
+OCTAVES = 3  # of the parameters, beside them
 MARGINAL_WIDTH = 32
 CODE = 4
 
@@ -50,7 +51,8 @@ class PosteriorMLP(eqx.Module):
         key: PRNGKey,
     ):
         joint_key, marginal_key, predictor_key = jr.split(key, 3)
-        self.joint = MLP(size, cond_size, width=width, depth=depth, dropout=dropout, key=joint_key)
+        sizes: dict[str, Any] = {"width": width, "depth": depth, "octaves": OCTAVES}
+        self.joint = MLP(size, cond_size, **sizes, dropout=dropout, key=joint_key)
         marginal = eqx.nn.MLP(
             4 + CODE, 1, MARGINAL_WIDTH, depth=2, activation=jax.nn.silu, key=marginal_key
         )
