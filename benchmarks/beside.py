@@ -75,7 +75,7 @@ def sampler(model: edm.Denoiser, noise: Array, churn: edm.Churn | None) -> Calla
 
     @eqx.filter_jit
     def draw(model: edm.Denoiser, noise: Array, keys: Array) -> Array:
-        one = lambda z, key: edm.sample(model, z, sigmas, churn=churn, key=key)  # noqa: E731
+        one = lambda z, key: edm.sample(model, z, sigmas, churn=churn, key=key)
         return jax.vmap(one)(noise, keys)
 
     return partial(draw, model, noise, jr.split(jr.key(2), len(noise)))
@@ -145,7 +145,7 @@ def cheapest(error: dict[str, float], cost: Callable[[str], float], allowed: flo
 def truth(model: Any, x: Array, law: Any) -> np.ndarray:
     """In float64, at a tolerance where only the terminal density is approximate."""
     with jax.enable_x64(True):
-        wide = lambda a: jnp.asarray(np.asarray(a), jnp.float64)  # noqa: E731
+        wide = lambda a: jnp.asarray(np.asarray(a), jnp.float64)
         model = jax.tree.map(lambda a: wide(a) if eqx.is_inexact_array(a) else a, model)
         law = tuple(wide(part) for part in law)
         return np.asarray(log_probs(model, wide(x), law, diffrax.Dopri8(), jnp.array(1e-10)))
@@ -184,7 +184,7 @@ def likelihoods() -> Iterator[dict]:
 
 def likelihood_row(what: str, name: str, model: Any, x: Array, law: Any, peer: Peer) -> dict:
     exact, allowed = truth(model, x, law), NATS[name]
-    error = lambda value: float(np.abs(np.asarray(value, float) - exact).max())  # noqa: E731
+    error = lambda value: float(np.abs(np.asarray(value, float) - exact).max())
     runs = {
         f"{label} {tolerance:.0e}": partial(log_probs, model, x, law, solver, jnp.array(tolerance))
         for label, solver in OURS.items()

@@ -133,7 +133,7 @@ VARIABLES = {"sigma": in_sigma, "log sigma": in_log_sigma}
 @eqx.filter_jit
 def evaluate(mixture, points, solver, tolerance, variable):
     """Log-densities and accepted steps of all points; one compilation for every tolerance."""
-    one = lambda x: VARIABLES[variable](mixture.denoise, x, solver, tolerance)  # noqa: E731
+    one = lambda x: VARIABLES[variable](mixture.denoise, x, solver, tolerance)
     return jax.vmap(one)(points)
 
 

@@ -204,7 +204,7 @@ def tuning() -> str:
 def mutants() -> str:
     """The table of `results/mutants.csv`: every bug and who caught it."""
     rows = read("mutants")
-    code = lambda text: "`" + text.replace("|", "\\|") + "`"  # noqa: E731
+    code = lambda text: "`" + text.replace("|", "\\|") + "`"
     cells, drawn = [], 0
     for row in rows:
         file, mutation, what = row["mutant"].partition(": ")

@@ -38,7 +38,7 @@ def sampler(solver: edm.AbstractSolver, n: int):
 
     @eqx.filter_jit
     def draw(model: edm.Denoiser, noise: Array) -> Array:
-        one = lambda z: edm.sample(model, z, sigmas, solver=solver)  # noqa: E731
+        one = lambda z: edm.sample(model, z, sigmas, solver=solver)
         return jax.vmap(one)(noise)
 
     return draw

@@ -36,7 +36,7 @@ def measure(batch: int, dim: int, steps: int, in_pieces: bool) -> tuple[float, f
 
     @eqx.filter_jit
     def draw(model: edm.Denoiser, noise: jax.Array) -> jax.Array:
-        one = lambda z: edm.sample(model, z, sigmas)  # noqa: E731
+        one = lambda z: edm.sample(model, z, sigmas)
         return jax.lax.map(one, noise, batch_size=PIECE) if in_pieces else jax.vmap(one)(noise)
 
     noise = jax.block_until_ready(jr.normal(jr.key(1), (batch, dim)))

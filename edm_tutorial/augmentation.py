@@ -160,7 +160,7 @@ def warp(
     inverse = inverse_matrix(labels)
     source_x, source_y = (row[0] * x + row[1] * y for row in inverse)
     columns, rows = source_x + (width - 1) / 2, source_y + (height - 1) / 2
-    look_up = lambda channel: map_coordinates(channel, [rows, columns], 1, mode="mirror")  # noqa: E731
+    look_up = lambda channel: map_coordinates(channel, [rows, columns], 1, mode="mirror")
     return jax.vmap(look_up)(image)
 
 

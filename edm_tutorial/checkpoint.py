@@ -157,7 +157,7 @@ def _describe(state: Any) -> dict[str, str]:
 
 def _places(leaves: list[Any]) -> list[int]:
     """Which leaves are arrays with something in them: Orbax takes no others."""
-    is_array = lambda leaf: isinstance(leaf, jax.Array | np.ndarray)  # noqa: E731
+    is_array = lambda leaf: isinstance(leaf, jax.Array | np.ndarray)
     return [i for i, leaf in enumerate(leaves) if is_array(leaf) and leaf.size]
 
 

@@ -203,7 +203,7 @@ def _run(
 
 @eqx.filter_jit
 def _sample_all(denoiser: Any, noise: Any, labels: Any) -> Any:
-    one = lambda z, c: sample(denoiser, z, edm_sigmas(18), ImageCondition(c))  # noqa: E731
+    one = lambda z, c: sample(denoiser, z, edm_sigmas(18), ImageCondition(c))
     return jax.vmap(one)(noise, labels)
 
 

@@ -35,7 +35,7 @@ class AbstractEMA(eqx.Module):
         beta = self.decay(seen, batch_size)
         params, static = eqx.partition(model, eqx.is_inexact_array)
         old = eqx.filter(average, eqx.is_inexact_array)
-        mix = lambda new, old: new + beta.astype(new.dtype) * (old - new)  # noqa: E731
+        mix = lambda new, old: new + beta.astype(new.dtype) * (old - new)
         return eqx.combine(jax.tree.map(mix, params, old), static)
 
 

@@ -69,7 +69,7 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
         return Cleaned(jnp.zeros((), int), jnp.zeros((), int))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Cleaned]:
-        clean = lambda g: jnp.nan_to_num(g, nan=0.0, posinf=bound, neginf=-bound)  # noqa: E731
+        clean = lambda g: jnp.nan_to_num(g, nan=0.0, posinf=bound, neginf=-bound)
         bad = sum(jnp.sum(~jnp.isfinite(g), dtype=int) for g in jax.tree.leaves(updates))
         bad = jnp.asarray(bad, state.entries.dtype)
         room = jnp.iinfo(bad.dtype).max - state.entries

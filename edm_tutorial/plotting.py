@@ -244,7 +244,7 @@ def film(
                 writer.grab_frame()
         figure.savefig(poster, dpi=100)
         plt.close(figure)
-        encode = lambda path: base64.b64encode(path.read_bytes()).decode()  # noqa: E731
+        encode = lambda path: base64.b64encode(path.read_bytes()).decode()
         return (
             '<figure><video controls muted playsinline style="width:100%;height:auto" '
             f'aria-label="{escape(alt)}" poster="data:image/jpeg;base64,{encode(poster)}" '

@@ -50,7 +50,7 @@ def split(batch: Any, sharding: NamedSharding) -> Any:
 def _place(array: Any, sharding: NamedSharding) -> jax.Array:
     """By way of the host: a device of another process cannot be written to."""
     host = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
-    part = lambda index: np.asarray(host[index])  # noqa: E731
+    part = lambda index: np.asarray(host[index])
     return jax.make_array_from_callback(host.shape, sharding, part)
 
 

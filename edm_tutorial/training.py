@@ -48,8 +48,8 @@ def trainable(denoiser: Any) -> Any:
 
     Without it, weight decay would eat a `sigma_data` that is an array.
     """
-    frozen = lambda node: isinstance(node, AbstractPreconditioning)  # noqa: E731
-    mask = lambda node: not frozen(node) and eqx.is_inexact_array(node)  # noqa: E731
+    frozen = lambda node: isinstance(node, AbstractPreconditioning)
+    mask = lambda node: not frozen(node) and eqx.is_inexact_array(node)
     return jax.tree.map(mask, denoiser, is_leaf=frozen)
 
 
@@ -197,7 +197,7 @@ def descend(
 
 def _average(ema: EMA, state: TrainState, denoiser: Any, batch_size: int) -> Any:
     seen = as_float(state.step) * batch_size  # a float: in int32 it could overflow
-    update = lambda rule, old: rule.update(old, denoiser, seen, batch_size)  # noqa: E731
+    update = lambda rule, old: rule.update(old, denoiser, seen, batch_size)
     if isinstance(ema, tuple):
         return tuple(update(*pair) for pair in zip(ema, state.ema, strict=True))
     return denoiser if ema is None else update(ema, state.ema)

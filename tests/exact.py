@@ -76,5 +76,5 @@ def orders(errors: ArrayLike) -> np.ndarray:
 
 def samples(denoiser, noise: Array, sigmas: Array, **options) -> np.ndarray:
     """`edm.sample` for a batch of noise."""
-    one = lambda z: edm.sample(denoiser, z, sigmas, **options)  # noqa: E731
+    one = lambda z: edm.sample(denoiser, z, sigmas, **options)
     return np.asarray(jax.vmap(one)(noise))

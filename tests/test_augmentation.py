@@ -128,7 +128,7 @@ def test_a_ramp_stays_a_ramp(key):
     """Linear interpolation is exact on a + b x + c y wherever no edge is crossed."""
     half = 7.5
     x, y = np.meshgrid(np.arange(16) - half, np.arange(16) - half)
-    ramp = lambda x, y: 0.3 + 1.7 * x - 0.9 * y  # noqa: E731
+    ramp = lambda x, y: 0.3 + 1.7 * x - 0.9 * y
     seen, told = 0, random_labels(key, 20)
     images = jax.vmap(warp, (None, 0))(jnp.array(ramp(x, y))[None], told)[:, 0]
     for a, warped in zip(np.asarray(told), np.asarray(images), strict=True):

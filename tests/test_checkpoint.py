@@ -43,7 +43,7 @@ def state(key):
 
 def at(state, step):
     """The state at another step, with other weights."""
-    add = lambda leaf: leaf + jnp.asarray(step, leaf.dtype)  # noqa: E731
+    add = lambda leaf: leaf + jnp.asarray(step, leaf.dtype)
     params, static = eqx.partition(state.denoiser, eqx.is_inexact_array)
     denoiser = eqx.combine(jax.tree.map(add, params), static)
     return state._replace(denoiser=denoiser, step=jnp.array(step))

@@ -70,15 +70,15 @@ def ideal_network(preconditioning):
     and so answers nonsense when it is given another design's label.
     """
     if isinstance(preconditioning, edm.EDMPreconditioning):
-        read = lambda label: jnp.exp(4 * label)  # noqa: E731
+        read = lambda label: jnp.exp(4 * label)
     elif isinstance(preconditioning, edm.VEPreconditioning):
-        read = lambda label: 2 * jnp.exp(label)  # noqa: E731
+        read = lambda label: 2 * jnp.exp(label)
     elif isinstance(preconditioning, edm.VPPreconditioning):
-        read = lambda label: preconditioning.schedule.sigma(label / 999)  # noqa: E731
+        read = lambda label: preconditioning.schedule.sigma(label / 999)
     else:
         table = edm.iddpm_table()
         # Label -1, below the lowest level, stands for u_M = 0: take the limit.
-        read = lambda label: jnp.maximum(table[999 - label.astype(int)], 1e-9)  # noqa: E731
+        read = lambda label: jnp.maximum(table[999 - label.astype(int)], 1e-9)
 
     def network(z, label, cond=None, *, key=None):
         sigma = read(label)

@@ -42,7 +42,7 @@ def variance_path(drift, diffusion, v0, t0, t1, steps=1000):
     variances = [v0]
     for i in range(0, 2 * steps, 2):
         v = variances[-1]
-        rate = lambda j, u: 2 * a[j] * u + sign * g[j] ** 2  # noqa: E731
+        rate = lambda j, u: 2 * a[j] * u + sign * g[j] ** 2
         k1 = rate(i, v)
         k2 = rate(i + 1, v + h / 2 * k1)
         k3 = rate(i + 1, v + h / 2 * k2)
@@ -340,7 +340,7 @@ def test_the_forward_sde_starts_from_clean_data(schedule, rate, dtype):
 
 
 def test_dynamics_refuse_what_would_be_nan():
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
     with pytest.raises(ValueError, match="sigma must be positive"):
         edm.score(denoise, jnp.ones(2), 0.0)
     with pytest.raises(ValueError, match="x must be finite"):

@@ -108,7 +108,7 @@ def test_hutchinson_is_unbiased_and_knows_its_error(key):
     mixture = MIXTURES["anisotropic"]
     x = draw(mixture, point_key, 1)[0]
     exact = mixture.log_prob(x, SIGMA_MIN)
-    one = lambda key: edm.log_likelihood(  # noqa: E731
+    one = lambda key: edm.log_likelihood(
         mixture.denoise,
         x,
         probes=8,
@@ -216,7 +216,7 @@ def test_failure_is_marked_example_by_example():
         assert cond is not None
         return jnp.where(cond, jnp.nan, 1.0) * x / (1 + sigma**2)
 
-    one = lambda x, bad: edm.log_likelihood(rough, x, bad, throw=False)  # noqa: E731
+    one = lambda x, bad: edm.log_likelihood(rough, x, bad, throw=False)
     result = jax.vmap(one)(jnp.ones((2, 2)), jnp.array([False, True]))
     assert result.ok.tolist() == [True, False]
     assert np.isfinite(result.log_prob).tolist() == [True, False]
@@ -227,7 +227,7 @@ def test_gradients(key):
     """d log p / dx is the score at sigma_min; d log p / d mean of a Gaussian is minus it."""
     mixture = MIXTURES["anisotropic"]
     x = draw(mixture, key, 1)[0]
-    value = lambda x, mixture: edm.log_likelihood(mixture.denoise, x).log_prob  # noqa: E731
+    value = lambda x, mixture: edm.log_likelihood(mixture.denoise, x).log_prob
     score = mixture.score(x, SIGMA_MIN)
     by_x, by_mixture = eqx.filter_jit(eqx.filter_grad(lambda p: value(*p)))((x, mixture))
     np.testing.assert_allclose(by_x, score, rtol=1e-3, atol=1e-3)
@@ -341,7 +341,7 @@ def test_refuses(kwargs, message):
 
 @pytest.mark.parametrize("probes, got", [(True, "bool"), (2.5, "float"), ("4", "str")])
 def test_refuses_probes_that_are_no_int(unchecked, probes, got):
-    fresh = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731  compiled for no 1 == True
+    fresh = lambda x, sigma, cond=None: x / (1 + sigma**2)  # compiled for no 1 == True
     with pytest.raises(TypeError, match=f"probes must be None or a Python int, got {got}"):
         edm.log_likelihood(fresh, jnp.ones(2), probes=probes, key=jr.key(0))
 

@@ -62,7 +62,7 @@ def test_a_network_of_noise_is_a_denoiser(key):
     mixture = edm.GaussianMixture(
         jnp.array([0.4, 0.6]), jnp.array([[-1.0, 0.5], [1.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2)
     )
-    epsilon = lambda x, sigma: (x - mixture.denoise(x, sigma)) / sigma  # noqa: E731
+    epsilon = lambda x, sigma: (x - mixture.denoise(x, sigma)) / sigma
 
     def denoiser(x, sigma, cond=None, *, key=None):
         return convert(epsilon(x, sigma), x, sigma, source=names.noise)

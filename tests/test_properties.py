@@ -268,7 +268,7 @@ def test_edm_coefficients_keep_unit_variance(sigma, sigma_data):
     pre = edm.EDMPreconditioning(sigma_data)
     c = pre(jnp.asarray(sigma))
     np.testing.assert_allclose(c.c_in**2 * (sigma**2 + sigma_data**2), 1, rtol=1e-12)
-    target = lambda skip: (1 - skip) ** 2 * sigma_data**2 + skip**2 * sigma**2  # noqa: E731
+    target = lambda skip: (1 - skip) ** 2 * sigma_data**2 + skip**2 * sigma**2
     np.testing.assert_allclose(c.c_out**2, target(c.c_skip), rtol=1e-12)
     np.testing.assert_allclose(jax.grad(target)(c.c_skip) / sigma_data**2, 0, atol=1e-12)
     np.testing.assert_allclose(pre.loss_weight(jnp.asarray(sigma)) * c.c_out**2, 1, rtol=1e-12)
@@ -289,7 +289,7 @@ def test_loss_in_network_space_is_the_loss_in_data_space(part, seed, sigma):
     """Eq. 8 is Eq. 2, for any network."""
     rng = np.random.default_rng(seed)
     x, noise = jnp.asarray(rng.normal(size=4)), jnp.asarray(rng.normal(size=4))
-    network = lambda z, c, cond=None, *, key=None: jnp.sin(z[::-1]) + jnp.cos(c)  # noqa: E731
+    network = lambda z, c, cond=None, *, key=None: jnp.sin(z[::-1]) + jnp.cos(c)
     denoiser = edm.Denoiser(network, part)
     got = edm.weighted_error(denoiser, x, sigma, sigma * noise)
     error = denoiser(x + sigma * noise, jnp.asarray(sigma)) - x
@@ -298,7 +298,7 @@ def test_loss_in_network_space_is_the_loss_in_data_space(part, seed, sigma):
 
 @eqx.filter_jit
 def _guided(main, guide, x, sigma, weights):
-    at = lambda w: edm.Guided(main.denoise, guide.denoise, w)(x, sigma)  # noqa: E731
+    at = lambda w: edm.Guided(main.denoise, guide.denoise, w)(x, sigma)
     return main.denoise(x, sigma), guide.denoise(x, sigma), jax.vmap(at)(weights)
 
 

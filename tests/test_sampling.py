@@ -467,7 +467,7 @@ def test_churn_takes_no_unknown_arguments():
 
 
 def test_refuses_what_would_be_nan_or_broadcast(unchecked):
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
     with pytest.raises(ValueError, match="noise must be finite"):
         edm.sample(denoise, jnp.array([jnp.nan, 1.0]), edm.edm_sigmas(3))
     with pytest.raises(ValueError, match="the denoiser's output must have the shape of x"):
@@ -475,7 +475,7 @@ def test_refuses_what_would_be_nan_or_broadcast(unchecked):
 
 
 def test_levels_are_checked_inside_jit_too():
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
     draw = eqx.filter_jit(lambda sigmas: edm.sample(denoise, jnp.ones(2), sigmas))
     assert np.all(np.isfinite(draw(edm.edm_sigmas(4))))
     with pytest.raises(RuntimeError, match="positive, finite and descending"):
@@ -484,7 +484,7 @@ def test_levels_are_checked_inside_jit_too():
 
 def test_many_points_in_pieces_are_those_of_one_batch():
     """The line of the docstring for more points than memory holds; the last piece is smaller."""
-    draw = lambda z: edm.sample(Gaussian(0.7), z, edm.edm_sigmas(5))  # noqa: E731
+    draw = lambda z: edm.sample(Gaussian(0.7), z, edm.edm_sigmas(5))
     noise = jax.random.normal(jax.random.key(0), (7, 2))
     pieces = jax.lax.map(draw, noise, batch_size=3)
     np.testing.assert_allclose(pieces, jax.vmap(draw)(noise), rtol=1e-12)

@@ -34,7 +34,7 @@ def ranks(check, theta, mean, std, draws):
     if check == "tarp":
         references = np.random.default_rng(1).normal(size=theta.shape)
         return calibration.tarp_ranks(theta, draws, references)
-    log_prob = lambda t, m: stats.norm(m, std).logpdf(t).sum(axis=-1)  # noqa: E731
+    log_prob = lambda t, m: stats.norm(m, std).logpdf(t).sum(axis=-1)
     return calibration.hpd_ranks(log_prob(theta, mean), log_prob(draws, mean[:, None]))
 
 
@@ -182,7 +182,7 @@ def test_c2st_scales_by_the_reference():
 def test_posterior_predictive_follows_the_closed_form(key):
     draw_key, key = jax.random.split(key)
     draws = 0.8 + STD * jax.random.normal(draw_key, (4000, 1))  # the posterior at x_o = 1
-    simulate = lambda key, theta: theta + 0.5 * jax.random.normal(key, (1,))  # noqa: E731
+    simulate = lambda key, theta: theta + 0.5 * jax.random.normal(key, (1,))
     x = np.asarray(calibration.posterior_predictive(key, draws, simulate))
     assert stats.kstest(x[:, 0], stats.norm(0.8, np.sqrt(0.2 + 0.25)).cdf).pvalue > FOUR_SIGMA
     noise = x[:, 0] - np.asarray(draws[:, 0])

@@ -126,7 +126,7 @@ def test_two_moons_is_a_crescent(theta, key):
 
 def test_gaussian_mixture_tosses_one_coin_for_both_coordinates(key):
     offset = simulate(key, task("gaussian_mixture"), (2.0, -5.0)) - np.array([2.0, -5.0])
-    cdf = lambda x: 0.5 * stats.norm.cdf(x) + 0.5 * stats.norm.cdf(x / 0.1)  # noqa: E731
+    cdf = lambda x: 0.5 * stats.norm.cdf(x) + 0.5 * stats.norm.cdf(x / 0.1)
     for coordinate in offset.T:
         assert_follows(coordinate, cdf)
     assert_mean(np.prod(offset, axis=1), 0.0)
@@ -176,7 +176,7 @@ def test_two_moons_likelihood_is_a_density_of_x(key):
 
 def test_gaussian_mixture_likelihood_equals_scipy():
     x, theta = np.array([0.3, -0.2]), np.array([0.25, -0.1])
-    normal = lambda std: stats.norm(theta, std).pdf(x).prod()  # noqa: E731
+    normal = lambda std: stats.norm(theta, std).pdf(x).prod()
     exact = np.log(0.5 * normal(1.0) + 0.5 * normal(0.1))
     value = task("gaussian_mixture").log_likelihood(jnp.asarray(x), jnp.asarray(theta))
     np.testing.assert_allclose(value, exact, rtol=1e-12)
@@ -206,7 +206,7 @@ def test_log_posterior_is_likelihood_times_prior(name, key):
     """The difference is the evidence, the same number for every theta."""
     problem = task(name)
     theta, x = simulators.draw(key, problem, 20)
-    one = lambda t: (  # noqa: E731
+    one = lambda t: (
         problem.log_likelihood(x[0], t) + problem.log_prior(t) - problem.log_posterior(t, x[0])
     )
     evidence = np.asarray(jax.jit(jax.vmap(one))(theta))
@@ -233,7 +233,7 @@ def test_gaussian_mixture_posterior_integrates_to_one(x_o):
         axes.append((edges[1:] + edges[:-1]) / 2)
         area *= edges[1] - edges[0]
     grid = jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1))
-    one = lambda theta: task("gaussian_mixture").log_posterior(theta, jnp.array(x_o))  # noqa: E731
+    one = lambda theta: task("gaussian_mixture").log_posterior(theta, jnp.array(x_o))
     density = np.exp(np.asarray(jax.jit(jax.vmap(jax.vmap(one)))(grid)))
     # the midpoint rule errs by (h / width)^2 / 24 at a cut edge
     assert density.sum() * area == pytest.approx(1, abs=2e-3)
@@ -311,13 +311,13 @@ def test_two_moons_posterior_of_an_impossible_observation_is_refused(key):
 
 def lotka_volterra_truth(theta, times):
     alpha, beta, gamma, delta = theta
-    rates = lambda t, z: [alpha * z[0] - beta * z[0] * z[1], delta * z[0] * z[1] - gamma * z[1]]  # noqa: E731
+    rates = lambda t, z: [alpha * z[0] - beta * z[0] * z[1], delta * z[0] * z[1] - gamma * z[1]]
     return integrate.solve_ivp(rates, (0, 20), [30, 1], "DOP853", times, rtol=1e-10, atol=1e-12).y.T
 
 
 def sir_truth(theta, times):
     beta, gamma = theta
-    rates = lambda t, z: [-beta * z[0] * z[1], beta * z[0] * z[1] - gamma * z[1]]  # noqa: E731
+    rates = lambda t, z: [-beta * z[0] * z[1], beta * z[0] * z[1] - gamma * z[1]]
     start = [1 - 1e-6, 1e-6]
     return integrate.solve_ivp(rates, (0, 160), start, "DOP853", times, rtol=1e-10, atol=1e-14).y.T
 

@@ -258,10 +258,10 @@ def test_solvers_take_no_unknown_arguments():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_long_steps_in_float32(n):
     """The second stage of Heun lands on t_next itself: t + (t_next - t) would round to 0."""
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)  # noqa: E731
+    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
     sigmas = edm.edm_sigmas(n)
     for schedule in (edm.Linear(), edm.VarianceExploding(), edm.VariancePreserving()):
-        draw = lambda z, s=schedule: edm.sample(denoise, z, sigmas, schedule=s)  # noqa: E731
+        draw = lambda z, s=schedule: edm.sample(denoise, z, sigmas, schedule=s)
         noise = jnp.array([0.3, -0.5], jnp.float32)
         assert np.all(np.isfinite(draw(noise))) and np.all(np.isfinite(jax.jacobian(draw)(noise)))
 

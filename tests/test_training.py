@@ -263,7 +263,7 @@ def test_float32_stays_float32(key):
     data_key, net_key, train_key = jr.split(key, 3)
     data = jr.normal(data_key, (64, 2), jnp.float32)
     network = MLP(2, width=8, depth=1, key=net_key)
-    cast = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a  # noqa: E731
+    cast = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a
     network = jax.tree.map(cast, network)
     denoiser = edm.Denoiser(network, edm.EDMPreconditioning.from_data(data))
     run = edm.train(denoiser, LOSS, data, optax.adam(1e-3), steps=2, batch_size=8, key=train_key)

@@ -167,7 +167,7 @@ def _wrapped(line: str, width: int = 100) -> str:
 
 def _raw(text: str) -> str:
     """Docstrings with backslashes as people write them."""
-    unescape = lambda match: "r" + match[0].replace("\\\\", "\\")  # noqa: E731
+    unescape = lambda match: "r" + match[0].replace("\\\\", "\\")
     return re.sub(r'""".*\\\\.*"""', unescape, text)
 
 

@@ -42,11 +42,11 @@ def attend(state, name, h):
 
 
 def block(state, name, x, emb):
-    resample = lambda h: h  # noqa: E731
+    resample = lambda h: h
     if name.endswith("down"):
-        resample = lambda h: F.avg_pool2d(h, 2)  # noqa: E731
+        resample = lambda h: F.avg_pool2d(h, 2)
     if name.endswith("up"):
-        resample = lambda h: F.interpolate(h, scale_factor=2, mode="nearest")  # noqa: E731
+        resample = lambda h: F.interpolate(h, scale_factor=2, mode="nearest")
     h = conv(state, f"{name}.conv0", resample(F.silu(norm(state, f"{name}.norm0", x))))
     h = h + linear(state, f"{name}.affine", emb)[:, :, None, None]
     h = conv(state, f"{name}.conv1", F.silu(norm(state, f"{name}.norm1", h)))

@@ -140,7 +140,7 @@ def draw(
     churn: edm.Churn,
 ) -> Array:
     """The unscaled states of all paths, shape (len(z), n + 1, 2)."""
-    path = lambda noise, key: edm.sample_path(  # noqa: E731
+    path = lambda noise, key: edm.sample_path(
         denoiser, noise, sigmas, schedule=clock, solver=solver, churn=churn, key=key
     )
     states = jax.vmap(path)(z, jr.split(jr.key(CHURN_SEED), len(z)))
@@ -160,14 +160,14 @@ def run(choice: Choice) -> Array:
 def exact_ends(sigma_max: float) -> np.ndarray:
     """Where the exact ODE from `sigma_max` to 0 takes the noise, (SAMPLES, 2)."""
     sigmas = edm.edm_sigmas(2000, 1e-4, sigma_max)
-    end = lambda z: edm.sample(truth().denoise, z, sigmas)  # noqa: E731
+    end = lambda z: edm.sample(truth().denoise, z, sigmas)
     return np.asarray(eqx.filter_jit(jax.vmap(end))(noise()))
 
 
 def exact_paths() -> tuple[np.ndarray, np.ndarray]:
     """About sixty levels, down to 0, and the exact paths there, in standard deviations."""
     sigmas = edm.edm_sigmas(2000, 1e-4, HIGH)
-    path = lambda z: edm.sample_path(truth().denoise, z, sigmas)[..., 0]  # noqa: E731
+    path = lambda z: edm.sample_path(truth().denoise, z, sigmas)[..., 0]
     states = np.asarray(eqx.filter_jit(jax.vmap(path))(noise()[:PATHS]))
     at = np.append(np.geomspace(HIGH, LOW, 60), 0.0)
     shown = np.append(np.searchsorted(-np.asarray(sigmas), -at[:-1]), 2000)
@@ -268,7 +268,7 @@ def rounded(values: Any) -> Any:
 def backdrop(ends: np.ndarray) -> dict[str, Any]:
     """The truth: its density in the plane, its marginals at every level, and its paths."""
     mixture, c = truth(), spread()
-    line = lambda count, reach: (jnp.arange(count) + 0.5) / count * 2 * reach - reach  # noqa: E731
+    line = lambda count, reach: (jnp.arange(count) + 0.5) / count * 2 * reach - reach
     x = line(96, LIMIT)
     plane = jnp.exp(
         jax.vmap(lambda b: jax.vmap(lambda a: mixture.log_prob(jnp.stack([a, b])))(x))(x)
@@ -277,7 +277,7 @@ def backdrop(ends: np.ndarray) -> dict[str, Any]:
     sigmas = np.geomspace(HIGH, LOW, 96)
     width = np.hypot(sigmas, c)
     y = line(96, TALL)
-    at = lambda s, w: jax.vmap(lambda v: marginal.log_prob(v[None] * w, s))(y)  # noqa: E731
+    at = lambda s, w: jax.vmap(lambda v: marginal.log_prob(v[None] * w, s))(y)
     heat = jnp.exp(jax.vmap(at)(jnp.asarray(sigmas), jnp.asarray(width))).T * width
     exact = jnp.exp(jax.vmap(lambda v: marginal.log_prob(v[None]))(line(BINS, LIMIT)))
     levels, paths = exact_paths()

@@ -41,7 +41,7 @@ def paths(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Levels (STEPS + 1,) down to 0, and the points there, (POINTS, STEPS + 1, 2)."""
     denoiser = edm.EmpiricalDenoiser(jnp.asarray(data, jnp.float32))
     sigmas = edm.edm_sigmas(STEPS, SIGMA_MIN, SIGMA_MAX)
-    draw = lambda z: edm.sample_path(denoiser, z, sigmas)  # noqa: E731
+    draw = lambda z: edm.sample_path(denoiser, z, sigmas)
     states = jax.lax.map(draw, jr.normal(jr.key(1), (POINTS, 2)), batch_size=250)
     return np.append(sigmas, 0.0), np.asarray(states)
 

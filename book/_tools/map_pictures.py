@@ -58,14 +58,12 @@ def river(ax: Axes) -> None:
     sigmas = edm.edm_sigmas(n, 0.02, 4.0, 3.0)
     churn = edm.Churn(s_churn=12.0)
     start, ends = jnp.array([0.35, -0.4, 1.1, -1.2]), jr.split(jr.key(3), 4)
-    draw = lambda z, key, churn: edm.sample_path(  # noqa: E731
-        truth.denoise, z, sigmas, churn=churn, key=key
-    )
+    draw = lambda z, key, churn: edm.sample_path(truth.denoise, z, sigmas, churn=churn, key=key)
     smooth = jax.vmap(lambda z, key: draw(z, key, None))(start[:, None], ends)
     rough = jax.vmap(lambda z, key: draw(z, key, churn))(start[:2, None], ends[:2])
     width = np.sqrt(np.append(sigmas, 0.02) ** 2 + 0.5)  # the spread of all noisy data
     y = np.linspace(-2.2, 2.2, 160)
-    at_level = lambda s, w: jax.vmap(lambda v: truth.log_prob(v[None] * w, s))(y)  # noqa: E731
+    at_level = lambda s, w: jax.vmap(lambda v: truth.log_prob(v[None] * w, s))(y)
     heat = np.exp(jax.vmap(at_level)(sigmas, jnp.asarray(width[:n]))) * width[:n, None]
     ax.imshow(heat.T, cmap=HEAT, aspect="auto", origin="lower", extent=(0, n, -2.2, 2.2))
     for paths, line in ((rough, 0.7), (smooth, 1.8)):
@@ -105,7 +103,7 @@ def filters(ax: Axes) -> None:
     for name, solver in {"Heun": edm.Heun(), "Euler": edm.Euler()}.items():
 
         def gain(c, solver=solver):
-            ideal = lambda x, sigma, cond=None: x * c**2 / (c**2 + sigma**2)  # noqa: E731
+            ideal = lambda x, sigma, cond=None: x * c**2 / (c**2 + sigma**2)
             return edm.sample(ideal, jnp.array(1.0), sigmas, solver=solver) / c
 
         ax.plot(scales, jax.vmap(gain)(scales) ** 2, label=name, color=COLORS[name], lw=2)
@@ -152,7 +150,7 @@ def copies(ax: Axes) -> None:
     scans, _ = load_digits(return_X_y=True)
     pixels = jnp.asarray(scans[[3, 4, 5]].reshape(-1, 1, 8, 8) / 8 - 1, jnp.float32)
     keys = jr.split(jr.key(5), (3, 5))
-    warped = lambda key, x: Augmentation(0.7)(x, key=key).image  # noqa: E731
+    warped = lambda key, x: Augmentation(0.7)(x, key=key).image
     moved = jax.vmap(jax.vmap(warped, (0, None)))(keys, pixels)
     tiles = np.concatenate([np.asarray(pixels)[:, None], np.asarray(moved)], axis=1)[:, :, 0]
     tiles = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)

@@ -53,7 +53,7 @@ class Coordinates(eqx.Module):
 
 def blank(size: int, shape: tuple[int, ...], *, regression: bool) -> Coordinates:
     """Coordinates of these sizes that change nothing: a form to fill in from a file."""
-    scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))  # noqa: E731
+    scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))
     support = Support(jnp.full(size, -jnp.inf), jnp.full(size, jnp.inf), jnp.ones(size))
     fit = None
     if regression:

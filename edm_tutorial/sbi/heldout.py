@@ -78,5 +78,5 @@ def _gains(held_out: HeldOut, denoiser: Any) -> Float[Array, "m n d"]:
         n = sigma * noise
         return weighted_error(untrained, z, sigma, n, x) - weighted_error(denoiser, z, sigma, n, x)
 
-    row = lambda args: jax.vmap(one)(held_out.z, args[0], args[1], held_out.x)  # noqa: E731
+    row = lambda args: jax.vmap(one)(held_out.z, args[0], args[1], held_out.x)
     return jax.lax.map(row, (held_out.sigmas, held_out.noise))

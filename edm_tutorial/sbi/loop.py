@@ -112,7 +112,7 @@ def optimise(
 
 
 def _indices(key: PRNGKey, step: int, length: int, batch_size: int, count: int) -> Array:
-    draw = lambda i: jr.randint(jr.fold_in(jr.fold_in(key, i), 0), (batch_size,), 0, count)  # noqa: E731
+    draw = lambda i: jr.randint(jr.fold_in(jr.fold_in(key, i), 0), (batch_size,), 0, count)
     return jax.vmap(draw)(step + jnp.arange(length))
 
 

@@ -56,7 +56,7 @@ class PosteriorMLP(eqx.Module):
         marginal = eqx.nn.MLP(
             4 + CODE, 1, MARGINAL_WIDTH, depth=2, activation=jax.nn.silu, key=marginal_key
         )
-        last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)  # noqa: E731
+        last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)
         self.marginal = eqx.tree_at(last, marginal, replace_fn=jnp.zeros_like)
         self.predictor = eqx.nn.Linear(cond_size, size, key=predictor_key)
         self.codes = jnp.zeros((size, CODE))
@@ -71,7 +71,7 @@ class PosteriorMLP(eqx.Module):
     ) -> Float[Array, " d"]:
         """The raw network output for one example; `cond` is the observation."""
         everything = self.joint(x, c_noise, cond, key=key)
-        cast = lambda leaf: leaf.astype(x.dtype) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
+        cast = lambda leaf: leaf.astype(x.dtype) if eqx.is_inexact_array(leaf) else leaf
         net = jax.tree.map(cast, self)
         log_sigma = 4 * c_noise.astype(x.dtype)  # of EDM's preconditioning
         level = jnp.stack([log_sigma / 3, jnp.exp(-jnp.exp(log_sigma))])

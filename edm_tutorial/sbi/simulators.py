@@ -67,7 +67,7 @@ class GaussianMixtureTask(AbstractTask[UniformPrior]):
 
     def _log_masses(self, x_o: Array) -> Array:
         """ln of the part of each component that lies in the box."""
-        masses = lambda std: jnp.sum(log_mass(x_o, std, *self.prior_support))  # noqa: E731
+        masses = lambda std: jnp.sum(log_mass(x_o, std, *self.prior_support))
         return jax.vmap(masses)(self._stds(x_o))
 
 
