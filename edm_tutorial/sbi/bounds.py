@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from edm_tutorial.sbi.standardize import float_dtype
 from edm_tutorial.types import check_shape, concrete
 
-BEND = 0.01  # s, as a fraction of the box, unless more is known
+BEND = 0.05  # s, as a fraction of the box, unless more is known
 FARTHEST = 100.0  # softnesses beyond a bound: nothing is left of the distance, in any dtype
 
 
@@ -64,7 +64,7 @@ class Support(eqx.Module):
     def of(cls, prior_support: Any, theta: Float[ArrayLike, "n d"]) -> "Support":
         """The support that a user states, checked against parameters drawn from the prior.
 
-        A hundredth of the box is its softness.
+        A twentieth of the box is its softness.
 
         Arguments:
             prior_support: a pair (low, high), each of shape (d,), or None for no bounds.

@@ -38,7 +38,7 @@ AT_ONCE = 65_536  # simulations on the device while they are standardised
 FEWEST = 50  # simulations
 FEWEST_HELD_OUT, MOST_HELD_OUT = 100, 10_000
 SIGMA_MIN, SIGMA_MAX = 1e-3, 20.0
-GAUSSIAN = 0.8  # width that neighbours see over that a line leaves: 1 for a Gaussian posterior
+NARROWEST = 0.1  # width that neighbours see over that a line leaves: 1 for a Gaussian posterior
 LARGEST_SIGMA_MIN = 0.02  # where sampling may end for the widest posterior
 LOST_VARIANCE = 0.005  # (1/14)^2: at a fourteenth of the width, 0.25 % of it is lost
 STEPS_PER_E_FOLD = 5.5
@@ -124,8 +124,8 @@ def _measure(
     x_scale = Standardizer.fit(x, "x") if vectors else _one_scale(x)
     support = Support.of(prior_support, everything)
     if vectors:
-        bend = _softness(support, _scaled(theta_scale, theta), _scaled(x_scale, x), theta_scale)
-        support = Support(support.low, support.high, bend)
+        softness = _softness(_scaled(theta_scale, theta), _scaled(x_scale, x))
+        support = Support(support.low, support.high, softness * theta_scale.std)
     u = np.asarray(_map(support.forward, theta))
     u_scale = Standardizer.fit(u, "theta")
     line = LinearRegression.fit(_scaled(u_scale, u), _scaled(x_scale, x)) if vectors else None
@@ -136,16 +136,16 @@ def _scaled(scale: Standardizer, rows: np.ndarray) -> np.ndarray:
     return (rows - np.asarray(scale.mean)) / np.asarray(scale.std)
 
 
-def _softness(support: Support, theta: np.ndarray, x: np.ndarray, scale: Standardizer) -> Array:
+def _softness(theta: np.ndarray, x: np.ndarray) -> Array:
     """How far from two bounds to bend, given scaled parameters and observations.
 
-    Where the posterior is near to Gaussian, the spread that a straight line leaves, which makes
-    a tail of an edge; elsewhere a hundredth of the box, which leaves narrow posteriors as they are.
+    The spread that a straight line leaves, times the square of how much narrower the posterior
+    is than that: all of it if the posterior is Gaussian, which makes a tail of an edge; little
+    around narrow or many peaks, which keep their shape.
     """
     spread = np.linalg.norm(np.asarray(LinearRegression.fit(theta, x).scale), axis=1)
-    gaussian = width_by_neighbours(theta, x) > GAUSSIAN * spread
-    spread = jnp.asarray(spread, scale.std.dtype) * scale.std
-    return jnp.where(gaussian, spread, jnp.minimum(support.softness, spread))
+    narrower = np.clip(width_by_neighbours(theta, x) / spread, NARROWEST, 1)
+    return jnp.asarray(spread * narrower**2, theta.dtype)
 
 
 def _network(
