@@ -95,8 +95,11 @@ def test_log_prob_is_that_of_the_gaussian(std):
     theta = jnp.asarray(mean + spread * np.array([[0.0, 0.0], [1.0, -2.0], [-3.0, 0.5]]))
     got = jax.vmap(posterior.log_prob, in_axes=(0, None))(theta, X_O)
     expected = norm.logpdf(theta, mean, spread).sum(axis=1)
-    # 48 steps of third order; sigma_min adds (0.002 / 0.05)^2 = 0.0016 to the variance.
-    np.testing.assert_allclose(got, expected, atol=0.02)
+    # sigma_min adds (0.002 / 0.05)^2 = 0.0016 to the variance, 0.0016 * 3^2 / 2 nats at 3 widths;
+    # the rest is the solver's error.
+    np.testing.assert_allclose(got, expected, atol=0.03)
+    got = jax.vmap(lambda t: posterior.log_prob(t, X_O, steps=48))(theta)
+    np.testing.assert_allclose(got, expected, atol=0.03 / 2**3 + 0.008)  # of third order
 
 
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}

@@ -98,15 +98,16 @@ class Posterior(eqx.Module):
         Arguments:
             theta: one vector of parameters.
             x_o: one observation, data units.
-            steps: noise levels; two thirds of those for sampling unless given, since the solver
-                is of third order: the log-density is then exact to about 0.003 nats.
+            steps: noise levels; half of those for sampling unless given, since the solver is of
+                third order: the log-density is then exact to about 0.01 nats, to 0.03 for a
+                posterior twenty times narrower than the prior.
 
         Raises:
             ValueError: a wrong shape, or an `x_o` that is not finite.
             RuntimeError: the log-density is not finite.
         """
         self._check(x_o)
-        steps = 2 * self.steps // 3 if steps is None else steps
+        steps = self.steps // 2 if steps is None else steps
         return _log_prob(self, theta, x_o, max(steps, 2))
 
     def save(self, path: str | Path) -> None:
