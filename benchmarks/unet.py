@@ -2,8 +2,8 @@
 
     python -m benchmarks.unet [--peers]
 
-`--peers` adds images a second beside PyTorch, in an environment in `build/` made on first use.
-On a CPU both then run on one core each: with more, threads that wait for one another count as
+`--peers` adds images a second beside PyTorch, in turn with it, in an environment made on first
+use. On a CPU both then run on one core: with more, threads that wait for one another count as
 work, and on a busy machine tell more about its other programs than about the two.
 The limit of the sampler is NFE separate calls of the same jitted, batched network; that of a
 training step is one jitted function written by hand for it: the loss of a whole batch, its
@@ -16,10 +16,8 @@ import os
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -31,6 +29,7 @@ import optax
 from jaxtyping import Array
 
 import edm_tutorial as edm
+from benchmarks.environments import TORCH, Peer, in_turn
 from benchmarks.timing import RESULTS, machine, medians
 from edm_tutorial.networks import UNet, song_unet
 from edm_tutorial.networks.layers import SONG, Conv, GroupNorm
@@ -39,7 +38,6 @@ from edm_tutorial.networks.state_dict import state_names
 if "--torch" in sys.argv:  # before JAX counts the cores
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-BUILD = Path(__file__).parents[1] / "build"
 SIZE, CHANNELS, BATCH = 16, 32, 16
 CLOCK = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 SIGMA_DATA = 0.5
@@ -204,12 +202,16 @@ def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
 def torch_rows() -> list[dict[str, Any]]:
     """Images a second beside the same network in PyTorch, as many CPU cores as this process has.
 
-    On a CPU the forward pass is faster than PyTorch's, the training step slower. By JAX's profiler
-    the convolutions are half of it; towards the weights they reach 80 to 100 Gflop/s on a core
-    where the forward ones reach 110 to 125. The rest is chains of elementwise operations, which
-    XLA computes anew, and with axes exchanged, for each of the products that use them. Tried, and
-    no faster: gradients of weights as products of patches or of shifts (1.3 to 5 times slower),
-    and barriers between the operations of a block.
+    On a CPU the forward pass is faster than PyTorch's, the training step slower. By the two
+    profilers, 66 % of PyTorch's step are 3x3 and 1x1 convolutions, 4 % group norms, 4 % SiLU and
+    7 % Adam. Ours spends no more time in convolutions, but more between them: 42 % are 3x3
+    convolutions, 9 % matrix products, 18 % images brought into the order of axes that gradients
+    of weights want, with the chains of sums along the skips computed anew for each, and 5 % other
+    reductions. Much of the rest is elementwise passes: XLA on CPU writes one result at a time, so
+    SiLU and its slope are two passes. Tried, and no faster: group norms with a derivative of
+    their own and 1x1 kernels as convolutions (1.00 times), gradients of weights as products of
+    patches or of shifts (1.1 to 4 times slower), and barriers, which XLA on CPU drops before it
+    fuses.
     """
     model, x = denoiser(), data(BATCH)
     net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)
@@ -219,45 +221,29 @@ def torch_rows() -> list[dict[str, Any]]:
         name: np.asarray(a) for name, a in zip(state_names(net), jax.tree.leaves(net), strict=True)
     }
     arrays = {n: a.transpose(3, 2, 0, 1) if a.ndim == 4 else a for n, a in arrays.items()}
-    source, target = BUILD / "peers-torch-in.npz", BUILD / "peers-torch-out.npz"
-    np.savez(source, x=x, c_noise=c_noise, **arrays)
-    runner = Path(__file__).parent / "peers" / "unet_torch.py"
-    threads = str(len(os.sched_getaffinity(0)))
-    command = [torch_python(), runner, source, target, threads]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
-    with np.load(target) as peer:
-        theirs = {name: peer[name] for name in peer.files}
+    peer = Peer("torch", [TORCH, "numpy"], "unet_torch", {"x": x, "c_noise": c_noise} | arrays)
     raw = partial(eqx.filter_jit(lambda *args: jax.vmap(args[0])(*args[1:])), net)
-    np.testing.assert_allclose(raw(x, c_noise), theirs["out"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(raw(x, c_noise), peer.outputs["out"], rtol=0, atol=1e-4)
 
     loss = partial(edm.denoising_loss, noise=edm.LogNormal())
     options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=1, ema=None)
     run = edm.train(model, loss, x, optax.adam(1e-4), **options)
-    ours = medians([lambda: raw(x, c_noise), lambda: next(run)[1]], 7, CLOCK)
-    return [
-        {
-            "what": what,
-            "cores": threads,
-            "ours_images_per_s": round(BATCH / mine, 1),
-            "torch_images_per_s": round(BATCH / float(theirs[name]), 1),
-            "ours_over_torch": round(float(theirs[name]) / mine, 2),
-            "torch": str(theirs["version"]),
-        }
-        for what, name, mine in zip(
-            ("forward", "training step"), ("forward", "train"), ours, strict=True
+    jobs = {"forward": lambda: raw(x, c_noise), "training step": lambda: next(run)[1]}
+    rows = []
+    for what, job in jobs.items():
+        mine, theirs = in_turn(job, peer, what, repeats=15)
+        rows.append(
+            {
+                "what": what,
+                "cores": len(os.sched_getaffinity(0)),
+                "ours_images_per_s": round(BATCH / mine, 1),
+                "torch_images_per_s": round(BATCH / theirs, 1),
+                "ours_over_torch": round(theirs / mine, 2),
+                "torch": str(peer.outputs["version"]),
+            }
         )
-    ]
-
-
-def torch_python() -> Path:
-    """The interpreter of an environment with torch in it, made on first use."""
-    home = BUILD / "peers-torch"
-    python = home / "bin" / "python"
-    if not (home / ".installed").exists():
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
-        (home / ".installed").touch()
-    return python
+    peer.close()
+    return rows
 
 
 def cost_rows() -> list[dict[str, Any]]:

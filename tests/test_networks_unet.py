@@ -100,7 +100,7 @@ def test_convolution_and_resampling(name):
     p, x = case.params, jnp.asarray(last(case["x"][0]))
     taps = tuple(p["resample_filter"])
     margin = (len(taps) - 1) // 2
-    conv = lambda x, extra=0: x  # noqa: E731
+    conv = lambda x, extra=0: x
     if p["kernel"]:
         out, into, size, _ = case["weight"].shape
         conv = filled(Conv(into, out, size, SONG, jr.key(0)), case)
@@ -161,7 +161,7 @@ def test_block(name):
 
     @jax.jit
     def run(x, emb):
-        total = lambda x, emb: (lambda y: (jnp.sum(y**2), y))(jax.vmap(block)(x, emb))  # noqa: E731
+        total = lambda x, emb: (lambda y: (jnp.sum(y**2), y))(jax.vmap(block)(x, emb))
         return jax.grad(total, argnums=(0, 1), has_aux=True)(x, emb)
 
     (grad_x, grad_emb), out = run(jnp.asarray(last(case["x"])), jnp.asarray(case["emb"]))
@@ -249,14 +249,14 @@ def plain(x, weight, pad):
     return jax.lax.conv_general_dilated(x, weight, (1, 1), pads, dimension_numbers=axes)
 
 
-@pytest.mark.parametrize("pad", [0, 1, 2])
-def test_convolution_and_derivatives_are_those_of_jax(pad, key):
+@pytest.mark.parametrize("size, pad", [(3, 0), (3, 1), (3, 2), (1, 0)])
+def test_convolution_and_derivatives_are_those_of_jax(size, pad, key):
     """Forwards, backwards in both arguments, and the Hessian times a vector."""
     keys = jr.split(key, 4)
     x, dx = (jr.normal(k, (3, 5, 4, 2)) for k in keys[:2])
-    weight, dweight = (jr.normal(k, (3, 3, 2, 4)) for k in keys[2:])
-    ours = lambda x, w: jax.vmap(convolve, (0, None, None))(x, w, pad)  # noqa: E731
-    total = lambda f, x, w: jnp.sum(jnp.sin(f(x, w)))  # noqa: E731
+    weight, dweight = (jr.normal(k, (size, size, 2, 4)) for k in keys[2:])
+    ours = lambda x, w: jax.vmap(convolve, (0, None, None))(x, w, pad)
+    total = lambda f, x, w: jnp.sum(jnp.sin(f(x, w)))
 
     @partial(jax.jit, static_argnums=0)
     def everything(f, x, w, dx, dw):
@@ -273,8 +273,8 @@ def test_convolution_and_derivatives_are_those_of_jax(pad, key):
 def test_convolution_of_every_pairing_of_batches(key):
     """One example and its own weight gradient; an ensemble of weights; both at once."""
     x, weights = jr.normal(key, (2, 4, 4, 2)), jr.normal(jr.fold_in(key, 1), (2, 3, 3, 2, 4))
-    one = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, 1)))  # noqa: E731
-    whole = lambda w: jnp.sum(jnp.sin(plain(x, w, 1)))  # noqa: E731
+    one = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, 1)))
+    whole = lambda w: jnp.sum(jnp.sin(plain(x, w, 1)))
     each = jax.vmap(jax.grad(one, argnums=1), (0, None))(x, weights[0])
     np.testing.assert_allclose(each.sum(0), jax.grad(whole)(weights[0]), atol=1e-12)
     for axes in ((None, 0), (0, 0)):
@@ -294,7 +294,7 @@ def test_convolutions_in_a_loop_have_their_axes_in_order(key):
 
     @jax.jit
     def descend(x, weight):
-        loss = lambda x, w: jnp.sum(jax.vmap(convolve, (0, None, None))(x, w, 1) ** 2)  # noqa: E731
+        loss = lambda x, w: jnp.sum(jax.vmap(convolve, (0, None, None))(x, w, 1) ** 2)
 
         def body(carry, _):
             slopes = jax.grad(loss, argnums=(0, 1))(*carry)
@@ -305,6 +305,35 @@ def test_convolutions_in_a_loop_have_their_axes_in_order(key):
     text = descend.lower(x, weight).compile().as_text()
     orders = set(re.findall(r"dim_labels=(\S+?->\w+)", text))
     assert orders == {"b01f_01io->b01f"}
+
+
+def test_group_norm_and_derivatives_are_those_of_its_formula(key):
+    """Forwards, backwards in every argument, and the Hessian times a vector."""
+    shapes = [(5, 4, 8), (8,), (8,)]
+    primals, tangents = (
+        tuple(jr.normal(jr.fold_in(k, i), shape) for i, shape in enumerate(shapes))
+        for k in jr.split(key)
+    )
+
+    def ours(x, weight, bias):
+        where = lambda norm: (norm.weight, norm.bias)
+        return eqx.tree_at(where, GroupNorm(8, 0.1), (weight, bias))(x)
+
+    def formula(x, weight, bias):
+        groups = x.reshape(20, 2, 4)
+        mean, variance = (f(groups, axis=(0, 2), keepdims=True) for f in (jnp.mean, jnp.var))
+        normal = ((groups - mean) / jnp.sqrt(variance + 0.1)).reshape(x.shape)
+        return normal * weight[None, None] + bias[None, None]
+
+    @partial(jax.jit, static_argnums=0)
+    def everything(f, primals, tangents):
+        total = lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
+        gradient = jax.grad(total, argnums=(0, 1, 2))
+        return f(*primals), jax.jvp(gradient, primals, tangents)
+
+    # sums of 80 terms of size 1
+    close = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
+    jax.tree.map(close, *(everything(f, primals, tangents) for f in (ours, formula)))
 
 
 # Networks of our own
@@ -318,7 +347,7 @@ def tiny(size=8, halvings=1, **options):
                     **options)  # fmt: skip
     skeleton = eqx.filter_eval_shape(build, key=jr.key(0))
     rng = np.random.default_rng(0)
-    fill = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
+    fill = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)
     return jax.tree.map(fill, skeleton)
 
 

@@ -1,20 +1,16 @@
 """A DDPM++ in PyTorch, as one would write it there: the same weights, outputs and training.
 
-    python unet_torch.py INPUT.npz OUTPUT.npz THREADS
+    python unet_torch.py INPUT.npz OUTPUT.npz
 
-Run by `benchmarks.unet` with the interpreter of an environment that has torch and nothing of
-this repository. `INPUT.npz` holds the weights under the names that they have here, a batch
-and its noise labels. Writes the output, so that both can be seen to be the same network, and
-the processor's seconds of a forward pass and of a training step.
+`INPUT.npz` holds the weights under the names that they have here, a batch and its noise labels.
 """
 
 import math
-import statistics
+import os
 import sys
-import time
 
-import numpy as np
 import torch
+from rounds import load, serve
 from torch.nn import functional as F
 
 
@@ -77,24 +73,16 @@ def unet(state, x, c_noise):
     return conv(state, last.replace("norm", "conv"), F.silu(norm(state, last, h)))
 
 
-def median(f, repeats=7):
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        f()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
-
-
-def main(source, target, threads):
-    torch.set_num_threads(int(threads))
-    with np.load(source) as data:
-        arrays = {name: torch.tensor(data[name]) for name in data.files}
+def main(source, target):
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    arrays = {name: torch.tensor(array) for name, array in load(source).items()}
     x, c_noise = arrays.pop("x"), arrays.pop("c_noise")
-    with torch.no_grad():
-        out = unet(arrays, x, c_noise)
-        forward = median(lambda: unet(arrays, x, c_noise))
+
+    @torch.no_grad()
+    def forward():
+        return unet(arrays, x, c_noise)
+
+    out = forward().numpy()
     for array in arrays.values():
         array.requires_grad_()
     optimizer = torch.optim.Adam(arrays.values(), lr=1e-4)
@@ -109,8 +97,8 @@ def main(source, target, threads):
         loss.backward()
         optimizer.step()
 
-    train = median(step)
-    np.savez(target, out=out.numpy(), forward=forward, train=train, version=torch.__version__)
+    outputs = {"out": out, "version": torch.__version__}
+    serve(target, outputs, {"forward": forward, "training step": step})
 
 
 if __name__ == "__main__":
