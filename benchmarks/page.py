@@ -125,7 +125,11 @@ posteriors. An empty cell is a fit that was not made. Octaves are waves of the p
 network sees beside them. The spread is what a straight line leaves of a parameter, the width what
 neighbours see (`edm_tutorial/sbi/neighbours.py`). Bending within 1 % of the box has the lowest
 loss on two moons, but puts up to a third of the draws on a bound where the network is unsure of
-a posterior beside it; the rule that is kept has nearly that loss and no such spike."""
+a posterior beside it; the rule that is kept has nearly that loss and no such spike.
+
+What is missed, and where: the fifth observation of two moons, whose crescents a bound of the prior
+cuts off, lifts the mean above the target; the other four are within it. On slcp the parameter that
+sets the correlation of the data is learned late."""
 
 MUTANTS = """## Does the suite notice bugs?
 

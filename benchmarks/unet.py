@@ -80,7 +80,7 @@ def sampler_row(n: int = 6) -> dict[str, Any]:
     def draw(model: edm.Denoiser, noise: Array) -> Array:
         return jax.vmap(lambda z: edm.sample(model, z, sigmas))(noise)
 
-    calls = lambda: [forward(model, noise, sigma) for _ in range(2 * n - 1)]  # noqa: E731
+    calls = lambda: [forward(model, noise, sigma) for _ in range(2 * n - 1)]
     ours, limit = medians([partial(draw, model, noise), calls], 7, CLOCK)
     return row("sampler, 11 evaluations", ours, limit)
 
@@ -176,7 +176,7 @@ def _conv_first(x: Array, weight: Array) -> Array:
 def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
     def timed(f: Callable[..., Array], params: Any, x: Array) -> Callable[[], Any]:
         batched = jax.vmap(f, (None, 0))
-        loss = lambda params, x: jnp.mean(batched(params, x) ** 2)  # noqa: E731
+        loss = lambda params, x: jnp.mean(batched(params, x) ** 2)
         slopes = jax.grad(loss, argnums=(0, 1))
 
         def loop(params: Any, x: Array) -> Any:
@@ -254,7 +254,7 @@ def cost_rows() -> list[dict[str, Any]]:
 
     @eqx.filter_jit
     def slopes(model: edm.Denoiser, x: Array, keys: Array) -> Any:
-        mean = lambda model: jnp.mean(jax.vmap(lambda x, k: loss(model, x, key=k))(x, keys))  # noqa: E731
+        mean = lambda model: jnp.mean(jax.vmap(lambda x, k: loss(model, x, key=k))(x, keys))
         return eqx.filter_grad(mean)(model)
 
     rows = []

@@ -54,7 +54,7 @@ def test_every_input_matters(key):
 def test_octaves_are_waves_of_x(key):
     """Two of them: a network with nothing but its first layer, which looks at one column each."""
     network = MLP(1, width=1, depth=1, octaves=2, key=key)
-    parts = lambda net: (net.embed_input.weight, net.embed_input.bias, net.blocks, net.output)  # noqa: E731
+    parts = lambda net: (net.embed_input.weight, net.embed_input.bias, net.blocks, net.output)
     for i, wave in enumerate([0.7, np.cos(0.7), np.cos(1.4), np.sin(0.7), np.sin(1.4)]):
         only = jnp.eye(5)[i : i + 1], jnp.zeros(1), [], lambda h: h
         seen = eqx.tree_at(parts, network, only)(jnp.array([0.7]), LABEL)

@@ -119,7 +119,7 @@ class Block(eqx.Module):
         heads = self.style.heads(y.shape[-1])
         # Columns come as (head, channel, q/k/v). Sorted here, where there are few, q, k and v are
         # whole: sorted in the image, their gradients take longer than all of attention.
-        sort = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 3), -1, -2).reshape(a.shape)  # noqa: E731
+        sort = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 3), -1, -2).reshape(a.shape)
         parts = jnp.split(jax.tree.map(sort, self.qkv)(self.norm2(y)), 3, axis=-1)
         q, k, v = (part.reshape(y.shape[0] * y.shape[1], heads, -1) for part in parts)
         weights = attention_weights(q, k).astype(y.dtype)

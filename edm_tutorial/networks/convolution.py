@@ -61,7 +61,7 @@ def _transpose(cotangent: Any, x: Any, weight: Any, *, pad: int) -> tuple[Any, A
 def _batch(args: Any, axes: Any, *, pad: int) -> tuple[Array, int]:
     (x, weight), (x_axis, weight_axis) = args, axes
     if weight_axis is not None:  # an ensemble: nothing is shared
-        one = lambda x, weight: _forward(x, weight, pad=pad)  # noqa: E731
+        one = lambda x, weight: _forward(x, weight, pad=pad)
         return jax.vmap(one, in_axes=axes)(x, weight), 0
     x = jnp.moveaxis(x, x_axis, 0)
     out = _conv_p.bind(x.reshape(-1, *x.shape[2:]), weight, pad=pad)

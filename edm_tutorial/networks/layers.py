@@ -196,7 +196,7 @@ class Down(eqx.Module):
         x = _pad(x, pad, axis)
         last = 2 * ((x.shape[axis] - len(self.taps)) // 2)
         total = sum(self.taps)
-        entries = lambda k: jax.lax.slice_in_dim(x, k, k + last + 1, 2, axis)  # noqa: E731
+        entries = lambda k: jax.lax.slice_in_dim(x, k, k + last + 1, 2, axis)
         return sum((tap / total) * entries(k) for k, tap in enumerate(self.taps))  # type: ignore
 
 
@@ -220,7 +220,7 @@ class Up(eqx.Module):
             """Every second entry of the result, by the taps that meet an entry and no zero."""
             offset = parity + (size - 1) // 2
             starts = {k: size // 2 + (offset - k) // 2 for k in range(offset % 2, size, 2)}
-            entries = lambda at: jax.lax.slice_in_dim(x, at, at + length, 1, axis)  # noqa: E731
+            entries = lambda at: jax.lax.slice_in_dim(x, at, at + length, 1, axis)
             return sum((2 * self.taps[k] / total) * entries(at) for k, at in starts.items())
 
         pairs = jnp.stack([phase(0), phase(1)], axis + 1)

@@ -179,5 +179,5 @@ def _waves(x: Array, octaves: int) -> Array:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
+    cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
     return jax.tree.map(cast, tree)

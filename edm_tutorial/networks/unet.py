@@ -173,7 +173,7 @@ class UNet(eqx.Module):
 
 
 def _block_keys(network: UNet, key: PRNGKey | None) -> Any:
-    is_block = lambda node: isinstance(node, Block)  # noqa: E731
+    is_block = lambda node: isinstance(node, Block)
     levels = (network.encoder, network.decoder)
     count = sum(map(is_block, jax.tree.leaves(levels, is_leaf=is_block)))
     return iter([None] * count if key is None else jr.split(key, count))
