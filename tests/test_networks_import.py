@@ -94,22 +94,35 @@ IMAGENET = dict(img_resolution=64, in_channels=3, out_channels=3, label_dim=1000
 
 
 @pytest.mark.parametrize(
-    "build, keywords, count",
+    "cls, keywords, count",
     [
-        (song_unet, CIFAR, 55_733_891),
-        (song_unet, CIFAR | {"label_dim": 10}, 55_735_299),
-        (song_unet, CIFAR | NCSNPP, 56_397_827),
-        (song_unet, CIFAR | NCSNPP | {"label_dim": 10}, 56_400_643),
-        (dhariwal_unet, IMAGENET, 295_899_267),
+        ("SongUNet", CIFAR, 55_733_891),
+        ("SongUNet", CIFAR | {"label_dim": 10}, 55_735_299),
+        ("SongUNet", CIFAR | NCSNPP, 56_397_827),
+        ("SongUNet", CIFAR | NCSNPP | {"label_dim": 10}, 56_400_643),
+        ("DhariwalUNet", IMAGENET, 295_899_267),
     ],
 )
-def test_parameter_counts_at_full_size(build, keywords, count):
-    net = eqx.filter_eval_shape(partial(build, **keywords), key=jax.random.key(0))
-    names, leaves = state_names(net), jax.tree.leaves(net)
+def test_networks_of_full_size(cls, keywords, count):
+    """Counted, and loaded from a state dict whose i-th array is full of i: none is misplaced."""
+    build = {"SongUNet": song_unet, "DhariwalUNet": dhariwal_unet}[cls]
+    skeleton = eqx.filter_eval_shape(partial(build, **keywords), key=jax.random.key(0))
+    names, leaves = state_names(skeleton), jax.tree.leaves(skeleton)
     assert len(names) == len(set(names)) == len(leaves)
     sizes = dict(zip(names, (leaf.size for leaf in leaves), strict=True))
     sizes.pop("map_noise.freqs", None)  # a buffer
     assert sum(sizes.values()) == count
+    arrays = {}
+    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        arrays[name] = np.broadcast_to(np.float32(i), official_shape(leaf.shape))
+    network = from_state_dict(cls, arrays, **keywords)
+    for i, (leaf, loaded) in enumerate(zip(leaves, jax.tree.leaves(network), strict=True)):
+        assert loaded.shape == leaf.shape and np.all(np.asarray(loaded) == i), names[i]
+
+
+def official_shape(shape):
+    """Of a convolution, channels come first there."""
+    return shape if len(shape) < 4 else (shape[3], shape[2], *shape[:2])
 
 
 def official_state(keywords):
@@ -117,8 +130,7 @@ def official_state(keywords):
     skeleton = eqx.filter_eval_shape(partial(song_unet, **keywords), key=jax.random.key(0))
     rng, arrays = np.random.default_rng(0), {}
     for name, leaf in zip(state_names(skeleton), jax.tree.leaves(skeleton), strict=True):
-        shape = leaf.shape if leaf.ndim < 4 else (leaf.shape[3], leaf.shape[2], *leaf.shape[:2])
-        arrays[f"model.{name}"] = rng.standard_normal(shape, np.float32)
+        arrays[f"model.{name}"] = rng.standard_normal(official_shape(leaf.shape), np.float32)
     taps = np.asarray(keywords.get("resample_filter", (1, 1)), np.float32)
     for size, kind in ((16, "enc.16x16_down"), (32, "dec.32x32_up")):
         for conv in ("conv0", "skip"):
