@@ -128,7 +128,7 @@ loss on two moons, but puts up to a third of the draws on a bound where the netw
 a posterior beside it; the rule that is kept has nearly that loss and no such spike.
 
 What is missed, and where: the fifth observation of two moons, whose crescents a bound of the prior
-cuts off, lifts the mean above the target; the other four are within it. On slcp the parameter that
+cuts off, lifts the mean; the other four are within the target at every budget. On slcp the parameter that
 sets the correlation of the data is learned late."""
 
 MUTANTS = """## Does the suite notice bugs?
