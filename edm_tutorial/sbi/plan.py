@@ -1,8 +1,8 @@
 r"""How long to train what, as smooth functions of the number of simulations.
 
 Few simulations ask for strong weight decay and few steps; many bear a large network. The
-numbers were chosen by the held-out loss of five benchmark simulators together, never by their
-reference posteriors.
+numbers were chosen by the held-out loss of the benchmark simulators, not by their reference
+posteriors.
 """
 
 from typing import Any, NamedTuple
