@@ -32,14 +32,19 @@ def python_with(name: str, packages: Sequence[str]) -> Path:
     python = home / "bin" / "python"
     if not (home / ".installed").exists():
         print(f"making an environment with {' '.join(packages)}", flush=True)
-        venv.create(home, with_pip=True, clear=True)
-        _run([python, "-m", "pip", "install", "-q", *packages])
+        venv.create(home, with_pip=True, clear=True)  # and BUILD with it
+        run([python, "-m", "pip", "install", "-q", *packages])
         (home / ".installed").touch()
     return python
 
 
-def _run(command: Sequence[Any]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(command: Sequence[Any]) -> None:
+    """Run a program to its end, quietly, among what is built: some leave files where they stand.
+
+    Raises:
+        Missing: it failed; its last line says why.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BUILD)
     if done.returncode:
         lines = (done.stderr or done.stdout or "no message").strip().splitlines()
         raise Missing(lines[-1][:200])

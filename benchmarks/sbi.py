@@ -4,16 +4,14 @@
 
 One set of defaults for all. Every run adds its row to `results/sbi.csv` as soon as it has it; a row
 that is there is not measured again unless `--fresh`. `--peers` runs the package `sbi` too, in an
-environment of its own under `build/`, on the same simulations and with the same C2ST. Where only
-CPU wheels of torch are wanted, tell pip so by its own settings, `PIP_EXTRA_INDEX_URL`.
+environment of its own under `build/peers`, on the same simulations and with the same C2ST. Where
+only CPU wheels of torch are wanted, tell pip so by its own settings, `PIP_EXTRA_INDEX_URL`.
 """
 
 import argparse
 import csv
-import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 import sklearn
 from tqdm import tqdm
 
+from benchmarks.environments import BUILD, TORCH, Missing, python_with, run
 from benchmarks.timing import RESULTS, machine
 from edm_tutorial.sbi import fit_posterior, simulators
 from edm_tutorial.sbi.calibration import c2st
@@ -42,8 +41,7 @@ OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
 SEED, DRAWS, POINTS = 0, 10_000, 1_000
 HERE = Path(__file__).parent
 TABLE = RESULTS / "sbi.csv"
-BUILD = HERE.parent / "build"
-PEER_PACKAGES = ("sbi==0.27.0", "torch==2.13.0")
+PEER_PACKAGES = ("sbi==0.27.0", TORCH)
 COLUMNS = ("task", "budget", "method", "seed", *(f"c2st_{i}" for i in range(1, 6)), "mean")
 COLUMNS += ("target", "train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "heldout_loss")
 COLUMNS += ("note", "machine")
@@ -92,18 +90,6 @@ def run_ours(task: str, budget: int) -> dict[str, Any]:
     }
 
 
-def peer_python() -> Path:
-    """The interpreter of an environment with the peer in it, made on first use."""
-    home = BUILD / "peers-sbi"
-    python = home / "bin" / "python"
-    if not (home / ".installed").exists():
-        venv.create(home, with_pip=True, clear=True)
-        pip = [python, "-m", "pip", "install", "-q", *PEER_PACKAGES]
-        subprocess.run(pip, check=True, capture_output=True, text=True)
-        (home / ".installed").touch()
-    return python
-
-
 def run_peer(method: str, task: str, budget: int) -> dict[str, Any]:
     """The same for a method of `sbi`: files in, files out. Its own failure is the note."""
     theta, x = simulations(task, budget)
@@ -112,9 +98,9 @@ def run_peer(method: str, task: str, budget: int) -> dict[str, Any]:
     moments = {
         name: getattr(problem.prior, name) for name in ("mean", "std") if not np.isfinite(low[0])
     }
-    source, target = BUILD / "peers-sbi-in.npz", BUILD / "peers-sbi-out.npz"
+    source, target = BUILD / "sbi_runner-in.npz", BUILD / "sbi_runner-out.npz"
     try:
-        python = peer_python()
+        python = python_with("sbi", PEER_PACKAGES)
         np.savez(
             source,
             theta=theta,
@@ -125,11 +111,10 @@ def run_peer(method: str, task: str, budget: int) -> dict[str, Any]:
             points=known["reference_samples"][:, :POINTS],
             **moments,
         )
-        runner = [python, HERE / "peers" / "sbi_runner.py", method, str(SEED), source, target]
-        subprocess.run(runner, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr or error.stdout or "no message").strip().splitlines()
-        return {"note": f"failed: {lines[-1][:200]}", "machine": machine()}
+        runner = HERE / "peers" / "sbi_runner.py"
+        run([python, runner, method, str(SEED), source, target])
+    except Missing as error:
+        return {"note": f"failed: {error}", "machine": machine()}
     with np.load(target) as result:
         return {
             "draws": result["draws"],

@@ -30,13 +30,13 @@ from jaxtyping import Array
 
 import edm_tutorial as edm
 from benchmarks.environments import TORCH, Peer, in_turn
-from benchmarks.timing import RESULTS, machine, medians
+from benchmarks.timing import RESULTS, machine, medians, pin
 from edm_tutorial.networks import UNet, song_unet
 from edm_tutorial.networks.layers import SONG, Conv, GroupNorm
 from edm_tutorial.networks.state_dict import state_names
 
 if "--torch" in sys.argv:  # before JAX counts the cores
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pin()
 
 SIZE, CHANNELS, BATCH = 16, 32, 16
 CLOCK = time.process_time if jax.default_backend() == "cpu" else time.perf_counter

@@ -53,7 +53,7 @@ class Positional(eqx.Module):
     def __call__(self, c: Float[Array, ""]) -> Float[Array, " n"]:
         half = self.size // 2
         frequencies = 10000.0 ** (-np.arange(half) / (half - int(self.endpoint)))
-        return _waves(c * jnp.asarray(frequencies, c.dtype))
+        return waves(c * jnp.asarray(frequencies, c.dtype))
 
 
 @final
@@ -73,10 +73,11 @@ class Fourier(eqx.Module):
 
     def __call__(self, c: Float[Array, ""]) -> Float[Array, " n"]:
         frequencies = jax.lax.stop_gradient(self.freqs).astype(c.dtype)
-        return _waves(c * (2 * math.pi * frequencies))
+        return waves(c * (2 * math.pi * frequencies))
 
 
-def _waves(angles: Array) -> Array:
+def waves(angles: Float[Array, " n"]) -> Float[Array, " features"]:
+    """The cosines of all angles, then their sines."""
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
 
 

@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from edm_tutorial.networks.embedding import waves
 from edm_tutorial.types import Condition, PRNGKey, check_floating
 
 FREQUENCIES = 32
@@ -24,7 +25,7 @@ FREQUENCIES = 32
 def embed_noise(c_noise: Float[Array, ""]) -> Float[Array, " features"]:
     """Cosines and sines of the noise label; frequencies 0.001 to 8 per unit, not trained."""
     angles = c_noise * jnp.asarray(np.geomspace(1e-3, 8.0, FREQUENCIES), c_noise.dtype)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
+    return waves(angles)
 
 
 class _Block(eqx.Module):
@@ -90,8 +91,13 @@ class MLP(eqx.Module):
         dropout: float = 0.0,
         key: PRNGKey,
     ):
-        sizes = {"size": size, "cond_size": cond_size, "width": width, "depth": depth}
-        sizes |= {"octaves": octaves}
+        sizes = {
+            "size": size,
+            "cond_size": cond_size,
+            "width": width,
+            "depth": depth,
+            "octaves": octaves,
+        }
         for name, count in sizes.items():
             if not isinstance(count, Integral):
                 raise TypeError(f"{name} must be a whole number, got {count!r}")
@@ -128,10 +134,11 @@ class MLP(eqx.Module):
     ) -> Float[Array, " size"]:
         """The raw network output for one example."""
         self._check(x, cond)
-        net = _cast(self, x.dtype)
+        net = cast_floating(self, x.dtype)
         cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
         context = net.embed_context(jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond]))
-        h = net.embed_input(_waves(x, self.octaves))
+        scales = jnp.asarray(2.0 ** np.arange(self.octaves), x.dtype)
+        h = net.embed_input(jnp.concatenate([x, waves(jnp.outer(scales, x).ravel())]))
         keys = [None] * len(net.blocks) if key is None else jr.split(key, len(net.blocks))
         for block, block_key in zip(net.blocks, keys, strict=True):
             h = block(h, context, block_key)
@@ -173,11 +180,7 @@ class Embedded(eqx.Module):
         return self.network(x, c_noise, self.embedding(cond), key=key)
 
 
-def _waves(x: Array, octaves: int) -> Array:
-    angles = [2.0**i * x for i in range(octaves)]
-    return jnp.concatenate([x, *map(jnp.cos, angles), *map(jnp.sin, angles)])
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
+def cast_floating(tree: Any, dtype: Any) -> Any:
+    """The same tree with its floating-point arrays in `dtype`."""
     cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
     return jax.tree.map(cast, tree)

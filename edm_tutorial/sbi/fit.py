@@ -123,12 +123,13 @@ def _measure(
     theta_scale = Standardizer.fit(theta, "theta")
     x_scale = Standardizer.fit(x, "x") if vectors else _one_scale(x)
     support = Support.of(prior_support, everything)
-    if vectors:
-        softness = _softness(_scaled(theta_scale, theta), _scaled(x_scale, x))
+    seen = _scaled(x_scale, x) if vectors else None
+    if seen is not None:
+        softness = _softness(_scaled(theta_scale, theta), seen)
         support = Support(support.low, support.high, softness * theta_scale.std)
     u = np.asarray(_map(support.forward, theta))
     u_scale = Standardizer.fit(u, "theta")
-    line = LinearRegression.fit(_scaled(u_scale, u), _scaled(x_scale, x)) if vectors else None
+    line = None if seen is None else LinearRegression.fit(_scaled(u_scale, u), seen)
     return Coordinates(support, u_scale, x_scale, line)
 
 

@@ -16,6 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from edm_tutorial.networks import MLP, Embedded
+from edm_tutorial.networks.mlp import cast_floating
 from edm_tutorial.types import Condition, PRNGKey
 
 OCTAVES = 3  # of the parameters, beside them
@@ -51,8 +52,15 @@ class PosteriorMLP(eqx.Module):
         key: PRNGKey,
     ):
         joint_key, marginal_key, predictor_key = jr.split(key, 3)
-        sizes: dict[str, Any] = {"width": width, "depth": depth, "octaves": OCTAVES}
-        self.joint = MLP(size, cond_size, **sizes, dropout=dropout, key=joint_key)
+        self.joint = MLP(
+            size,
+            cond_size,
+            width=width,
+            depth=depth,
+            octaves=OCTAVES,
+            dropout=dropout,
+            key=joint_key,
+        )
         marginal = eqx.nn.MLP(
             4 + CODE, 1, MARGINAL_WIDTH, depth=2, activation=jax.nn.silu, key=marginal_key
         )
@@ -71,8 +79,7 @@ class PosteriorMLP(eqx.Module):
     ) -> Float[Array, " d"]:
         """The raw network output for one example; `cond` is the observation."""
         everything = self.joint(x, c_noise, cond, key=key)
-        cast = lambda leaf: leaf.astype(x.dtype) if eqx.is_inexact_array(leaf) else leaf
-        net = jax.tree.map(cast, self)
+        net = cast_floating(self, x.dtype)
         log_sigma = 4 * c_noise.astype(x.dtype)  # of EDM's preconditioning
         level = jnp.stack([log_sigma / 3, jnp.exp(-jnp.exp(log_sigma))])
 
