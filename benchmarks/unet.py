@@ -210,8 +210,9 @@ def torch_rows() -> list[dict[str, Any]]:
     reductions. Much of the rest is elementwise passes: XLA on CPU writes one result at a time, so
     SiLU and its slope are two passes. Tried, and no faster: group norms with a derivative of
     their own and 1x1 kernels as convolutions (1.00 times), gradients of weights as products of
-    patches or of shifts (1.1 to 4 times slower), and barriers, which XLA on CPU drops before it
-    fuses.
+    patches or of shifts (1.1 to 4 times slower), barriers, which XLA on CPU drops before it fuses,
+    and its flags: oneDNN, vectors of 512 bits and other schedulers (1.00 to 0.93 times), YNNPACK
+    (1.6 times slower with its products, 2.2 times with its convolutions).
     """
     model, x = denoiser(), data(BATCH)
     net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)

@@ -142,6 +142,19 @@ def test_weight_decay_falls_over_half_the_steps():
     np.testing.assert_allclose(shrunk, rate * 3e-3 ** np.minimum(steps / 50, 1), rtol=1e-5)
 
 
+def test_few_simulations_ask_for_more_regularisation_and_fewer_steps():
+    """From 100 to a million: each number moves one way, within the limits that it has."""
+    plans = [default_plan(round(count)) for count in np.geomspace(100, 1_000_000, 41).tolist()]
+    column = lambda name: np.array([getattr(plan, name) for plan in plans])
+    for name in ("weight_decay", "dropout", "learning_rate"):
+        assert np.all(np.diff(column(name)) <= 0), name
+        assert column(name)[0] > 1.4 * column(name)[-1], name
+    for name in ("steps", "width"):
+        assert np.all(np.diff(column(name)) >= 0) and column(name)[0] < column(name)[-1], name
+    np.testing.assert_allclose(column("weight_decay")[[10, 20, 30]], [2, 0.2, 0.02], rtol=1e-3)
+    assert default_plan(1) == plans[0] and default_plan(10**8) == plans[-1]
+
+
 @pytest.mark.slow
 def test_the_best_weights_are_kept_and_training_stops(key):
     """A learning rate that rises the loss again: the result is the minimum of the history."""
