@@ -202,17 +202,7 @@ def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
 def torch_rows() -> list[dict[str, Any]]:
     """Images a second beside the same network in PyTorch, as many CPU cores as this process has.
 
-    On a CPU the forward pass is faster than PyTorch's, the training step slower. By the two
-    profilers, 66 % of PyTorch's step are 3x3 and 1x1 convolutions, 4 % group norms, 4 % SiLU and
-    7 % Adam. Ours spends no more time in convolutions, but more between them: 42 % are 3x3
-    convolutions, 9 % matrix products, 18 % images brought into the order of axes that gradients
-    of weights want, with the chains of sums along the skips computed anew for each, and 5 % other
-    reductions. Much of the rest is elementwise passes: XLA on CPU writes one result at a time, so
-    SiLU and its slope are two passes. Tried, and no faster: group norms with a derivative of
-    their own and 1x1 kernels as convolutions (1.00 times), gradients of weights as products of
-    patches or of shifts (1.1 to 4 times slower), barriers, which XLA on CPU drops before it fuses,
-    and its flags: oneDNN, vectors of 512 bits and other schedulers (1.00 to 0.93 times), YNNPACK
-    (1.6 times slower with its products, 2.2 times with its convolutions).
+    Where the training step loses its time: `benchmarks/targets.py`.
     """
     model, x = denoiser(), data(BATCH)
     net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)

@@ -7,6 +7,10 @@ import pytest
 from benchmarks import page, sbi, targets, timing
 
 
+def test_the_page_is_made_from_the_tables_that_are_there():
+    assert (page.BOOK / "benchmarks.md").read_text() == page.page()  # else run benchmarks.page
+
+
 def row(task, budget, method, mean, target="", costs=("9.5", "0.5", "0.1"), note=""):
     cells = dict.fromkeys(sbi.COLUMNS, "") | {"note": note, "machine": "a machine"}
     cells |= {"task": task, "budget": str(budget), "method": method, "seed": "0", "mean": mean}
@@ -98,6 +102,25 @@ def test_targets_are_judged_by_the_tables(results):
     assert peer.endswith("| at least 1.5 times faster | 1.5 |")
     assert missing == "| flow, against other | side by side | not measured |"
     assert bugs.endswith(f"| {page.red('95 %', True)} |")  # 18 of 19
+
+
+def test_targets_of_u_nets(results):
+    absent = {"device": "gpu", "ratio": "not measured", "ours_over_torch": "not measured"}
+    here = {"device": "cpu", "ours_over_torch": "-"}
+    limits = {"sampler, 11 evaluations": "1.04", "training, 4 steps": "1.26"}
+    rows = [here | {"what": what, "ratio": ratio} for what, ratio in limits.items()]
+    table(results, "unet_limit", *rows, absent | {"what": "not measured"})
+    rows = [
+        here | {"what": what, "ratio": "-", "ours_over_torch": ratio}
+        for what, ratio in (("forward", "1.22"), ("training step", "0.76"))
+    ]
+    table(results, "unet_torch", *rows, absent | {"what": "not measured"})
+    sampler, training, forward, step = lines_of(targets.targets())
+    assert sampler.endswith("| at most 1.05 | 1.04 |")
+    assert training.endswith(f"| at most 1.25 | {page.red('1.26', True)} |")
+    assert forward.endswith("cpu | at least 1.0 | 1.22 |")
+    assert step.endswith(f"| at least 1.0 | {page.red('0.76', True)} |")
+    assert "By the two profilers" in targets.targets()
 
 
 def test_a_reason_stands_only_below_a_target_that_is_missed(results, monkeypatch):
