@@ -118,6 +118,18 @@ def test_convolution_and_resampling(name):
     case.check_all_read()
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_extra_zeros_widen_the_result(size, key):
+    """Their frame of one pixel is a convolution as well, of zeros where size is 1."""
+    conv_key, x_key = jr.split(key)
+    conv = Conv(2, 4, size, SONG, conv_key)
+    conv = eqx.tree_at(lambda conv: conv.bias, conv, jnp.arange(4.0))
+    x = jr.normal(x_key, (5, 3, 2))
+    wide = conv(x, extra=1)
+    assert_close(wide, np.asarray(conv(jnp.pad(x, ((1, 1), (1, 1), (0, 0))))))
+    assert_close(wide[1:-1, 1:-1], np.asarray(conv(x)))
+
+
 @each_case(LAYERS, "attn")
 def test_attention_weights(name):
     case = Case(LAYERS, name)
