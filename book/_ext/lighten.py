@@ -18,6 +18,7 @@ ICON_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*fontawesome[^>]*/>
 IMAGE = re.compile(r'<img(?![^>]*\bloading=)(?=[^>]*\ssrc="([^"]+)")')
 ICON_RULE = re.compile(r"((?:\.fa-[\w-]+:(?::)?before,?)+)\{content:\"\\([0-9a-f]+)\"")
 ESCAPE = re.compile(r"\\(f[0-9a-f]{3})\b")
+LETTER = re.compile("[\ue000-\uf8ff]")  # of the range that fonts use as they like
 
 
 def lighter(html: str, folder: Path) -> str:
@@ -41,6 +42,7 @@ def icons(pages: list[str], style: str, others: list[str]) -> set[int]:
     """Code points of the icons that pages name or that style sheets draw."""
     named = set(re.findall(r"\bfa-[a-z0-9-]+", " ".join(pages + others)))
     found = {int(code, 16) for text in others for code in ESCAPE.findall(text)}
+    found |= {ord(letter) for text in others for letter in LETTER.findall(text)}
     for selectors, code in ICON_RULE.findall(style):
         if named & set(re.findall(r"fa-[\w-]+", selectors)):
             found.add(int(code, 16))

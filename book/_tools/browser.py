@@ -17,6 +17,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
 --disable-background-networking --disable-component-update --disable-sync""".split()
 TYPESET = "() => window.MathJax?.startup?.promise?.then(() => true) ?? true"
+IMAGES = """() => Promise.all([...document.images].map(image => {
+    image.loading = "eager";  // those below the window too
+    return image.decode().catch(() => null);  // a missing one is a failed request
+})).then(() => true)"""
 
 
 def chromium() -> str | None:
@@ -61,5 +65,6 @@ def launched() -> Iterator[Browser]:
 def settle(page: Page, url: str) -> None:
     """Open `url` and wait until fonts, images and mathematics are there."""
     page.goto(url, wait_until="load")
+    page.evaluate(IMAGES)
     page.evaluate(TYPESET)
     page.evaluate("() => document.fonts.ready.then(() => true)")

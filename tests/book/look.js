@@ -4,10 +4,7 @@ async () => {
   const name = (element) =>
     `${element.tagName.toLowerCase()}.${element.className}`.slice(0, 80);
 
-  // Images load when they come near; ask for each of them now.
   const images = all("img");
-  for (const image of images) image.loading = "eager";
-  await Promise.all(images.map((image) => image.decode().catch(() => null)));
 
   const ready = (video) =>
     video.readyState > 0 ||
@@ -19,6 +16,23 @@ async () => {
     });
   const videos = all("video");
   const playable = await Promise.all(videos.map(ready));
+
+  // An icon is a letter of a font: one that the font lacks is drawn as any other that it lacks.
+  const drawn = (style, letter) => {
+    const canvas = document.createElement("canvas");
+    const pen = canvas.getContext("2d");
+    pen.font = `${style.fontWeight} 20px ${style.fontFamily}`;
+    pen.fillText(letter, 10, 40);
+    return canvas.toDataURL();
+  };
+  const lost = (element, part) => {
+    const style = getComputedStyle(element, part);
+    const letter = style.content.match(/[\ue000-\uf8ff]/)?.[0];
+    const shown = letter && element.getClientRects().length > 0;
+    return shown && drawn(style, letter) === drawn(style, "\uf8ff");
+  };
+  const parts = ["::before", "::after"];
+  const everything = [...document.querySelectorAll("body *")];
 
   // An element sticks out if nothing between it and the page scrolls or hides.
   const width = document.documentElement.clientWidth;
@@ -42,12 +56,13 @@ async () => {
     images_without_alt: images.filter((i) => !i.alt.trim()).map((i) => i.src),
     broken_videos: videos.filter((_, i) => !playable[i]).map(name),
     videos_without_poster: videos.filter((v) => !v.poster).map(name),
+    missing_icons: everything.filter((e) => parts.some((part) => lost(e, part))).map(name),
     untypeset: all(".math")
       .filter((m) => !m.querySelector("mjx-container"))
       .map((m) => m.textContent.slice(0, 80)),
     math_errors: all('mjx-merror, mjx-mtext[style*="color: red"]').map((e) => e.textContent),
     too_wide: scrolls
-      ? ["page", ...[...document.querySelectorAll("body *")].filter(sticks).map(name)]
+      ? ["page", ...everything.filter(sticks).map(name)]
       : [],
     open_solutions: all(".solution").filter((s) => !folded(s)).map((s) => s.id),
     duplicate_ids: found.filter(

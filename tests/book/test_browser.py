@@ -86,6 +86,7 @@ def test_page(window, site, name):
     assert not seen["images_without_alt"]
     assert not seen["broken_videos"]
     assert not seen["videos_without_poster"]
+    assert not seen["missing_icons"]
     assert not seen["untypeset"], "mathematics is shown as it was typed"
     assert not seen["math_errors"]
     assert not seen["too_wide"], "the page scrolls sideways"
@@ -128,7 +129,6 @@ def test_page_is_light(browser, site, name):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.on("request", lambda request: asked.add(request.url))
     browser_tools.settle(page, f"{site}/{name}")
-    page.evaluate(LOOK)  # asks for the images below
     page.close()
     files = {HTML / url.removeprefix(f"{site}/").split("?")[0].split("#")[0] for url in asked}
     sizes = {f.name: len(gzip.compress(f.read_bytes())) for f in files if f.is_file()}
