@@ -184,6 +184,8 @@ def posterior_row(rows: dict[str, dict[str, str]]) -> list[str]:
     for i, cost in enumerate(COSTS):
         values = [rows.get(method, {}).get(cost, "") for method in METHODS]
         missed = bool(limits and values[0]) and float(values[0] or 0) > limits[i]
+        while len(values) > 1 and not values[-1]:
+            values.pop()
         shown = [f"{float(value):.3g}" if value else "-" for value in values]
         cells.append(" / ".join([red(shown[0], missed), *shown[1:]]))
     return cells
