@@ -131,9 +131,11 @@ reference posteriors showed that it puts up to a third of them on a bound, where
 unsure of a posterior beside it. The rule that is kept was written after that look. On slcp
 it has the same loss at 10,000 simulations, and a higher one at 1,000.
 
-What is missed, and where: the fifth observation of two moons, whose crescents a bound of the prior
-cuts off, lifts the mean; the other four are within the target at every budget. On slcp the
-parameter that sets the correlation of the data is hardly learned from 10,000 simulations."""
+What is missed, and where: mostly posteriors that a bound of the prior cuts off. On two moons the
+fifth observation, whose crescents end at a bound, lifts the mean; the other four are within the
+target at every budget. On the Gaussian mixture at 100,000 it is the first and the fifth, which lie
+closest to a bound. On slcp the parameter that sets the correlation of the data is hardly learned
+from 10,000 simulations."""
 
 MUTANTS = """## Does the suite notice bugs?
 
