@@ -2,14 +2,16 @@
 
 A peer runs as a program that waits for the name of a job, does it, and answers with the CPU
 seconds it took (`peers/rounds.py`). So two packages that cannot be installed together are still
-timed in turn, in one run.
+timed in turn, in one run. A peer is started five times: its seconds depend on the start.
 """
 
+import os
 import statistics
 import subprocess
 import time
 import venv
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +56,33 @@ class Peer:
     """A peer's program, running: `outputs` are what it made first, for comparison."""
 
     def __init__(self, name: str, packages: Sequence[str], script: str, inputs: dict[str, Any]):
-        python = python_with(name, packages)
-        source, target = BUILD / f"{script}-in.npz", BUILD / f"{script}-out.npz"
+        self.python, self.script = python_with(name, packages), script
+        self.inputs, self.starts = inputs, 0
+        self.outputs = self._start(inputs)
+
+    def _start(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        source, target = BUILD / f"{self.script}-in.npz", BUILD / f"{self.script}-out.npz"
         np.savez(source, **inputs)
         target.unlink(missing_ok=True)
-        command = [python, HERE / "peers" / f"{script}.py", source, target]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        command = [self.python, HERE / "peers" / f"{self.script}.py", source, target]
+        padding = {"PADDING": "x" * 331 * self.starts}
+        pipe, self.starts = subprocess.PIPE, self.starts + 1
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=os.environ | padding
+        )
         if self._answer() != "ready":
-            raise Missing(f"{script} ended with {self.process.wait()}")
+            raise Missing(f"{self.script} ended with {self.process.wait()}")
         with np.load(target) as file:
-            self.outputs = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
+
+    def restart(self, **inputs: Any) -> None:
+        """End the program and start it again, with an environment of another length.
+
+        Where things lie in memory decides how often glibc's allocator asks the system for
+        more: up to half of the seconds of the same program, from one start to the next.
+        """
+        self.close()
+        self._start(self.inputs | inputs)
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -83,8 +101,20 @@ class Peer:
         self.process.communicate()
 
 
-def in_turn(ours: Callable[[], Any], peer: Peer, job: str, repeats: int = 7) -> tuple[float, float]:
-    """Median CPU seconds of ours and of a peer's job, run in turn after a warm-up of both."""
-    rounds = [(seconds(ours, time.process_time), peer.seconds(job)) for _ in range(repeats + 1)]
-    mine, theirs = zip(*rounds[1:], strict=True)
-    return statistics.median(mine), statistics.median(theirs)
+def in_turn(
+    ours: Callable[[], Any], peer: Peer, job: str, starts: int = 5, repeats: int = 3, **inputs: Any
+) -> tuple[float, float, str]:
+    """Median CPU seconds of ours and of a peer's job, run in turn after a warm-up of both.
+
+    The peer is started anew `starts` times, with these `inputs` changed. Also returns, in
+    words, from which to which median its starts went.
+    """
+    mine, theirs = [], []
+    for _ in range(starts):
+        peer.restart(**inputs)
+        rounds = [(seconds(ours, time.process_time), peer.seconds(job)) for _ in range(repeats + 1)]
+        mine += [own for own, _ in rounds[1:]]
+        theirs.append([other for _, other in rounds[1:]])
+    middle = sorted(statistics.median(times) for times in theirs)
+    spread = f"peer {middle[0]:.3g} to {middle[-1]:.3g} s from start to start"
+    return statistics.median(mine), statistics.median(chain.from_iterable(theirs)), spread

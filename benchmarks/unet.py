@@ -222,7 +222,7 @@ def torch_rows() -> list[dict[str, Any]]:
     jobs = {"forward": lambda: raw(x, c_noise), "training step": lambda: next(run)[1]}
     rows = []
     for what, job in jobs.items():
-        mine, theirs = in_turn(job, peer, what, repeats=15)
+        mine, theirs, spread = in_turn(job, peer, what)
         rows.append(
             {
                 "what": what,
@@ -231,6 +231,7 @@ def torch_rows() -> list[dict[str, Any]]:
                 "torch_images_per_s": round(BATCH / theirs, 1),
                 "ours_over_torch": round(theirs / mine, 2),
                 "torch": str(peer.outputs["version"]),
+                "note": spread,
             }
         )
     peer.close()
