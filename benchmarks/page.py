@@ -40,7 +40,8 @@ SECTIONS = {
         "turn the same 10,000 noises into the same points (checked) by 35 calls of a network with "
         "the same weights: in PyTorch by a plain loop over Algorithm 2, in `azula` by its "
         "`HeunSampler`. Log-likelihoods, exact trace, are compared at the same error: on each "
-        "side the cheapest solver and tolerance of those tried that stays below it.",
+        "side the cheapest solver and tolerance, or grid, of those tried that stays below it. "
+        "Medians over five starts of the peer: its seconds depend on the start.",
     ),
     "training": (
         "Training steps a second against a loop by hand",
