@@ -7,7 +7,7 @@ there (`peers/`). All run on one core, in turn; seconds are CPU seconds, medians
 of the peer, each of three runs.
 Samplers turn the same 10,000 noises into the same points by the same 35 calls of a network
 with the same weights. Log-likelihoods are compared at the same error: on each side the cheapest of
-its solvers and tolerances that stays below it.
+its solvers and tolerances, or grids, that stays below it.
 """
 
 import time
@@ -29,6 +29,7 @@ import edm_tutorial as edm
 from benchmarks.environments import TORCH, Missing, Peer, in_turn
 from benchmarks.likelihood import mixture
 from benchmarks.timing import pin, seconds, write
+from edm_tutorial.networks.mlp import cast_floating
 
 BATCH, STEPS, CHURN = 10_000, 18, 10.0
 POINTS, ENDS = 500, (0.002, 80.0)
@@ -161,10 +162,8 @@ def cheapest(error: dict[str, float], cost: Callable[[str], float], allowed: flo
 def truth(model: Any, x: Array, law: Any) -> np.ndarray:
     """In float64, at a tolerance where only the terminal density is approximate."""
     with jax.enable_x64(True):
-        wide = lambda a: jnp.asarray(np.asarray(a), jnp.float64)
-        model = jax.tree.map(lambda a: wide(a) if eqx.is_inexact_array(a) else a, model)
-        law = tuple(wide(part) for part in law)
-        return np.asarray(log_probs(model, wide(x), law, diffrax.Dopri8(), within(1e-10)))
+        model, x, law = cast_floating((model, x, law), jnp.float64)
+        return np.asarray(log_probs(model, x, law, diffrax.Dopri8(), within(1e-10)))
 
 
 def likelihoods() -> Iterator[dict]:

@@ -129,6 +129,7 @@ def test_page_is_light(browser, site, name):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.on("request", lambda request: asked.add(request.url))
     browser_tools.settle(page, f"{site}/{name}")
+    page.evaluate(LOOK)  # asks for the videos
     page.close()
     files = {HTML / url.removeprefix(f"{site}/").split("?")[0].split("#")[0] for url in asked}
     sizes = {f.name: len(gzip.compress(f.read_bytes())) for f in files if f.is_file()}
