@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import read
-from edm_tutorial import plotting
+from edm_tutorial.book import plotting
 
 FOLDER = Path(__file__).parents[1] / "book" / "_static" / "benchmarks"
 NOISE_MB = 10.0  # below this, the peak of a process's memory is chance

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.environments import BUILD, TORCH, Missing, python_with, run
 from benchmarks.timing import RESULTS, machine
-from edm_tutorial.sbi import fit_posterior, simulators
+from edm_tutorial.sbi import fit_posterior, tasks
 from edm_tutorial.sbi.calibration import c2st
 
 BUDGETS = (1_000, 10_000, 100_000)
@@ -55,7 +55,7 @@ def reference(task: str) -> dict[str, np.ndarray]:
 
 def simulations(task: str, budget: int) -> tuple[jax.Array, jax.Array]:
     key = jr.fold_in(jr.key(SEED), budget)
-    return simulators.draw(key, getattr(simulators, task)(), budget)
+    return tasks.draw(key, getattr(tasks, task)(), budget)
 
 
 def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -68,7 +68,7 @@ def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
 def run_ours(task: str, budget: int) -> dict[str, Any]:
     """Train, draw and evaluate. Compilation counts in training; later, medians leave it out."""
     theta, x = simulations(task, budget)
-    support = getattr(simulators, task)().prior_support
+    support = getattr(tasks, task)().prior_support
     posterior, train = cpu(lambda: fit_posterior(jr.key(SEED + 1), theta, x, prior_support=support))
     log_prob = jax.jit(jax.vmap(posterior.log_prob, (0, None)))
     known, draws, seconds = reference(task), [], []
@@ -93,7 +93,7 @@ def run_ours(task: str, budget: int) -> dict[str, Any]:
 def run_peer(method: str, task: str, budget: int) -> dict[str, Any]:
     """The same for a method of `sbi`: files in, files out. Its own failure is the note."""
     theta, x = simulations(task, budget)
-    problem, known = getattr(simulators, task)(), reference(task)
+    problem, known = getattr(tasks, task)(), reference(task)
     low, high = problem.prior_support
     moments = {
         name: getattr(problem.prior, name) for name in ("mean", "std") if not np.isfinite(low[0])

@@ -32,8 +32,8 @@ import edm_tutorial as edm
 from benchmarks.environments import TORCH, Peer, in_turn
 from benchmarks.timing import RESULTS, machine, medians, pin
 from edm_tutorial.networks import UNet, song_unet
-from edm_tutorial.networks.layers import SONG, Conv, GroupNorm
-from edm_tutorial.networks.state_dict import state_names
+from edm_tutorial.networks.unet.layers import SONG, Conv, GroupNorm
+from edm_tutorial.networks.unet.state_dict import state_names
 
 if "--torch" in sys.argv:  # before JAX counts the cores
     pin()

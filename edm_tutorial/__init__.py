@@ -1,68 +1,80 @@
 """EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it."""
 
-from edm_tutorial import designs as designs
-from edm_tutorial.denoiser import Denoiser as Denoiser
-from edm_tutorial.denoiser import Guided as Guided
-from edm_tutorial.denoiser import Pinned as Pinned
-from edm_tutorial.designs import Design as Design
-from edm_tutorial.distributions import EmpiricalDenoiser as EmpiricalDenoiser
-from edm_tutorial.distributions import GaussianMixture as GaussianMixture
-from edm_tutorial.dynamics import forward_sde as forward_sde
-from edm_tutorial.dynamics import probability_flow as probability_flow
-from edm_tutorial.dynamics import reverse_sde as reverse_sde
-from edm_tutorial.dynamics import score as score
-from edm_tutorial.ema import HalfLifeEMA as HalfLifeEMA
-from edm_tutorial.ema import PowerEMA as PowerEMA
-from edm_tutorial.grids import edm_sigmas as edm_sigmas
-from edm_tutorial.grids import iddpm_sigmas as iddpm_sigmas
-from edm_tutorial.grids import iddpm_table as iddpm_table
-from edm_tutorial.grids import ve_sigmas as ve_sigmas
-from edm_tutorial.grids import vp_sigmas as vp_sigmas
-from edm_tutorial.initial_loss import check_initial_loss as check_initial_loss
-from edm_tutorial.initial_loss import initial_loss as initial_loss
-from edm_tutorial.likelihood import Likelihood as Likelihood
-from edm_tutorial.likelihood import bits_per_dim as bits_per_dim
-from edm_tutorial.likelihood import log_likelihood as log_likelihood
-from edm_tutorial.losses import denoising_loss as denoising_loss
-from edm_tutorial.losses import loss_by_sigma as loss_by_sigma
-from edm_tutorial.losses import weighted_error as weighted_error
-from edm_tutorial.networks.mlp import MLP as MLP
-from edm_tutorial.networks.mlp import Embedded as Embedded
-from edm_tutorial.noise import AbstractNoiseDistribution as AbstractNoiseDistribution
-from edm_tutorial.noise import LogNormal as LogNormal
-from edm_tutorial.noise import LogUniform as LogUniform
-from edm_tutorial.noise import UniformLevels as UniformLevels
-from edm_tutorial.noise import UniformTime as UniformTime
-from edm_tutorial.optimizers import clean_gradients as clean_gradients
-from edm_tutorial.optimizers import cleaned as cleaned
-from edm_tutorial.optimizers import ramp_up as ramp_up
-from edm_tutorial.parameterisations import convert as convert
-from edm_tutorial.posthoc import Snapshot as Snapshot
-from edm_tutorial.posthoc import reconstruct as reconstruct
-from edm_tutorial.preconditioning import (
-    AbstractPreconditioning as AbstractPreconditioning,
+from . import designs as designs
+from .denoiser import Denoiser as Denoiser, Guided as Guided, Pinned as Pinned
+from .designs import Design as Design
+from .distributions import (
+    EmpiricalDenoiser as EmpiricalDenoiser,
+    GaussianMixture as GaussianMixture,
 )
-from edm_tutorial.preconditioning import Coefficients as Coefficients
-from edm_tutorial.preconditioning import EDMPreconditioning as EDMPreconditioning
-from edm_tutorial.preconditioning import IDDPMPreconditioning as IDDPMPreconditioning
-from edm_tutorial.preconditioning import VEPreconditioning as VEPreconditioning
-from edm_tutorial.preconditioning import VPPreconditioning as VPPreconditioning
-from edm_tutorial.sampling import Churn as Churn
-from edm_tutorial.sampling import sample as sample
-from edm_tutorial.sampling import sample_path as sample_path
-from edm_tutorial.schedules import AbstractSchedule as AbstractSchedule
-from edm_tutorial.schedules import Linear as Linear
-from edm_tutorial.schedules import Rounded as Rounded
-from edm_tutorial.schedules import Unscaled as Unscaled
-from edm_tutorial.schedules import VarianceExploding as VarianceExploding
-from edm_tutorial.schedules import VariancePreserving as VariancePreserving
-from edm_tutorial.schedules import VarianceScaled as VarianceScaled
-from edm_tutorial.sharding import data_parallel as data_parallel
-from edm_tutorial.solvers import AbstractSolver as AbstractSolver
-from edm_tutorial.solvers import DPMSolverPP2M as DPMSolverPP2M
-from edm_tutorial.solvers import Euler as Euler
-from edm_tutorial.solvers import Flow as Flow
-from edm_tutorial.solvers import Heun as Heun
-from edm_tutorial.training import TrainState as TrainState
-from edm_tutorial.training import init_state as init_state
-from edm_tutorial.training import train as train
+from .dynamics import (
+    forward_sde as forward_sde,
+    probability_flow as probability_flow,
+    reverse_sde as reverse_sde,
+    score as score,
+)
+from .grids import (
+    edm_sigmas as edm_sigmas,
+    iddpm_sigmas as iddpm_sigmas,
+    iddpm_table as iddpm_table,
+    ve_sigmas as ve_sigmas,
+    vp_sigmas as vp_sigmas,
+)
+from .initial_loss import check_initial_loss as check_initial_loss, initial_loss as initial_loss
+from .likelihood import (
+    Likelihood as Likelihood,
+    bits_per_dim as bits_per_dim,
+    log_likelihood as log_likelihood,
+)
+from .losses import (
+    denoising_loss as denoising_loss,
+    loss_by_sigma as loss_by_sigma,
+    weighted_error as weighted_error,
+)
+from .networks.mlp import MLP as MLP, Embedded as Embedded
+from .noise_levels import (
+    AbstractNoiseDistribution as AbstractNoiseDistribution,
+    LogNormal as LogNormal,
+    LogUniform as LogUniform,
+    UniformLevels as UniformLevels,
+    UniformTime as UniformTime,
+)
+from .parameterisations import convert as convert
+from .preconditioning import (
+    AbstractPreconditioning as AbstractPreconditioning,
+    Coefficients as Coefficients,
+    EDMPreconditioning as EDMPreconditioning,
+    IDDPMPreconditioning as IDDPMPreconditioning,
+    VEPreconditioning as VEPreconditioning,
+    VPPreconditioning as VPPreconditioning,
+)
+from .sampling import Churn as Churn, sample as sample, sample_path as sample_path
+from .schedules import (
+    AbstractSchedule as AbstractSchedule,
+    Linear as Linear,
+    Rounded as Rounded,
+    Unscaled as Unscaled,
+    VarianceExploding as VarianceExploding,
+    VariancePreserving as VariancePreserving,
+    VarianceScaled as VarianceScaled,
+)
+from .solvers import (
+    AbstractSolver as AbstractSolver,
+    DPMSolverPP2M as DPMSolverPP2M,
+    Euler as Euler,
+    Flow as Flow,
+    Heun as Heun,
+)
+from .training.averages import (
+    HalfLifeEMA as HalfLifeEMA,
+    PowerEMA as PowerEMA,
+    Snapshot as Snapshot,
+    reconstruct as reconstruct,
+)
+from .training.loop import TrainState as TrainState, init_state as init_state, train as train
+from .training.optimizers import (
+    clean_gradients as clean_gradients,
+    cleaned as cleaned,
+    ramp_up as ramp_up,
+)
+from .training.sharding import data_parallel as data_parallel

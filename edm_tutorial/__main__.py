@@ -2,7 +2,7 @@
 
 import sys
 
-from edm_tutorial.cli import main
+from .images.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,19 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import (
-    Condition,
-    PRNGKey,
-    Scalar,
-    as_float,
-    check_callable,
-    check_floating,
-    check_kind,
-    check_number,
-    check_shape,
-    concrete,
-)
+from ._checks import check_callable, check_floating, check_kind, check_number, check_shape, concrete
+from ._types import Condition, PRNGKey, Scalar, as_float
+from .preconditioning import AbstractPreconditioning
 
 
 @final

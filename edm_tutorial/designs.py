@@ -16,9 +16,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
-from edm_tutorial import grids, preconditioning, schedules, solvers
-from edm_tutorial import noise as noise_laws
-from edm_tutorial.types import concrete
+from . import grids, noise_levels as noise_laws, preconditioning, schedules, solvers
+from ._checks import concrete
 
 
 @final

@@ -14,16 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.types import (
-    Condition,
-    PRNGKey,
-    Scalar,
-    as_float,
-    check_data,
-    check_floating,
-    check_number,
-    concrete,
-)
+from ._checks import check_data, check_floating, check_number, concrete
+from ._types import Condition, PRNGKey, Scalar, as_float
 
 
 @final

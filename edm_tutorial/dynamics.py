@@ -17,18 +17,9 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from edm_tutorial.schedules import AbstractSchedule, Linear
-from edm_tutorial.types import (
-    Condition,
-    DenoiserFn,
-    Scalar,
-    as_float,
-    check_finite,
-    check_kind,
-    check_not_negative,
-    check_number,
-    check_shape,
-)
+from ._checks import check_finite, check_kind, check_not_negative, check_number, check_shape
+from ._types import Condition, DenoiserFn, Scalar, as_float
+from .schedules import AbstractSchedule, Linear
 
 Drift = Callable[[Any, Array, Condition], Array]
 Diffusion = Callable[[Any, Array, Condition], lx.DiagonalLinearOperator]

@@ -12,17 +12,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.grids import edm_sigmas
-from edm_tutorial.losses import errors_by_sigma
-from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import (
-    Condition,
-    PRNGKey,
-    Scalar,
-    as_float,
-    check_data,
-    check_number,
-)
+from ._checks import check_data, check_number
+from ._types import Condition, PRNGKey, Scalar, as_float
+from .grids import edm_sigmas
+from .losses import errors_by_sigma
+from .preconditioning import AbstractPreconditioning
 
 
 def initial_loss(

@@ -20,15 +20,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from edm_tutorial.dynamics import check_denoised
-from edm_tutorial.types import (
-    Condition,
-    DenoiserFn,
-    PRNGKey,
-    as_float,
-    check_floating,
-    concrete,
-)
+from ._checks import check_floating, concrete
+from ._types import Condition, DenoiserFn, PRNGKey, as_float
+from .dynamics import check_denoised
 
 
 class Likelihood(NamedTuple):

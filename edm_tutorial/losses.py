@@ -18,19 +18,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.preconditioning import AbstractPreconditioning
-from edm_tutorial.types import (
-    Condition,
-    PRNGKey,
-    Scalar,
-    as_float,
-    check_cond,
-    check_data,
-    check_finite,
-    check_number,
-    check_positive,
-    check_shape,
-)
+from ._checks import check_cond, check_data, check_finite, check_number, check_positive, check_shape
+from ._types import Condition, PRNGKey, Scalar, as_float
+from .preconditioning import AbstractPreconditioning
 
 
 def weighted_error(

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edm_tutorial.types import Scalar, as_float, check_floating, check_number, check_shape
+from ._checks import check_floating, check_number, check_shape
+from ._types import Scalar, as_float
 
 
 class Line(NamedTuple):

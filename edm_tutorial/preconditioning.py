@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.grids import iddpm_levels
-from edm_tutorial.schedules import VariancePreserving
-from edm_tutorial.types import Scalar, as_float, check_data, check_positive
+from ._checks import check_data, check_positive
+from ._types import Scalar, as_float
+from .grids import iddpm_levels
+from .schedules import VariancePreserving
 
 
 class Coefficients(NamedTuple):

@@ -15,24 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.schedules import (
-    AbstractSchedule,
-    Linear,
-    Rounded,
-    Unscaled,
-    VarianceScaled,
-)
-from edm_tutorial.solvers import AbstractSolver, Flow, Heun
-from edm_tutorial.types import (
-    Condition,
-    DenoiserFn,
-    PRNGKey,
-    Scalar,
-    as_float,
-    check_finite,
-    check_kind,
-    concrete,
-)
+from ._checks import check_finite, check_kind, concrete
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
+from .schedules import AbstractSchedule, Linear, Rounded, Unscaled, VarianceScaled
+from .solvers import AbstractSolver, Flow, Heun
 
 
 def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -15,14 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.types import (
-    Scalar,
-    as_float,
-    check_kind,
-    check_not_negative,
-    check_positive,
-    concrete,
-)
+from ._checks import check_kind, check_not_negative, check_positive, concrete
+from ._types import Scalar, as_float
 
 
 class AbstractSchedule(eqx.Module):

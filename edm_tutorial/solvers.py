@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edm_tutorial.dynamics import check_denoised, probability_flow
-from edm_tutorial.schedules import AbstractSchedule
-from edm_tutorial.types import Condition, DenoiserFn, check_positive
+from ._checks import check_positive
+from ._types import Condition, DenoiserFn
+from .dynamics import check_denoised, probability_flow
+from .schedules import AbstractSchedule
 
 
 @final

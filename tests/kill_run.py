@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 import edm_tutorial as edm
-from edm_tutorial import checkpoint
-from edm_tutorial.ema import PowerEMA
-from edm_tutorial.optimizers import clean_gradients, ramp_up
-from edm_tutorial.training import init_state
+from edm_tutorial.training import checkpoint
+from edm_tutorial.training.averages import PowerEMA
+from edm_tutorial.training.loop import init_state
+from edm_tutorial.training.optimizers import clean_gradients, ramp_up
 
 STEPS, EVERY = 300, 3
 

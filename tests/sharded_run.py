@@ -20,8 +20,8 @@ if len(sys.argv) > 2:  # before anything asks for devices
     jax.distributed.initialize(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
 
 import edm_tutorial as edm
-from edm_tutorial import checkpoint
-from edm_tutorial.sharding import data_parallel
+from edm_tutorial.training import checkpoint
+from edm_tutorial.training.sharding import data_parallel
 
 STEPS, BATCH = 20, 64
 LABELS = np.random.default_rng(1).normal(size=(512, 1)).astype(np.float32)

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -12,26 +13,33 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "edm_tutorial"
 
-# A file, or a folder as a whole, and the layer it stands on. Imports point downwards,
-# or sideways without cycles.
+# A file, or a folder as a whole, and the layer it stands on; the top of the package says the same
+# in words. Imports point downwards, or sideways without cycles.
 LAYERS = {
-    "types": 0,
+    **dict.fromkeys(["_types", "_checks"], 0),
     **dict.fromkeys(["schedules", "grids", "distributions", "networks"], 1),
-    **dict.fromkeys(["preconditioning", "parameterisations", "dynamics"], 2),
-    **dict.fromkeys(["noise", "losses", "initial_loss", "augmentation"], 2),
-    **dict.fromkeys(["denoiser", "solvers", "sampling", "likelihood"], 3),
-    **dict.fromkeys(["ema", "posthoc", "sharding", "batches", "optimizers", "training"], 3),
-    **dict.fromkeys(["designs", "sbi", "checkpoint", "data", "networks.import_edm"], 4),
-    **dict.fromkeys(["cli", "__main__", "exercises", "plotting"], 5),
+    **dict.fromkeys(["preconditioning", "parameterisations", "noise_levels"], 2),
+    **dict.fromkeys(["dynamics", "losses"], 2),
+    **dict.fromkeys(["denoiser", "solvers", "sampling", "likelihood", "training"], 3),
+    **dict.fromkeys(["designs", "sbi", "images", "networks.unet.official"], 4),
+    **dict.fromkeys(["book", "__main__"], 5),
 }
 CORE = {"jax", "jaxtyping", "equinox", "optax", "diffrax", "lineax", "numpy"}
 # What `import edm_tutorial` may not need; each comes with an extra.
 EXTRAS = {
-    "sbi": {"sklearn", "arviz_stats"},
-    "data": {"pooch", "sklearn"},
-    "checkpoint": {"orbax", "etils"},
-    "cli": {"tqdm"},
-    "plotting": {"matplotlib", "imageio_ffmpeg"},
+    "sbi": {"sklearn", "arviz_stats", "tqdm"},
+    "images": {"pooch", "sklearn", "tqdm", "PIL"},
+    "training.checkpoint": {"orbax", "etils"},
+    "networks.unet.official": {"safetensors"},
+    "book": {"matplotlib", "imageio_ffmpeg"},
+}
+# How many files the static imports of one thing reach, `__init__`s not counted.
+CARRIED = {
+    "sample": ("sampling", 6),
+    "train": ("training.loop", 8),
+    "log_likelihood": ("likelihood", 3),
+    "MLP": ("networks.mlp", 3),
+    "fit_posterior": ("sbi.fit", 30),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -66,10 +74,20 @@ def inner_imports(file: Path) -> set[str]:
     return {name for name in imports(file) if name.split(".")[0] == "edm_tutorial"}
 
 
-def part(module: str) -> str:
-    """The name in LAYERS that covers a module: its own, or its first part."""
+def part(module: str, parts: Collection[str] = LAYERS) -> str:
+    """The longest name in `parts` that covers a module, or its first part."""
     name = module.removeprefix("edm_tutorial.")
-    return name if name in LAYERS else name.split(".")[0]
+    covers = [p for p in parts if name == p or name.startswith(f"{p}.")]
+    return max(covers, key=len, default=name.split(".")[0])
+
+
+@all_files
+def test_imports_inside_are_relative(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        assert not any(name.split(".")[0] == "edm_tutorial" for name in names), "it would not move"
 
 
 def test_every_file_has_a_layer():
@@ -98,20 +116,48 @@ def test_no_import_cycles():
 @all_files
 def test_third_party_imports(file):
     name = module_name(file)
-    here = part(name) if name != "edm_tutorial" else ""
+    here = part(name, EXTRAS)
     roots = {imported.split(".")[0] for imported in imports(file)}
     roots -= {"edm_tutorial", *sys.stdlib_module_names}
     assert roots <= CORE | EXTRAS.get(here, set())
 
 
-def test_nothing_imports_plotting():
-    users = {NAMES[file] for file in FILES if "edm_tutorial.plotting" in imports(file)}
-    assert not users
+def test_nothing_outside_the_book_imports_it():
+    for file in FILES:
+        if not module_name(file).startswith("edm_tutorial.book"):
+            assert not any("edm_tutorial.book" in name for name in imports(file)), file
+
+
+def test_only_plotting_imports_matplotlib():
+    users = {NAMES[file] for file in FILES if any("matplotlib" in name for name in imports(file))}
+    assert users == {"edm_tutorial.book.plotting"}
+
+
+def carried(module: str) -> set[str]:
+    """The files that a file needs: its static imports and theirs, `__init__`s left out."""
+    found, todo = set(), [f"edm_tutorial.{module}"]
+    while todo:
+        name = todo.pop()
+        if name in found or name not in MODULES:
+            continue
+        found.add(name)
+        todo += inner_imports(MODULES[name])
+    return {name for name in found if MODULES[name].name != "__init__.py"}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_copier_carries_little(name):
+    module, limit = CARRIED[name]
+    files = carried(module)
+    assert len(files) <= limit, sorted(files)
 
 
 @all_files
 def test_file_reads_in_one_sitting(file):
-    assert len(file.read_text().splitlines()) <= 260, "it was two ideas: split it"
+    lines = len(file.read_text().splitlines())
+    assert lines <= 400, "it was two ideas: split it"
+    if lines > 260:
+        warnings.warn(f"{file.relative_to(ROOT)} has {lines} lines: is it one idea?", stacklevel=1)
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef, text: str) -> int:
@@ -133,33 +179,6 @@ def test_functions_are_short(file):
             assert code_lines(node, text) <= 40, f"{node.name}: it was two ideas"
 
 
-# What a paper on EDM needs: noise, network, loss, training, sampler, likelihood. The mutations
-# of tests/mutants are drawn from the same files.
-HEART = {
-    *("types", "schedules", "grids", "distributions", "networks.mlp", "preconditioning"),
-    *("dynamics", "noise", "losses", "initial_loss", "denoiser", "solvers", "sampling"),
-    *("likelihood", "ema", "training"),
-}
-
-
-def logical_lines(tree: ast.Module) -> int:
-    """Statements that are not docstrings: lines as written, however they are folded."""
-    nodes = list(ast.walk(tree))
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = sum(isinstance(n, documented) and ast.get_docstring(n) is not None for n in nodes)
-    return sum(isinstance(n, ast.stmt) for n in nodes) - docstrings
-
-
-def test_logical_lines_are_statements_without_docstrings():
-    text = '"Says."\nx = [\n    1,\n    2,\n]\n\ndef f(\n    a,\n):\n    "Says."\n    return a\n'
-    assert logical_lines(ast.parse(text)) == 3
-
-
-def test_the_heart_of_the_package_is_small():
-    files = {MODULES[f"edm_tutorial.{name}"] for name in HEART}
-    assert sum(logical_lines(ast.parse(file.read_text())) for file in files) < 1200
-
-
 @all_files
 def test_words_the_package_does_without(file):
     """No assert (gone under -O), no super or hasattr (wrap instead), no print."""
@@ -169,7 +188,7 @@ def test_words_the_package_does_without(file):
             assert node.module != "__future__", "it disables the run-time shape checks"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             banned = {"super", "hasattr"}
-            if file.stem not in ("cli", "__main__"):
+            if file.stem not in ("command_line", "__main__"):
                 banned.add("print")
             assert node.func.id not in banned, f"line {node.lineno}: {node.func.id}"
 

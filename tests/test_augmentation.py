@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import edm_tutorial as edm
-from edm_tutorial.augmentation import Augmentation, AugmentedLoss, inverse_matrix, warp
+from edm_tutorial.images.augmentation import Augmentation, AugmentedLoss, inverse_matrix, warp
 from edm_tutorial.networks import ImageCondition
 
 NAMES = ["mirror x", "mirror y", "scale", "cos", "sin", "stretch x", "stretch y", "right", "down"]

@@ -20,8 +20,8 @@ import optax
 import pytest
 
 import edm_tutorial as edm
-from edm_tutorial import checkpoint
-from edm_tutorial.training import init_state
+from edm_tutorial.training import checkpoint
+from edm_tutorial.training.loop import init_state
 
 SCRIPT = str(Path(__file__).with_name("kill_run.py"))
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # how Orbax calls what it has not finished

@@ -18,9 +18,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from edm_tutorial import checkpoint, cli, data
+from edm_tutorial.images import command_line as cli, data
 from edm_tutorial.networks import small_unet
-from edm_tutorial.training import init_state
+from edm_tutorial.training import checkpoint
+from edm_tutorial.training.loop import init_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["train", "--width", "4", "--batch-size", "8", "--every", "5", "--sample-every", "20"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from edm_tutorial import data
+from edm_tutorial.images import data
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -10,9 +10,8 @@ import pytest
 from scipy import stats
 
 import edm_tutorial as edm
-from edm_tutorial import posthoc
-from edm_tutorial.ema import PowerEMA
-from edm_tutorial.posthoc import Snapshot, reconstruct, reconstruction_weights
+from edm_tutorial.training import averages
+from edm_tutorial.training.averages import PowerEMA, Snapshot, reconstruct, reconstruction_weights
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
@@ -194,7 +193,7 @@ def test_reconstruction_is_the_least_squares_one_and_gets_better_with_snapshots(
 def test_long_trainings_go_by_blocks(monkeypatch):
     kept = [Snapshot(rule, step, None) for rule in PAIR for step in (300, 700, 1000)]
     whole = reconstruction_weights(kept, PowerEMA(4.0), 900)
-    monkeypatch.setattr(posthoc, "BLOCK", 64)
+    monkeypatch.setattr(averages, "BLOCK", 64)
     np.testing.assert_allclose(reconstruction_weights(kept, PowerEMA(4.0), 900), whole, rtol=1e-8)
 
 

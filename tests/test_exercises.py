@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import edm_tutorial as edm
-from edm_tutorial import exercises
-from edm_tutorial.exercises import chapter_4, chapter_6
-from edm_tutorial.exercises.checking import EXERCISES
-from edm_tutorial.exercises.verdict import Exercise, at
+from edm_tutorial.book import exercises
+from edm_tutorial.book.exercises import chapter_4, chapter_6
+from edm_tutorial.book.exercises.checking import EXERCISES
+from edm_tutorial.book.exercises.verdict import Exercise, at
 
 CHAPTERS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9][0-9]_*.md"))
 # The code of a cell, without the caption of its figure.

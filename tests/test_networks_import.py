@@ -18,8 +18,8 @@ from golden_networks import condition, config, state
 
 import edm_tutorial as edm
 from edm_tutorial.networks import dhariwal_unet, from_state_dict, import_edm, song_unet
-from edm_tutorial.networks.import_edm import edm_denoiser, read_state
-from edm_tutorial.networks.state_dict import state_names
+from edm_tutorial.networks.unet.official import edm_denoiser, read_state
+from edm_tutorial.networks.unet.state_dict import state_names
 
 WRAPPED = sorted(file for file in manifest() if file.startswith("pnet_"))
 PRECONDITIONINGS = {

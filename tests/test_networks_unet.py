@@ -20,10 +20,10 @@ from edm_tutorial.networks import (
     small_unet,
     song_unet,
 )
-from edm_tutorial.networks.blocks import Block
-from edm_tutorial.networks.convolution import convolve
-from edm_tutorial.networks.embedding import Fourier, Positional
-from edm_tutorial.networks.layers import (
+from edm_tutorial.networks.unet.blocks import Block
+from edm_tutorial.networks.unet.convolution import convolve
+from edm_tutorial.networks.unet.embedding import Fourier, Positional
+from edm_tutorial.networks.unet.layers import (
     DHARIWAL,
     SONG,
     Conv,
@@ -33,7 +33,7 @@ from edm_tutorial.networks.layers import (
     Up,
     attention_weights,
 )
-from edm_tutorial.networks.state_dict import state_names
+from edm_tutorial.networks.unet.state_dict import state_names
 
 LAYERS = "layers.npz"
 

@@ -14,8 +14,8 @@ from scipy.stats import norm
 import edm_tutorial as edm
 from edm_tutorial.sbi import default_plan, fit, fit_posterior, loop
 from edm_tutorial.sbi.fit import smallest_sigma
-from edm_tutorial.sbi.heldout import HeldOut
-from edm_tutorial.sbi.noise import LikelihoodNoise, PosteriorNoise
+from edm_tutorial.sbi.noise_levels import LikelihoodNoise, PosteriorNoise
+from edm_tutorial.sbi.validation import HeldOut
 
 SMALL = default_plan(400)._replace(width=16, depth=1, batch_size=32).lasting(40)
 BOX = (np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))

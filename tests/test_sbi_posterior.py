@@ -14,12 +14,12 @@ import pytest
 from scipy.stats import norm
 
 import edm_tutorial as edm
-from edm_tutorial.sbi.bounds import Support
-from edm_tutorial.sbi.coordinates import Coordinates
 from edm_tutorial.sbi.network import PosteriorMLP
 from edm_tutorial.sbi.posterior import History, Posterior
-from edm_tutorial.sbi.regression import LinearRegression
-from edm_tutorial.sbi.standardize import Standardizer
+from edm_tutorial.sbi.transforms.bounds import Support
+from edm_tutorial.sbi.transforms.chain import Coordinates
+from edm_tutorial.sbi.transforms.linear import LinearRegression
+from edm_tutorial.sbi.transforms.standardize import Standardizer
 
 PRECONDITIONING = edm.EDMPreconditioning(1.0)
 N = 20_000

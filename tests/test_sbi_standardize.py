@@ -9,11 +9,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from edm_tutorial.sbi.bounds import Support
-from edm_tutorial.sbi.coordinates import Coordinates
 from edm_tutorial.sbi.neighbours import width_by_neighbours
-from edm_tutorial.sbi.regression import LinearRegression
-from edm_tutorial.sbi.standardize import Standardizer
+from edm_tutorial.sbi.transforms.bounds import Support
+from edm_tutorial.sbi.transforms.chain import Coordinates
+from edm_tutorial.sbi.transforms.linear import LinearRegression
+from edm_tutorial.sbi.transforms.standardize import Standardizer
 
 INF = np.inf
 LOW = np.array([-2.0, 0.5, -INF, -INF, -1e3])

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import edm_tutorial as edm
-from edm_tutorial.sharding import automatic, data_parallel, replicate, split
+from edm_tutorial.training.sharding import automatic, data_parallel, replicate, split
 
 SCRIPT = str(Path(__file__).with_name("sharded_run.py"))
 
@@ -92,7 +92,7 @@ def test_replicate_copies_arrays_and_leaves_the_rest(key):
 def test_a_batch_that_does_not_divide_is_refused():
     script = """
 import jax, pytest
-from edm_tutorial.sharding import automatic, data_parallel
+from edm_tutorial.training.sharding import automatic, data_parallel
 assert automatic(data_parallel(), 24).shard_shape((24,)) == (3,)
 with pytest.raises(ValueError, match="multiple of the 8 devices it is split over, got 20"):
     automatic(data_parallel(), 20)

@@ -15,9 +15,9 @@ import pytest
 from tqdm import tqdm
 
 import edm_tutorial as edm
-from edm_tutorial.ema import PowerEMA
 from edm_tutorial.networks import MLP
-from edm_tutorial.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
+from edm_tutorial.training.averages import PowerEMA
+from edm_tutorial.training.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 

@@ -21,7 +21,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 import edm_tutorial as edm
-from edm_tutorial.plotting import HEAT
+from edm_tutorial.book.plotting import HEAT
 
 FOLDER = Path(__file__).resolve().parents[1] / "_static" / "film"
 POINTS, STEPS, SIZE, FPS = 2500, 90, (720, 320), 24

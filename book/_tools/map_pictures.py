@@ -20,9 +20,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import edm_tutorial as edm
-from edm_tutorial.augmentation import Augmentation
-from edm_tutorial.plotting import COLORS, HEAT
-from edm_tutorial.sbi import simulators
+from edm_tutorial.book.plotting import COLORS, HEAT
+from edm_tutorial.images.augmentation import Augmentation
+from edm_tutorial.sbi import tasks
 
 FOLDER = Path(__file__).resolve().parents[1] / "_static" / "map"
 LABEL = 11
@@ -137,7 +137,7 @@ def area(ax: Axes) -> None:
 
 def moons(ax: Axes) -> None:
     """Chapter 6: draws of the exact posterior of two moons."""
-    draw = jax.jit(jax.vmap(simulators.two_moons().sample_posterior, (0, None)))
+    draw = jax.jit(jax.vmap(tasks.two_moons().sample_posterior, (0, None)))
     points = np.asarray(draw(jr.split(jr.key(0), 2000), jnp.zeros(2)))
     ax.plot(*points.T, ".", color=COLORS["truth"], ms=1.5, alpha=0.4)
     ax.set(xticks=[], yticks=[], aspect="equal")

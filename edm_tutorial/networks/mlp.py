@@ -16,10 +16,15 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from edm_tutorial.networks.embedding import waves
-from edm_tutorial.types import Condition, PRNGKey, check_floating
+from .._checks import check_floating
+from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
+
+
+def waves(angles: Float[Array, " n"]) -> Float[Array, " features"]:
+    """The cosines of all angles, then their sines."""
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
 
 
 def embed_noise(c_noise: Float[Array, ""]) -> Float[Array, " features"]:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edm_tutorial.types import Condition, PRNGKey
+from .._types import Condition, PRNGKey
 
 
 @final

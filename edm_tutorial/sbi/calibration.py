@@ -25,8 +25,8 @@ import numpy as np
 from arviz_stats.ecdf_utils import get_pointwise_confidence_band, simulate_confidence_bands
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from edm_tutorial.sbi.two_sample import c2st as c2st
-from edm_tutorial.types import PRNGKey
+from .._types import PRNGKey
+from .two_sample import c2st as c2st
 
 
 class Coverage(NamedTuple):

@@ -14,24 +14,25 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from edm_tutorial.denoiser import Denoiser
-from edm_tutorial.networks import Embedded
-from edm_tutorial.noise import AbstractNoiseDistribution
-from edm_tutorial.preconditioning import EDMPreconditioning
-from edm_tutorial.sbi.bounds import Support
-from edm_tutorial.sbi.coordinates import Coordinates
-from edm_tutorial.sbi.heldout import HeldOut
-from edm_tutorial.sbi.history import History
-from edm_tutorial.sbi.loop import FitState, optimise, optimizer_of
-from edm_tutorial.sbi.neighbours import width_by_neighbours
-from edm_tutorial.sbi.network import build_network
-from edm_tutorial.sbi.noise import LikelihoodNoise, PosteriorNoise
-from edm_tutorial.sbi.plan import Plan, default_plan
-from edm_tutorial.sbi.posterior import Posterior
-from edm_tutorial.sbi.regression import LinearRegression
-from edm_tutorial.sbi.standardize import Standardizer
-from edm_tutorial.training import init_state
-from edm_tutorial.types import PRNGKey, check_floating
+from .._checks import check_floating
+from .._types import PRNGKey
+from ..denoiser import Denoiser
+from ..networks import Embedded
+from ..noise_levels import AbstractNoiseDistribution
+from ..preconditioning import EDMPreconditioning
+from ..training.loop import init_state
+from .early_stopping import FitState, optimise, optimizer_of
+from .history import History
+from .neighbours import width_by_neighbours
+from .network import build_network
+from .noise_levels import LikelihoodNoise, PosteriorNoise
+from .posterior import Posterior
+from .settings import Plan, default_plan
+from .transforms.bounds import Support
+from .transforms.chain import Coordinates
+from .transforms.linear import LinearRegression
+from .transforms.standardize import Standardizer
+from .validation import HeldOut
 
 NOISE = PosteriorNoise()
 AT_ONCE = 65_536  # simulations on the device while they are standardised

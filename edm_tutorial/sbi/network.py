@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from edm_tutorial.networks import MLP, Embedded
-from edm_tutorial.networks.mlp import cast_floating
-from edm_tutorial.types import Condition, PRNGKey
+from .._types import Condition, PRNGKey
+from ..networks import MLP, Embedded
+from ..networks.mlp import cast_floating
 
 OCTAVES = 3  # of the parameters, beside them
 MARGINAL_WIDTH = 32

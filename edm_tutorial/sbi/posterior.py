@@ -19,17 +19,18 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from edm_tutorial.denoiser import Denoiser
-from edm_tutorial.grids import edm_sigmas
-from edm_tutorial.likelihood import log_likelihood
-from edm_tutorial.networks import Embedded
-from edm_tutorial.preconditioning import EDMPreconditioning
-from edm_tutorial.sampling import Churn, sample
-from edm_tutorial.sbi.coordinates import Coordinates, blank
-from edm_tutorial.sbi.history import History
-from edm_tutorial.sbi.network import build_network, sizes_of
-from edm_tutorial.solvers import AbstractSolver, DPMSolverPP2M
-from edm_tutorial.types import PRNGKey, check_finite
+from .._checks import check_finite
+from .._types import PRNGKey
+from ..denoiser import Denoiser
+from ..grids import edm_sigmas
+from ..likelihood import log_likelihood
+from ..networks import Embedded
+from ..preconditioning import EDMPreconditioning
+from ..sampling import Churn, sample
+from ..solvers import AbstractSolver, DPMSolverPP2M
+from .history import History
+from .network import build_network, sizes_of
+from .transforms.chain import Coordinates, blank
 
 SOLVER = DPMSolverPP2M()
 AT_ONCE = 16_384  # draws that are in memory together

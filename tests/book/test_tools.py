@@ -92,7 +92,7 @@ def test_every_module_has_its_place_on_the_api_page():
         for module in pkgutil.walk_packages(edm_tutorial.__path__, "edm_tutorial.")
         if not module.ispkg
     }
-    assert listed == modules - {"edm_tutorial.__main__", "edm_tutorial.cli"}
+    assert listed == modules - {"edm_tutorial.__main__", "edm_tutorial.images.command_line"}
 
 
 def test_outputs_of_another_notebook_are_refused(tmp_path, monkeypatch):

@@ -1,0 +1,141 @@
+"""The checks that doors use: each refuses one kind of bad input by name."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from ._types import Condition
+
+
+def concrete(*values: Any) -> bool:
+    """Whether the numbers can be looked at, which they cannot inside `jit` or `vmap`."""
+    return not any(isinstance(value, Tracer) for value in values)
+
+
+def check_floating(name: str, array: Any) -> None:
+    """Refuse an array whose dtype cannot hold noise.
+
+    Raises:
+        ValueError: `array` is not floating point.
+    """
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(array).__name__ if dtype is None else dtype
+        raise ValueError(f"{name} must be a floating-point array, got {got}")
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Refuse an array that is not floating, or has an entry that is not finite.
+
+    Raises:
+        ValueError: another dtype, or (where it can be looked at) an infinite entry or NaN.
+    """
+    check_floating(name, array)
+    if concrete(array) and not np.all(np.isfinite(np.asarray(array, float))):
+        raise ValueError(f"{name} must be finite, got {array}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not positive and finite; a traced value cannot be checked.
+
+    Raises:
+        ValueError: `value` has an entry that is zero, negative, infinite or not a number.
+    """
+    if concrete(value):
+        numbers = np.asarray(value, dtype=float)
+        if not (numbers.size and np.all(np.isfinite(numbers)) and np.all(numbers > 0)):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> None:
+    """Refuse what is not one number, positive (or, if asked, zero) and finite.
+
+    Raises:
+        ValueError: an array with axes, or a value that `check_positive` refuses.
+    """
+    if jnp.ndim(value) != 0:
+        raise ValueError(
+            f"{name} must be one number, got shape {jnp.shape(value)}: use jax.vmap for more"
+        )
+    if not (zero and concrete(value) and float(value) == 0):
+        check_positive(name, value)
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Refuse what is negative or not finite; a traced value cannot be checked.
+
+    Raises:
+        ValueError: `value` has an entry that is negative, infinite or not a number.
+    """
+    if concrete(value):
+        numbers = np.asarray(value, dtype=float)
+        if not (np.all(np.isfinite(numbers)) and np.all(numbers >= 0)):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuse an object of another class, such as a class in place of an instance.
+
+    Raises:
+        TypeError: `value` is not an instance of `kind`.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: `value` is not callable.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_shape(name: str, array: Any, x: Array) -> None:
+    """Refuse an array that is not shaped like `x`, even where it would broadcast.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if jnp.shape(array) != x.shape:
+        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}")
+
+
+def check_data(name: str, data: Any) -> None:
+    """Refuse data that is empty or not finite.
+
+    Raises:
+        ValueError: no example along the first axis, or an entry that is not finite.
+    """
+    check_floating(name, data)
+    if data.ndim == 0 or data.size == 0:
+        raise ValueError(
+            f"{name} needs at least one example along its first axis, got shape {data.shape}"
+        )
+    if concrete(data) and not np.all(np.isfinite(np.asarray(data))):
+        bad = int(np.sum(~np.isfinite(np.asarray(data))))
+        raise ValueError(
+            f"{name} has {bad} entries that are not finite; remove or repair them first"
+        )
+
+
+def check_cond(cond: Condition, count: int) -> None:
+    """Refuse conditions that are not one for each of `count` examples, or not finite.
+
+    Raises:
+        ValueError: an array of another length, or an entry that is not finite.
+    """
+    for leaf in jax.tree.leaves(cond):
+        if jnp.ndim(leaf) == 0 or len(leaf) != count:
+            raise ValueError(
+                f"every example needs its condition: {count} examples, and cond of shape "
+                f"{jnp.shape(leaf)}"
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            check_data("cond", leaf)

@@ -1,0 +1,45 @@
+"""The names that the signatures of this package share.
+
+Arrays are annotated with jaxtyping, `Float[Array, "*shape"]`. One example at a time: no function
+here has a batch axis unless its docstring says so; batch with `jax.vmap`.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Real
+
+Scalar = Real[ArrayLike, ""]
+"""A number: a Python or NumPy one, or an array of shape ()."""
+
+Condition = Any
+"""What a denoiser is told besides `x` and `sigma`: any pytree, or None."""
+
+PRNGKey = PRNGKeyArray
+"""A JAX random key, `jax.random.key(seed)`."""
+
+
+@runtime_checkable
+class DenoiserFn(Protocol):
+    """The one interface of this package: $D(x; \\sigma)$, the mean of the data given `x`.
+
+    Any callable will do: an exact formula, a trained network, a guided pair, a posterior.
+    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`.
+    """
+
+    def __call__(
+        self,
+        x: Float[Array, "*shape"],
+        sigma: Scalar,
+        cond: Condition = None,
+        /,
+    ) -> Float[Array, "*shape"]: ...
+
+
+def as_float(value: Any, like: Any = None) -> Array:
+    """`value` as a floating array, in the dtype of `like` when that is given."""
+    if like is not None:
+        return jnp.asarray(value, jax.dtypes.canonicalize_dtype(like.dtype))
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)

@@ -1,0 +1,122 @@
+r"""Chapter 8, After EDM: flow matching's clock and loss, guidance, consistency.
+
+Flow matching is $x_t = (1 - t)\,y + t\,n$, so $\sigma = t/(1 - t)$ and $s = 1 - t$.
+"""
+
+import numpy as np
+
+from .verdict import Exercise, at
+
+
+def _which_time() -> Exercise:
+    def time(sigma):
+        return sigma / (1 + sigma)
+
+    times = [time(0.002), time(0.5), time(80.0)]
+    return Exercise(
+        needs="five numbers: t at sigma = 0.002, 0.5 and 80, the shares below 0.02 and above 5",
+        right=[*times, time(0.02), 1 - time(5.0)],
+        lesson="uniform in t is not uniform in ln(sigma)",
+        mistakes={
+            "the last share is that above sigma = 5": [*times, time(0.02), time(5.0)],
+            "t is the noise after scaling by 1 - t, so t is not sigma": [
+                *(0.002, 0.5, 80.0, 0.02, 0.95),
+            ],
+            "sigma = t / (1 - t): solve that for t": [
+                *(sigma / (1 - sigma + (sigma == 1)) for sigma in (0.002, 0.5, 80.0, 0.02, 5.0)),
+            ],
+            "these are times with data and noise exchanged": [
+                *(1 - t for t in times),
+                *(1 - time(0.02), time(5.0)),
+            ],
+        },
+        hint="solve sigma = t / (1 - t) for t; with t uniform, a share is a difference of times",
+        rtol=0.03,
+    )
+
+
+def _its_loss() -> Exercise:
+    return Exercise(
+        needs="the weight of |D - y|^2, a function of sigma",
+        right=lambda sigma: (1 + sigma) ** 2 / sigma**2,
+        lesson="a weight and a law of sigma are all that tells two such losses apart",
+        mistakes={
+            "the error is squared, and so is its factor": lambda sigma: (1 + sigma) / sigma,
+            "D is a guess of y, not of x_t: mind the scale 1 - t": lambda sigma: 1 / sigma**2,
+            "that divides where it should multiply": lambda sigma: sigma**2 / (1 + sigma) ** 2,
+            "that is the weight in EDM, for sigma_data = 1": (
+                lambda sigma: (1 + sigma**2) / sigma**2
+            ),
+        },
+        hint="with x_t given, v and D are linear in each other: v - (n - y) is a multiple of D - y",
+        measure=at((0.1,), (1.0,), (7.0,)),
+        rtol=1e-3,
+    )
+
+
+def _with_unit() -> Exercise:
+    def measure(ratios):
+        small, one, large = np.asarray(ratios, float)
+        return [abs(small - 1) < 0.1, 0 < one < 0.5, one > 2, abs(large - 1) < 0.1]
+
+    return Exercise(
+        needs="three ratios, flow matching's error over EDM's at c = 0.01, 1 and 100",
+        right=[1.0, 0.4, 1.0],
+        lesson="a clock with a unit helps data of about that size, and is EDM's clock for others",
+        mistakes={
+            "divide flow matching's error by EDM's": [1.0, 2.7, 1.0],
+            "EDM's clock cannot notice c; does your denoiser see flow matching's?": [1.0, 1.0, 1.0],
+            "those are the errors; divide by EDM's": [0.0075, 0.0028, 0.0075],
+        },
+        hint="heun_error(FlowMatching(), 18, c) / heun_error(edm.Linear(), 18, c) for each c",
+        measure=measure,
+    )
+
+
+def _smear() -> Exercise:
+    return Exercise(
+        needs="a function of s_m, s_g and s",
+        right=lambda main, guide, s: np.log(guide / s) / np.log(guide / main),
+        lesson="the nearer the guide is to the model, the larger the weight",
+        mistakes={
+            "check with w = 1: the width should be that of the model": (
+                lambda main, guide, s: np.log(main / s) / np.log(main / guide)
+            ),
+            "the other way round: at s = s_m the weight is 1, and s further off needs more": (
+                lambda main, guide, s: np.log(guide / main) / np.log(guide / s)
+            ),
+            "the logarithms of the widths are mixed": (
+                lambda main, guide, s: (guide - s) / (guide - main)
+            ),
+            "that adds precisions": (
+                lambda main, guide, s: (s**-2 - guide**-2) / (main**-2 - guide**-2)
+            ),
+        },
+        hint="take the logarithm of s = s_m^w s_g^(1-w), and solve for w",
+        measure=at((0.2, 0.4, 0.15), (0.3, 0.5, 0.4)),
+        rtol=1e-3,
+    )
+
+
+def _two_calls() -> Exercise:
+    return Exercise(
+        needs="a function of the width after the first call, sigma, and g at sigma",
+        right=lambda first, sigma, g: g * np.sqrt(first**2 + sigma**2),
+        lesson="the second call shrinks signal and noise alike",
+        mistakes={
+            "widths do not add, variances do": lambda first, sigma, g: g * (first + sigma),
+            "that is the variance": lambda first, sigma, g: g**2 * (first**2 + sigma**2),
+            "the noise is added before the call, so g multiplies it too": (
+                lambda first, sigma, g: np.sqrt(g**2 * first**2 + sigma**2)
+            ),
+            "g multiplies a sample, so its square multiplies a variance": (
+                lambda first, sigma, g: np.sqrt(g * (first**2 + sigma**2))
+            ),
+        },
+        hint="add the noise to the variance, then multiply by g",
+        measure=at((0.46, 1.0, 0.45), (0.2, 0.5, 0.7)),
+        rtol=1e-3,
+    )
+
+
+EXERCISES = (_which_time, _its_loss, _with_unit, _smear, _two_calls)

@@ -1,0 +1,195 @@
+r"""More images from few, without teaching the network to draw them: augmentation with labels.
+
+An image is warped by an affine map and the network is *told* how: nine labels $a$, which
+are 0 for the image as it was. It learns $D(x; \sigma, a)$ and is asked for $a = 0$ only, so
+that what the warps do cannot leak into the samples (Appendix F). Here the labels *are* the
+warp, `warp(image, a)`:
+
+- $a_0, a_1$: 1 where it is mirrored, left to right and top to bottom;
+- $a_2$: scaled by $2^{0.2\,a_2}$;
+- $a_3, a_4 = \cos\varphi - 1,\ \sin\varphi$: turned counter-clockwise by $\varphi$;
+- $a_5, a_6 = u\cos\beta,\ u\sin\beta$: stretched by $2^{0.2\,u}$ along the direction $\beta$,
+  counter-clockwise from the right, and squeezed by it across;
+- $a_7, a_8$: moved right by $0.125\,a_7$ of the width, down by $0.125\,a_8$ of the height,
+
+in this order. Order, units and signs are those of the official implementation (`AugmentPipe`
+in its `training/augment.py`), so that its networks with `augment_dim=9` can be trained on. Its
+law is another in three places: it mirrors top to bottom half as often, half of its stretches are
+along the axes, and a negative $u$ squeezes there, with labels that a stretch may have, too.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float
+
+from .._checks import check_floating, concrete
+from .._types import PRNGKey, Scalar, as_float
+from ..networks import ImageCondition
+
+LABELS = 9
+_STRETCH = 0.2  # powers of 2 for one unit of a label
+_SHIFT = 0.125  # of the width or height for one unit of a label
+
+
+class Augmented(NamedTuple):
+    """An image after augmentation, and the labels that say what was done.
+
+    Arguments:
+        image: as large as it was.
+        labels: 0 exactly where nothing was done.
+    """
+
+    image: Float[Array, "channels height width"]
+    labels: Float[Array, " 9"]
+
+
+@final
+class Augmentation(eqx.Module):
+    """Random warps with their labels: `augmentation(image, key=key)`.
+
+    Each of the warps (mirror top to bottom, scale, turn, stretch, move) is done or left out
+    on its own. Scale, stretch and move are normal in their labels, the turn and the
+    direction of the stretch are uniform.
+
+    Arguments:
+        p: the probability of each.
+        p_mirror: that of mirroring left to right, which photographs bear well and writing
+            does not: it leaks no more than the others.
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+    """
+
+    p: float = 0.12
+    p_mirror: float = 0.5
+
+    def __check_init__(self):
+        for name, value in (("p", self.p), ("p_mirror", self.p_mirror)):
+            if concrete(value) and not 0 <= float(value) <= 1:
+                raise ValueError(f"{name} must be a probability, got {value}")
+
+    def __call__(self, image: Float[Array, "channels height width"], *, key: PRNGKey) -> Augmented:
+        """`image` after random warps; with both probabilities 0, untouched."""
+        labels = self.labels(key).astype(image.dtype)
+        return Augmented(warp(image, labels), labels)
+
+    def labels(self, key: PRNGKey) -> Float[Array, " 9"]:
+        """Random labels, each warp on with its probability."""
+        on_key, normal_key, angle_key = jr.split(key, 3)
+        chance = jnp.array([self.p_mirror, self.p, self.p, self.p, self.p, self.p])
+        on = jr.uniform(on_key, (6,)) < chance
+        scale, stretch, right, down = jr.normal(normal_key, (4,))
+        turn, direction = jr.uniform(angle_key, (2,), minval=-jnp.pi, maxval=jnp.pi)
+        one = jnp.ones(())
+        mirrors = [jnp.where(on[0], one, 0), jnp.where(on[1], one, 0)]
+        turned = jnp.where(on[3], turn, 0)
+        stretched = jnp.where(on[4], stretch, 0)
+        moved = [jnp.where(on[5], right, 0), jnp.where(on[5], down, 0)]
+        return jnp.stack(
+            [
+                *mirrors,
+                jnp.where(on[2], scale, 0),
+                jnp.cos(turned) - 1,
+                jnp.sin(turned),
+                stretched * jnp.cos(direction),
+                stretched * jnp.sin(direction),
+                *moved,
+            ]
+        )
+
+
+@final
+class AugmentedLoss(eqx.Module):
+    """A training loss on augmented examples, for `train` in place of `loss` itself.
+
+    The labels reach the network in the `ImageCondition`, whose class labels are kept.
+
+    Arguments:
+        loss: called as `loss(denoiser, x, cond, key=key)`.
+        augmentation: called as `augmentation(image, key=key)`.
+    """
+
+    loss: Callable[..., Array]
+    augmentation: Callable[..., Augmented] = Augmentation()
+
+    def __call__(
+        self,
+        denoiser: Any,
+        x: Float[Array, "channels height width"],
+        cond: ImageCondition | None = None,
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, ""]:
+        """The loss of one augmented example.
+
+        Raises:
+            ValueError: `cond` is neither None nor an `ImageCondition`.
+        """
+        if not (cond is None or isinstance(cond, ImageCondition)):
+            raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}")
+        augment_key, loss_key = jr.split(key)
+        image, labels = self.augmentation(x, key=augment_key)
+        class_labels = None if cond is None else cond.class_labels
+        return self.loss(denoiser, image, ImageCondition(class_labels, labels), key=loss_key)
+
+
+def warp(
+    image: Float[Array, "channels height width"], labels: Float[Array, " 9"]
+) -> Float[Array, "channels height width"]:
+    """`image` warped as `labels` say, about its centre.
+
+    The pixels of the result are looked up in `image` by linear interpolation, once for all
+    warps; beyond its edge the image goes on as in a mirror. Where the looked-up places are
+    pixels (flips, quarter turns, whole steps) nothing is blurred. Labels 0 change no bit.
+
+    Raises:
+        ValueError: an image that is not floating, or smaller than 2 x 2.
+    """
+    check_floating("image", image)
+    height, width = image.shape[1:]
+    if min(height, width) < 2:
+        raise ValueError(f"image must be at least 2 x 2 pixels, got shape {image.shape}")
+    labels = as_float(labels, image)
+    x, y = jnp.meshgrid(_centred(width, image.dtype), _centred(height, image.dtype))
+    x, y = x - _SHIFT * width * labels[7], y - _SHIFT * height * labels[8]
+    inverse = inverse_matrix(labels)
+    source_x, source_y = (row[0] * x + row[1] * y for row in inverse)
+    columns, rows = source_x + (width - 1) / 2, source_y + (height - 1) / 2
+    look_up = lambda channel: map_coordinates(channel, [rows, columns], 1, mode="mirror")
+    return jax.vmap(look_up)(image)
+
+
+def inverse_matrix(labels: Float[Array, " 9"]) -> Float[Array, "2 2"]:
+    r"""From places (right, down) in the warped image to those in the image before it.
+
+    The warp is: mirror, scale, turn, stretch, in this order; then the move.
+    """
+    mirror_x, mirror_y, scale, cos_less_1, sin, stretch_x, stretch_y = labels[:7]
+    cos = 1 + cos_less_1
+    turn_back = jnp.array([[cos, -sin], [sin, cos]])
+    flips = jnp.array([1 - 2 * mirror_x, 1 - 2 * mirror_y]) * _power(-scale)
+    return flips[:, None] * (turn_back @ _stretch_back(stretch_x, stretch_y))
+
+
+def _stretch_back(x: Scalar, y: Scalar) -> Float[Array, "2 2"]:
+    r"""$2^{-0.2u}$ along the direction $(x, -y)/u$ (right, down), $2^{0.2u}$ across it."""
+    u = jnp.sqrt(x**2 + y**2)
+    safe = jnp.where(u > 0, u, 1)
+    along = jnp.stack([jnp.where(u > 0, x / safe, 1), -1.0 * y / safe])
+    across = jnp.stack([-along[1], along[0]])
+    parts = [_power(-u) * jnp.outer(along, along), _power(u) * jnp.outer(across, across)]
+    return parts[0] + parts[1]
+
+
+def _power(label: Scalar) -> Float[Array, ""]:
+    return jnp.exp2(_STRETCH * label)
+
+
+def _centred(size: int, dtype: Any) -> Float[Array, " size"]:
+    return jnp.arange(size, dtype=dtype) - (size - 1) / 2

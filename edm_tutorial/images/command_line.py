@@ -1,0 +1,256 @@
+r"""`python -m edm_tutorial train`: a class-conditional U-Net on a data set, in one command.
+
+    python -m edm_tutorial train --data digits --out runs/digits --steps 2000
+
+minimises the denoising loss (Eq. 2) at EDM's noise levels (Table 1), averages the weights,
+and every so often writes a checkpoint and a picture of samples. Killed at any moment, the
+same command goes on from the last checkpoint, to the very weights it would have reached.
+"""
+
+import argparse
+import json
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from ..denoiser import Denoiser
+from ..grids import edm_sigmas
+from ..losses import denoising_loss
+from ..networks import Cast, ImageCondition, small_unet
+from ..noise_levels import LogNormal
+from ..preconditioning import EDMPreconditioning
+from ..sampling import sample
+from ..training import checkpoint
+from ..training.loop import TrainState, init_state, train
+from ..training.optimizers import clean_gradients, cleaned, ramp_up
+from ..training.sharding import data_parallel
+from . import data
+from .augmentation import LABELS, Augmentation, AugmentedLoss
+
+CLASSES = 10
+SHAPES = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+COUNTS = {"digits": 1797, "fashion-mnist": 60_000, "cifar10": 50_000}
+
+
+class Setup(NamedTuple):
+    """What is trained, and how."""
+
+    denoiser: Denoiser
+    loss: Any
+    optimizer: optax.GradientTransformation
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status, 0 unless the arguments contradict the run."""
+    args = parser().parse_args(arguments)
+    folder = Path(args.out)
+    print(describe(args), flush=True)
+    if args.dry_run:
+        return 0
+    if problem := _other_run(folder, args):
+        print(problem, file=sys.stderr)
+        return 2
+    images = _load(args)
+    mean = images.images.mean(axis=0)
+    x = jnp.asarray(images.images - mean)
+    setup = build(args, x)
+    template = init_state(setup.denoiser, setup.optimizer)
+    state = checkpoint.restore(folder / "checkpoints", template)
+    print(f"starts    {'afresh' if state is None else f'from step {state.step}'}", flush=True)
+    cond = ImageCondition(jax.nn.one_hot(jnp.asarray(images.labels), CLASSES))
+    state = _run(args, setup, (x, cond), state or template, folder, mean)
+    repaired = cleaned(state)
+    if int(repaired.steps):
+        print(f"warning   {repaired.entries} gradients were not finite, in {repaired.steps} steps")
+    print(f"finished  {state.step} steps; samples and checkpoints are in {folder}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    top = argparse.ArgumentParser(prog="python -m edm_tutorial", description=(__doc__ or ""))
+    top.formatter_class = argparse.RawDescriptionHelpFormatter
+    command = top.add_subparsers(required=True, metavar="command").add_parser(
+        "train",
+        help="train a class-conditional U-Net on a data set",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = command.add_argument
+    add("--data", choices=SHAPES, default="digits", help="what to train on")
+    add("--out", required=True, help="folder for checkpoints and samples; resumed if there")
+    add("--steps", type=_count, default=2000, help="in all; a resumed run stops there too")
+    add("--batch-size", type=_count, default=128, help="examples a step, over all devices")
+    add("--width", type=_count, default=32, help="channels at full resolution, times 4")
+    add("--learning-rate", type=float, default=1e-3, help="of Adam, after the ramp-up")
+    add("--ramp-up", type=float, default=10_000, help="examples until the rate is reached")
+    add("--dropout", type=float, default=0.0, help="probability")
+    add("--augment", type=float, default=0.0, help="probability of each augmentation")
+    add("--bfloat16", action="store_true", help="compute the network in bfloat16")
+    add("--seed", type=int, default=0, help="of weights, batches and noise")
+    add("--every", type=_count, default=100, help="steps from one checkpoint to the next")
+    add("--sample-every", type=_count, default=500, help="steps from one picture to the next")
+    add("--keep", type=_count, default=3, help="checkpoints to keep")
+    add("--cache", default=None, help="folder of downloads; default: the user's cache")
+    add("--dry-run", action="store_true", help="print what would be done, and stop")
+    return top
+
+
+def describe(args: argparse.Namespace) -> str:
+    """What a run will do, in a few lines; nothing is downloaded or computed for it."""
+    channels, height, width = SHAPES[args.data]
+    network = eqx.filter_eval_shape(_network, args, jr.key(0))
+    arrays = eqx.filter(network, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(arrays))
+    devices, count = jax.devices(), COUNTS[args.data]
+    dtype = "bfloat16, weights in float32" if args.bfloat16 else "float32"
+    return "\n".join(
+        [
+            f"data      {args.data}: {count:,} images of {channels} x {height} x {width}, "
+            f"{CLASSES} classes",
+            f"network   U-Net of width {args.width}: {weights:,} parameters, {dtype}",
+            f"training  {args.steps:,} steps of {args.batch_size} images, "
+            f"{args.steps * args.batch_size / count:.1f} passes over the data",
+            f"device    {len(devices)} x {devices[0].device_kind}",
+            f"output    {args.out}: a checkpoint every {args.every} steps, samples every "
+            f"{args.sample_every}",
+        ]
+    )
+
+
+def build(args: argparse.Namespace, x: Any) -> Setup:
+    """The untrained denoiser of centred images `x`, its loss and its optimizer."""
+    network: Any = _network(args, jr.key(args.seed))
+    network = Cast(network, jnp.bfloat16) if args.bfloat16 else network
+    loss: Any = partial(denoising_loss, noise=LogNormal())
+    if args.augment > 0:
+        loss = AugmentedLoss(loss, Augmentation(args.augment, min(args.augment, 0.5)))
+    rate = ramp_up(args.learning_rate, args.ramp_up, batch_size=args.batch_size)
+    optimizer = optax.chain(clean_gradients(), optax.adam(rate))
+    return Setup(Denoiser(network, EDMPreconditioning.from_data(x)), loss, optimizer)
+
+
+def save_png(path: Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
+    """Write 8-bit grey (1 channel) or RGB (3 channels) as a PNG file."""
+    height, width, channels = image.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in image)  # 0: stored without prediction
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+            for kind, body in chunks
+        )
+    )
+
+
+def table(
+    images: Float[np.ndarray, "rows columns channels height width"],
+) -> UInt8[np.ndarray, "down across channels"]:
+    """Images in [-1, 1] side by side, enlarged to at least 32 pixels each."""
+    zoom = max(1, 32 // images.shape[-1])
+    grey = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    grey = grey.repeat(zoom, axis=3).repeat(zoom, axis=4)
+    rows, columns, channels, height, width = grey.shape
+    return grey.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+
+
+def _run(
+    args: argparse.Namespace,
+    setup: Setup,
+    examples: Any,
+    state: TrainState,
+    folder: Path,
+    mean: np.ndarray,
+) -> TrainState:
+    chunk = 1 if jax.default_backend() == "cpu" else args.every
+    runs = train(
+        setup.denoiser,
+        setup.loss,
+        examples,
+        setup.optimizer,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        key=jr.key(args.seed + 1),
+        every=chunk,
+        state=state,
+        sharding=data_parallel() if jax.device_count() > 1 else None,
+    )
+    with tqdm(total=args.steps, initial=int(state.step), unit="step") as bar:
+        for state, losses in runs:
+            step, before = int(state.step), int(state.step) - len(losses)
+            bar.update(len(losses))
+            due = lambda every: step // every > before // every or step == args.steps  # noqa: B023, E731
+            if due(args.every):
+                checkpoint.save(folder / "checkpoints", state, keep=args.keep)
+                bar.set_postfix(loss=f"{float(losses.mean()):.3f}")
+            if due(args.sample_every):
+                save_png(folder / f"samples-{step:07d}.png", table(draw(state.ema, mean)))
+    return state
+
+
+@eqx.filter_jit
+def _sample_all(denoiser: Any, noise: Any, labels: Any) -> Any:
+    one = lambda z, c: sample(denoiser, z, edm_sigmas(18), ImageCondition(c))
+    return jax.vmap(one)(noise, labels)
+
+
+def draw(denoiser: Any, mean: np.ndarray, rows: int = 4) -> Float[np.ndarray, "rows 10 c h w"]:
+    """`rows` samples of each class, a column each, always from the same noise."""
+    noise = jr.normal(jr.key(0), (rows * CLASSES, *mean.shape))
+    labels = jnp.tile(jnp.eye(CLASSES), (rows, 1))
+    images = np.asarray(_sample_all(denoiser, noise, labels)) + mean
+    return images.reshape(rows, CLASSES, *mean.shape)
+
+
+def _network(args: argparse.Namespace, key: Any) -> Any:
+    return small_unet(
+        SHAPES[args.data],
+        label_dim=CLASSES,
+        augment_dim=LABELS if args.augment > 0 else 0,
+        width=args.width,
+        dropout=args.dropout,
+        key=key,
+    )
+
+
+def _load(args: argparse.Namespace) -> data.Images:
+    if args.data == "digits":
+        return data.digits()
+    return {"fashion-mnist": data.fashion_mnist, "cifar10": data.cifar10}[args.data](args.cache)
+
+
+def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
+    """Why this folder cannot be gone on with; a new one is marked as ours."""
+    free = {"out", "steps", "every", "sample_every", "keep", "cache", "dry_run"}
+    settings = {name: value for name, value in vars(args).items() if name not in free}
+    file = folder / "settings.json"
+    if file.exists():
+        stored = json.loads(file.read_text())
+        names = sorted(name for name in settings if stored.get(name) != settings[name])
+        if names:
+            told = ", ".join(f"{name} was {stored.get(name)}" for name in names)
+            return f"{folder} holds another run ({told}): choose another --out"
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+    return None
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value

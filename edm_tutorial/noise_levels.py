@@ -1,0 +1,138 @@
+r"""The law of the training noise level: which sigma the network meets, and how often.
+
+Table 1, row "Noise distribution". Each law turns one standard draw, N(0, 1) or U(0, 1),
+into a noise level, so that it can be sampled, swept and compared with recorded draws.
+"""
+
+from abc import abstractmethod
+from typing import final
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._checks import check_positive, concrete
+from ._types import PRNGKey, Scalar, as_float
+from .grids import iddpm_levels
+from .schedules import VariancePreserving
+
+
+class AbstractNoiseDistribution(eqx.Module):
+    """The law of the training noise level: call it with a key to draw one."""
+
+    @abstractmethod
+    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
+        """One noise level, in data units."""
+
+    @abstractmethod
+    def from_variate(self, r: Scalar) -> Float[Array, ""]:
+        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1).
+
+        Raises:
+            ValueError: `r` is not a number, or outside [0, 1] where it should be uniform.
+        """
+
+
+@final
+class LogNormal(AbstractNoiseDistribution):
+    r"""$\ln\sigma \sim N(P_{mean}, P_{std}^2)$ (Table 1, column "Ours"); `r` is N(0, 1).
+
+    Raises:
+        ValueError: `p_std` is not positive, or `p_mean` not finite.
+    """
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+
+    def __check_init__(self):
+        check_positive("p_std", self.p_std)
+        if concrete(self.p_mean) and not np.isfinite(self.p_mean):
+            raise ValueError(f"p_mean must be finite, got {self.p_mean}")
+
+    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
+        return self.from_variate(jr.normal(key))
+
+    def from_variate(self, r: Scalar) -> Float[Array, ""]:
+        if concrete(r) and np.any(np.isnan(np.asarray(r))):
+            raise ValueError(f"r must be a number, got {r}")
+        return jnp.exp(self.p_mean + self.p_std * as_float(r))
+
+
+@final
+class LogUniform(AbstractNoiseDistribution):
+    r"""$\ln\sigma$ uniform over the range (Table 1, column "VE"); `r` is U(0, 1).
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __check_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max < np.inf:
+            raise ValueError(
+                f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
+            )
+
+    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
+        return self.from_variate(jr.uniform(key))
+
+    def from_variate(self, r: Scalar) -> Float[Array, ""]:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(r)
+
+
+@final
+class UniformTime(AbstractNoiseDistribution):
+    r"""$\sigma(t)$ at $t$ uniform in $(\epsilon_t, 1)$ (Table 1, "VP"); `r` = 0 is t = 1.
+
+    Raises:
+        ValueError: not 0 < eps < 1.
+    """
+
+    schedule: VariancePreserving = VariancePreserving()
+    eps: float = 1e-5
+
+    def __check_init__(self):
+        if not 0 < self.eps < 1:
+            raise ValueError(f"need 0 < eps < 1, got eps={self.eps}")
+
+    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
+        return self.from_variate(jr.uniform(key))
+
+    def from_variate(self, r: Scalar) -> Float[Array, ""]:
+        return self.schedule.sigma(1 + _uniform(r) * (self.eps - 1))
+
+
+@final
+class UniformLevels(AbstractNoiseDistribution):
+    r"""$\sigma = u_j$ with $j$ uniform in 0..M-1 (Table 1, "iDDPM"); `r` is U(0, 1).
+
+    Raises:
+        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
+    """
+
+    levels: int = 1000
+    c_1: float = 1e-3
+    c_2: float = 8e-3
+
+    def __check_init__(self):
+        iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
+
+    def __call__(self, key: PRNGKey) -> Float[Array, ""]:
+        return self.from_variate(jr.uniform(key))
+
+    def from_variate(self, r: Scalar) -> Float[Array, ""]:
+        r = _uniform(r)
+        table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), r.dtype)
+        index = jnp.floor(r * self.levels).astype(int)
+        return table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
+
+
+def _uniform(r: Scalar) -> Array:
+    """A draw of U(0, 1), both ends included, as an array."""
+    if concrete(r) and not np.all((np.asarray(r) >= 0) & (np.asarray(r) <= 1)):
+        raise ValueError(f"r must be between 0 and 1, got {r}")
+    return as_float(r)

@@ -1,0 +1,103 @@
+r"""Features of mean 0 and standard deviation 1: $z = (x - m) / s$, one m and s a feature.
+
+A noise level means the same for every feature only when all have one scale, and EDM has no
+parameter for the mean. The map is measured once, then carried by the posterior, whose
+log-density needs its log-determinant, $-\sum_i \ln s_i$.
+"""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ..._checks import check_positive, check_shape
+
+
+@final
+class Standardizer(eqx.Module):
+    """Shift and scale each feature of one example.
+
+    Arguments:
+        mean, std: shaped like one example, data units.
+
+    Raises:
+        ValueError: `std` is not positive and finite, or not shaped like `mean`.
+    """
+
+    mean: Float[Array, "*shape"]
+    std: Float[Array, "*shape"]
+
+    def __check_init__(self):
+        check_positive("std", self.std)
+        if jnp.shape(self.mean) != jnp.shape(self.std):
+            raise ValueError(
+                "mean and std must have one shape, got "
+                f"{jnp.shape(self.mean)} and {jnp.shape(self.std)}"
+            )
+
+    @classmethod
+    def fit(cls, x: Float[ArrayLike, " n *shape"], name: str = "x") -> "Standardizer":
+        """Measure the mean and the standard deviation of each feature, in float64.
+
+        Arguments:
+            x: examples, stacked along the first axis.
+            name: what the messages call them.
+
+        Raises:
+            ValueError: fewer than two examples, or columns that are constant or not finite.
+        """
+        x = np.asarray(x)
+        if x.ndim < 1 or len(x) < 2 or x.size == 0:
+            raise ValueError(f"{name} needs at least two examples, got shape {x.shape}")
+        refuse_columns(name, "not finite", ~np.isfinite(x).all(axis=0))
+        mean, std = x.mean(axis=0, dtype=float), x.std(axis=0, dtype=float)
+        # Rounding leaves a constant column a spread of some 1e-8 of its value.
+        refuse_columns(name, "constant", (x == x[:1]).all(axis=0) | (std == 0))
+        dtype = float_dtype(x)
+        return cls(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
+
+    def forward(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Data units to unit variance.
+
+        Raises:
+            ValueError: `x` has another shape than one example.
+        """
+        check_shape("x", x, self.mean)
+        return (x - self.mean.astype(x.dtype)) / self.std.astype(x.dtype)
+
+    def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Unit variance to data units.
+
+        Raises:
+            ValueError: `z` has another shape than one example.
+        """
+        check_shape("z", z, self.mean)
+        return z * self.std.astype(z.dtype) + self.mean.astype(z.dtype)
+
+    def log_det(self) -> Float[Array, ""]:
+        r"""$\ln |\det \partial z / \partial x|$, the same everywhere, in nats."""
+        return -jnp.sum(jnp.log(self.std))
+
+
+def float_dtype(array: np.ndarray) -> Any:
+    """The dtype to work in: that of `array`, at least float32, float64 only where it is on."""
+    return jax.dtypes.canonicalize_dtype(np.result_type(array.dtype, np.float32))
+
+
+def refuse_columns(name: str, fault: str, bad: Any) -> None:
+    """Refuse data whose features marked in `bad` have a fault, and name these features.
+
+    Raises:
+        ValueError: any is marked.
+    """
+    if not np.any(bad):
+        return
+    where = [index[0] if len(index) == 1 else index for index in np.argwhere(bad).tolist()]
+    listed = ", ".join(map(str, where[:8])) + (", ..." if len(where) > 8 else "")
+    raise ValueError(
+        f"{name} is {fault} in {len(where)} of {np.size(bad)} columns ({listed}): "
+        "remove or repair them first"
+    )

@@ -1,0 +1,16 @@
+"""Training: the loop, batches, averages of the weights, optimizers, sharding, checkpoints."""
+
+from .averages import (
+    AbstractEMA as AbstractEMA,
+    HalfLifeEMA as HalfLifeEMA,
+    PowerEMA as PowerEMA,
+    Snapshot as Snapshot,
+    reconstruct as reconstruct,
+)
+from .loop import TrainState as TrainState, init_state as init_state, train as train
+from .optimizers import (
+    clean_gradients as clean_gradients,
+    cleaned as cleaned,
+    ramp_up as ramp_up,
+)
+from .sharding import data_parallel as data_parallel

@@ -1,0 +1,96 @@
+r"""Around the optimiser: the learning rate's ramp-up, and gradients that are not finite.
+
+The learning rate of a step is $\eta \min(\text{examples seen} / N,\ 1)$, where $N$ is the
+length of the ramp-up (Table 7): the first step has rate 0. Both parts are of
+Optax's own kinds, and go with any of its optimisers:
+
+    rate = ramp_up(1e-3, 10_000_000, batch_size=512)
+    optimizer = optax.chain(clean_gradients(), optax.adam(rate))
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from .._checks import check_number
+from .._types import Scalar, as_float
+
+
+def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> optax.Schedule:
+    """The learning rate as a function of the steps taken, for any Optax optimiser.
+
+    Arguments:
+        learning_rate: what it rises to, linearly.
+        examples: after so many; 0 leaves only the first step at rate 0.
+        batch_size: examples a step.
+
+    Raises:
+        ValueError: a rate or batch size that is not positive, or negative `examples`.
+    """
+    check_number("learning_rate", learning_rate)
+    check_number("examples", examples, zero=True)
+    check_number("batch_size", batch_size)
+
+    highest, length = float(learning_rate), max(float(examples), 1e-8)  # 0/0 is 0
+
+    def rate(count: Scalar) -> Array:
+        seen = as_float(count) * float(batch_size)  # in int32 it could overflow
+        return highest * jnp.minimum(seen / length, 1.0)
+
+    return rate
+
+
+class Cleaned(NamedTuple):
+    """What `clean_gradients` has repaired so far.
+
+    Arguments:
+        steps: those in which something was.
+        entries: of gradients, over all steps; the count stops at the largest int.
+    """
+
+    steps: Int[Array, ""]
+    entries: Int[Array, ""]
+
+
+def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
+    """Replace NaN by 0 and infinities by +-`bound`, and count how many there were.
+
+    Goes first in an `optax.chain`: an optimiser that has seen one NaN never forgets it. The
+    loss of such a step is yielded as it was, NaN or infinite. `cleaned` reads the count.
+
+    Raises:
+        ValueError: a bound that is not positive and finite.
+    """
+    check_number("bound", bound)
+
+    def init(params: Any) -> Cleaned:
+        return Cleaned(jnp.zeros((), int), jnp.zeros((), int))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Cleaned]:
+        clean = lambda g: jnp.nan_to_num(g, nan=0.0, posinf=bound, neginf=-bound)
+        bad = sum(jnp.sum(~jnp.isfinite(g), dtype=int) for g in jax.tree.leaves(updates))
+        bad = jnp.asarray(bad, state.entries.dtype)
+        room = jnp.iinfo(bad.dtype).max - state.entries
+        steps = state.steps + (bad > 0).astype(bad.dtype)
+        counts = Cleaned(steps, state.entries + jnp.minimum(bad, room))
+        return jax.tree.map(clean, updates), counts
+
+    return optax.GradientTransformation(init, update)
+
+
+def cleaned(state: Any) -> Cleaned:
+    """The count of the one `clean_gradients` in a `TrainState` or an optimiser's state.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Cleaned))
+    found = [leaf for leaf in leaves if isinstance(leaf, Cleaned)]
+    if len(found) != 1:
+        raise ValueError(
+            f"need one clean_gradients() in the optimizer to read its count, got {len(found)}"
+        )
+    return found[0]
