@@ -7,7 +7,12 @@ from .averages import (
     Snapshot as Snapshot,
     reconstruct as reconstruct,
 )
-from .loop import TrainState as TrainState, init_state as init_state, train as train
+from .loop import (
+    BatchLoss as BatchLoss,
+    TrainState as TrainState,
+    init_state as init_state,
+    train as train,
+)
 from .optimizers import (
     clean_gradients as clean_gradients,
     cleaned as cleaned,

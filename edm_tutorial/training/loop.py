@@ -8,7 +8,7 @@ are in files of their own: `batches`, `optimizers`, `ema`, `sharding`.
 from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -25,6 +25,21 @@ from .sharding import automatic, replicate
 
 EMA = AbstractEMA | tuple[AbstractEMA, ...] | None
 """How weights are averaged: by one rule, by several at once, or not at all."""
+
+
+@final
+class BatchLoss(eqx.Module):
+    """A loss of a whole batch, for `train`: such as one that stratifies its noise levels.
+
+    Arguments:
+        loss: called as `loss(denoiser, x, cond, key=key)` with the whole batch, a scalar.
+    """
+
+    loss: Callable[..., Array]
+
+    def __call__(self, denoiser: Any, x: Any, cond: Any, *, key: PRNGKey) -> Float[Array, ""]:
+        """The loss of one batch, for one key."""
+        return self.loss(denoiser, x, cond, key=key)
 
 
 class TrainState(NamedTuple):
@@ -75,7 +90,8 @@ def train(
 
     Arguments:
         denoiser: what to train; a preconditioning inside it is left alone.
-        loss: called as `loss(denoiser, x, cond, key=key)` for one example, a scalar.
+        loss: called as `loss(denoiser, x, cond, key=key)` for one example, a scalar; or a
+            `BatchLoss`, called so for a whole batch.
         data: examples `x` stacked along the first axis, or a pair `(x, cond)` of such, from
             which batches are drawn with replacement. Or a function of the step that returns
             a batch, `x` or `(x, cond)`: a resumed run asks it for the steps to come. Or an
@@ -166,9 +182,11 @@ def _step(
     batch_size: int,
 ) -> tuple[TrainState, Array]:
     x, cond = batch
-    keys = jr.split(key, batch_size)
 
     def mean_loss(denoiser: Any) -> Array:
+        if isinstance(loss, BatchLoss):
+            return loss(denoiser, x, cond, key=key)
+        keys = jr.split(key, batch_size)
         return jnp.mean(jax.vmap(partial(loss, denoiser))(x, cond, key=keys))
 
     return descend(state, mean_loss, optimizer, ema, batch_size)
