@@ -2,11 +2,18 @@
 
 import pathlib
 import shutil
-import jax, jax.numpy as jnp, jax.random as jr, numpy as np, optax, equinox as eqx
-import edm_tutorial as edm
-from edm_tutorial.sbi import fit_posterior, default_plan
-from edm_tutorial import checkpoint
 from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+
+import edm_tutorial as edm
+from edm_tutorial import checkpoint
+from edm_tutorial.sbi import default_plan, fit_posterior
 
 out = pathlib.Path("tests/release_0_1")
 shutil.rmtree(out, ignore_errors=True)
