@@ -64,8 +64,8 @@ for name, pre in {
     checkpoint.save(out / f"checkpoint_{name}", states[0][0])
     res[f"checkpoint_{name}"] = np.concatenate(
         [
-            np.asarray(l).ravel()
-            for l in jax.tree.leaves(eqx.filter(states[0][0].ema.network, eqx.is_inexact_array))
+            np.asarray(leaf).ravel()
+            for leaf in jax.tree.leaves(eqx.filter(states[0][0].ema.network, eqx.is_inexact_array))
         ]
     )
     res[f"next_{name}"] = np.asarray(states[1][1])
