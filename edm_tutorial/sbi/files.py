@@ -73,7 +73,8 @@ def load(
     file = io.BytesIO(body)
     fields = jax.tree.map(lambda leaf: _read(path, file, leaf), form)
     low, high = header["sigmas"]
-    history = {k: tuple(v) if isinstance(v, list) else v for k, v in header["history"].items()}
+    history: dict[str, Any] = header["history"]
+    history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
     theta_offset, x_offset = map(tuple, header["offsets"])
     return fields | {
         "sigma_min": low,

@@ -173,9 +173,9 @@ class Posterior(eqx.Module):
     def _observation(self, x_o: Any) -> Array:
         """One observation, less its offset, in the working dtype."""
         needed = self.x_scale.mean.shape
-        if jnp.shape(x_o) != needed:
+        if np.shape(x_o) != needed:
             raise ValueError(
-                f"x_o must be one observation of shape {needed}, got {jnp.shape(x_o)}: use "
+                f"x_o must be one observation of shape {needed}, got {np.shape(x_o)}: use "
                 "jax.vmap for more"
             )
         if concrete(x_o) and not np.all(np.isfinite(np.asarray(x_o, float))):
@@ -185,10 +185,10 @@ class Posterior(eqx.Module):
     def _parameters(self, theta: Any) -> Array:
         """Parameters, less their offset, in the working dtype."""
         d = len(self.transform.bounds.low)
-        if jnp.ndim(theta) not in (1, 2) or jnp.shape(theta)[-1] != d:
+        if np.ndim(theta) not in (1, 2) or np.shape(theta)[-1] != d:
             raise ValueError(
                 f"theta must be one vector of shape ({d},) or one a row, (n, {d}), got "
-                f"{jnp.shape(theta)}"
+                f"{np.shape(theta)}"
             )
         return _less_offset("theta", theta, self.theta_offset, self.dtype)
 
@@ -203,11 +203,15 @@ class Posterior(eqx.Module):
 
 def as_count(name: str, value: Any) -> int:
     """A whole number of at least 1, NumPy's included."""
-    if isinstance(value, bool) or not (np.ndim(value) == 0 and float(value) == int(value)):
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = None
+    if count is None or isinstance(value, str | bool) or count != value:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
+    if count < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
+    return count
 
 
 def _less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:

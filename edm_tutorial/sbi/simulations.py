@@ -154,16 +154,16 @@ def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray
     if not (bad["theta"].any() or bad["x"].any()):
         return theta, x
     told = " and ".join(
-        f"{name} is not finite in {rows.sum()} of {len(rows)} simulations (first in row "
+        f"{name} is not finite in {rows.sum()} of {len(theta)} simulations (first in row "
         f"{int(np.argmax(rows))})"
         for name, rows in bad.items()
         if rows.any()
     )
     if not drop:
         raise ValueError(
-            f'{told}. If these simulations failed, invalid="drop" leaves them out: the posterior is '
-            "then conditioned on success. If entries of x are missing, write 0 for them and add a "
-            "column (with embedding=, a channel) that is 1 where an entry is present and 0 where "
+            f'{told}. If these simulations failed, invalid="drop" leaves them out: the posterior '
+            "is then conditioned on success. If entries of x are missing, write 0 for them and add "
+            "a column (with embedding=, a channel) that is 1 where an entry is present and 0 where "
             "it is missing"
         )
     warnings.warn(
@@ -194,20 +194,22 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
     widths = np.abs(rows - middle) / np.maximum((high - low) / 1.349, np.finfo(float).tiny)
     bottom, top = np.quantile(rows, (0.01, 0.99), axis=0)
     decades = (rows > 0).all(axis=0) & (top > DECADES * np.maximum(bottom, 0))
-    for column in np.flatnonzero((high > low) & decades & (widths.max(axis=0) > SKEWED)):
+    skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
+    for column in np.flatnonzero((high > low) & decades & skewed):
+        which = f"{name}[:, {column}]"
         warnings.warn(
-            f"{name}[:, {column}] spreads over {np.log10(top[column] / bottom[column]):.0f} decades, and "
-            f"what is small in it is lost beside what is large: fit np.log({name}[:, {column}]) in its "
-            "place, with its bounds transformed alike",
+            f"{which} spreads over {np.log10(top[column] / bottom[column]):.0f} decades, and what is "
+            f"small in it is lost beside what is large: fit np.log({which}) in its place, with its "
+            "bounds transformed alike",
             WideScales,
             stacklevel=4,
         )
-    for column in np.flatnonzero((high > low) & ~decades & (widths.max(axis=0) > FAR)):
-        share = np.mean(widths[:, column] > FAR)
+    for column in np.flatnonzero((high > low) & ~decades & far):
+        which, share = f"{name}[:, {column}]", np.mean(widths[:, column] > FAR)
         warnings.warn(
-            f"{name}[:, {column}] has {share:.2%} of its values beyond {FAR:g} robust widths of "
-            f"its median, and its standard deviation describes those: fit np.clip({name}[:, {column}], "
-            f"*np.quantile({name}[:, {column}], [0.01, 0.99])) or np.arcsinh of it in its place",
+            f"{which} has {share:.2%} of its values beyond {FAR:g} robust widths of its median, and "
+            f"its standard deviation describes those: fit np.clip({which}, *np.quantile({which}, "
+            "[0.01, 0.99])) or np.arcsinh of it in its place",
             WideScales,
             stacklevel=4,
         )

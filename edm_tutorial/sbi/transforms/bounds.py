@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ..._checks import check_shape
+from ..._checks import check_shape, concrete
 from .interface import AbstractTransform
 from .standardize import float_dtype
 
@@ -53,7 +53,7 @@ class Bounds(AbstractTransform):
                 "prior_support needs two vectors (low, high) of one length, and a softness for "
                 f"each entry, got shapes {shapes}"
             )
-        if any(isinstance(part, jax.core.Tracer) for part in parts):
+        if not concrete(*parts):
             return
         low, high, softness = map(np.asarray, parts)
         if not np.all(low < high) or np.any(low == np.inf) or np.any(high == -np.inf):

@@ -51,17 +51,17 @@ class LinearRegression(AbstractTransform):
         Arguments:
             u, x: standardised parameters and observations.
         """
-        dtype = float_dtype(np.asarray(u))
-        u, x = np.asarray(u, float), np.asarray(x, float)
-        u_mean, x_mean = u.mean(axis=0), x.mean(axis=0)
-        u, x = u - u_mean, x - x_mean
-        squares, axes = np.linalg.eigh(x.T @ x)
-        scores = x @ axes
-        fits = [_left_out(u, scores, 1 / (np.maximum(squares, 0) + ridge)) for ridge in ridges]
+        targets, features = np.asarray(u, float), np.asarray(x, float)
+        u_mean, x_mean = targets.mean(axis=0), features.mean(axis=0)
+        targets, features = targets - u_mean, features - x_mean
+        squares, axes = np.linalg.eigh(features.T @ features)
+        scores = features @ axes
+        strengths = (1 / (np.maximum(squares, 0) + ridge) for ridge in ridges)
+        fits = [_left_out(targets, scores, strength) for strength in strengths]
         covariance, slope = min(fits, key=lambda fit: np.linalg.slogdet(fit[0])[1])
         slope = slope @ axes.T
         parts = slope, u_mean - slope @ x_mean, np.linalg.cholesky(covariance)
-        return cls(*(jnp.asarray(part, dtype) for part in parts))
+        return cls(*(jnp.asarray(part, float_dtype(np.asarray(u))) for part in parts))
 
     def forward(
         self, theta: Float[Array, " d"], x: Float[Array, " k"] | None = None
