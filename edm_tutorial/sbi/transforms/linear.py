@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
 
-from .interface import AbstractTransform
+from .interface import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 RIDGES = np.array([*np.geomspace(1.0, 1e6, 7), np.inf])  # in examples; an infinite one ignores x
@@ -63,22 +63,16 @@ class LinearRegression(AbstractTransform):
         parts = slope, u_mean - slope @ x_mean, np.linalg.cholesky(covariance)
         return cls(*(jnp.asarray(part, float_dtype(np.asarray(u))) for part in parts))
 
-    def forward(
-        self, theta: Float[Array, " d"], x: Float[Array, " k"] | None = None
-    ) -> Float[Array, " d"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """The residual z of parameters at the observation x."""
         scale = self.scale.astype(theta.dtype)
         return solve_triangular(scale, theta - self.line(x, theta.dtype), lower=True)
 
-    def inverse(
-        self, z: Float[Array, " d"], x: Float[Array, " k"] | None = None
-    ) -> Float[Array, " d"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         """The parameters whose residual at x is z."""
         return self.scale.astype(z.dtype) @ z + self.line(x, z.dtype)
 
-    def log_det(
-        self, theta: Float[Array, " d"], x: Float[Array, " k"] | None = None
-    ) -> Float[Array, ""]:
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
         """The same everywhere."""
         return -jnp.sum(jnp.log(jnp.diagonal(self.scale)))
 
