@@ -51,16 +51,21 @@ def check_positive(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
+def check_scalar(name: str, value: Any) -> None:
+    """Refuse a value with axes."""
+    if jnp.ndim(value) != 0:
+        raise ValueError(
+            f"{name} must be one number, got shape {jnp.shape(value)}: use jax.vmap for more"
+        )
+
+
 def check_number(name: str, value: Any, *, zero: bool = False) -> None:
     """Refuse what is not one number, positive (or, if asked, zero) and finite.
 
     Raises:
         ValueError: an array with axes, or a value that `check_positive` refuses.
     """
-    if jnp.ndim(value) != 0:
-        raise ValueError(
-            f"{name} must be one number, got shape {jnp.shape(value)}: use jax.vmap for more"
-        )
+    check_scalar(name, value)
     if not (zero and concrete(value) and float(value) == 0):
         check_positive(name, value)
 
