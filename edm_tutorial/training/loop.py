@@ -84,7 +84,7 @@ def train(
 ) -> Iterator[tuple[TrainState, Float[Array, " chunk"]]]:
     """Train, yielding the state and the losses of every `every` steps.
 
-        loss = partial(denoising_loss, noise=LogNormal())
+        loss = partial(denoising_loss, sigma_dist=LogNormal())
         for state, losses in tqdm(train(denoiser, loss, x, optax.adam(1e-3), ...)):
             ...
 
