@@ -1,5 +1,6 @@
 """The checks that doors use: each refuses one kind of bad input by name."""
 
+import operator
 from typing import Any
 
 import jax
@@ -75,6 +76,27 @@ def check_not_negative(name: str, value: Any) -> None:
         numbers = np.asarray(value, dtype=float)
         if not (np.all(np.isfinite(numbers)) and np.all(numbers >= 0)):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def whole(name: str, count: Any, *, least: int = 1) -> int:
+    """A size as an int, whichever integer it was; floats are refused, whole ones too."""
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = None
+    if number is None or isinstance(count, bool):
+        raise TypeError(f"{name} must be a whole number, got {count!r}")
+    if number < least:
+        raise ValueError(f"need {name} of at least {least}, got {name}={number}")
+    return number
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuse what is not one random key: a seed, or a batch of keys."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not (typed or (dtype == jnp.uint32 and len(shape) == 1)):  # the second is a PRNGKey
+        raise TypeError(f"{name} must be one random key, jax.random.key(seed), got {key!r}")
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:

@@ -22,7 +22,8 @@ from .._types import PRNGKey
 from ..losses import weighted_error
 from ..noise_levels import AbstractNoiseDistribution
 from ..training.averages import HalfLifeEMA
-from ..training.loop import TrainState, descend
+from ..training.loop import descend
+from ..training.state import TrainState
 from .history import History
 from .settings import Plan
 

@@ -20,7 +20,7 @@ from ..denoiser import Denoiser
 from ..networks import Embedded
 from ..noise_levels import AbstractNoiseDistribution
 from ..preconditioning import EDMPreconditioning
-from ..training.loop import init_state
+from ..training.state import init_state
 from .early_stopping import FitState, optimise, optimizer_of
 from .history import History
 from .neighbours import width_by_neighbours
