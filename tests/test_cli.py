@@ -20,8 +20,7 @@ import pytest
 
 from edm_tutorial.images import command_line as cli, data
 from edm_tutorial.networks import small_unet
-from edm_tutorial.training import checkpoint
-from edm_tutorial.training.loop import init_state
+from edm_tutorial.training import checkpoint, init_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["train", "--width", "4", "--batch-size", "8", "--every", "5", "--sample-every", "20"]
@@ -84,20 +83,21 @@ def test_another_run_in_the_same_folder_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_is_read_back_by_another_decoder(key, tmp_path, channels):
-    image = np.asarray(jax.random.randint(key, (5, 7, channels), 0, 256)).astype(np.uint8)
-    cli.save_png(tmp_path / "image.png", image)
-    read = np.rint(matplotlib.image.imread(tmp_path / "image.png") * 255).astype(np.uint8)
-    np.testing.assert_array_equal(read.reshape(image.shape), image)
+def test_a_picture_is_read_back_by_another_decoder(key, tmp_path, channels):
+    levels = np.asarray(jax.random.randint(key, (1, 1, channels, 32, 40), 0, 256))
+    cli.picture(levels / 127.5 - 1).save(tmp_path / "image.png")
+    read = np.rint(matplotlib.image.imread(tmp_path / "image.png") * 255).astype(int)
+    expected = np.moveaxis(levels[0, 0], 0, -1)
+    np.testing.assert_array_equal(read.reshape(expected.shape), expected)
 
 
-def test_table_places_rows_and_columns():
+def test_a_picture_places_rows_and_columns():
     images = np.zeros((2, 3, 1, 16, 16))
     images[1, 2, 0, 0, 15] = 1.0  # the top right pixel of the last image
     images[0, 0] = -2.0  # clipped to black
-    picture = cli.table(images)
-    assert picture.shape == (64, 96, 1)
-    white = np.argwhere(picture[..., 0] == 255)
+    picture = np.asarray(cli.picture(images))
+    assert picture.shape == (64, 96)
+    white = np.argwhere(picture == 255)
     np.testing.assert_array_equal(np.unique(white[:, 0]), [32, 33])
     np.testing.assert_array_equal(np.unique(white[:, 1]), [94, 95])
     assert np.all(picture[:32, :32] == 0) and picture[0, 40] == 128

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
-from sklearn.datasets import load_digits
 
 
 class Images(NamedTuple):
@@ -67,6 +66,8 @@ CIFAR10 = Source(  # the binary version: its Python version is a pickle, which c
 
 def digits() -> Images:
     """The 1,797 handwritten digits that come with scikit-learn, 1 x 8 x 8, 17 grey levels."""
+    from sklearn.datasets import load_digits  # needed here only
+
     scans: Any = load_digits()
     return _images(scans.images.astype(np.uint8)[:, None], scans.target, levels=17)
 
