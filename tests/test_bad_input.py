@@ -592,9 +592,9 @@ TRAINING = {
         lambda: train((DATA, DATA.at[0].set(NAN))),
         "cond has 2 entries",
     ),
-    "train: no steps": (lambda: train(steps=0), "need steps of at least 1, got steps=0"),
-    "train: no batch": (lambda: train(batch_size=-2), "need batch_size of at least 1"),
-    "train: no chunk": (lambda: train(every=0), "need every of at least 1"),
+    "train: no steps": (lambda: train(steps=0), "steps must be at least 1, got steps=0"),
+    "train: no batch": (lambda: train(batch_size=-2), "batch_size must be at least 1"),
+    "train: no chunk": (lambda: train(every=0), "every must be at least 1"),
     "train: a list for a pair": (
         lambda: train([DATA, DATA]),
         r"data must be .* a tuple \(x, cond\), got list: write a tuple",

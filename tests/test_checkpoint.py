@@ -224,7 +224,7 @@ def test_a_run_from_the_start_does_not_hide_behind_a_later_one(state, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"keep": 0}, "need keep of at least 1, got keep=0"),
+        ({"keep": 0}, "keep must be at least 1, got keep=0"),
         ({"metric": float("nan")}, "metric must be finite, got nan"),
         ({"metric": float("inf")}, "metric must be finite, got inf"),
     ],
