@@ -52,7 +52,7 @@ clean: ## Remove what was built (the environment in .venv stays)
 	rm -rf _build .executed .pytest_cache .ruff_cache build dist
 	find edm_tutorial tests book -name __pycache__ -type d -prune -exec rm -rf {} +
 
-bench: $(STAMP) ## Measure beside limits and other packages, under 30 minutes; writes the page
+bench: $(STAMP) ## Measure beside limits and other packages, under 30 minutes; fills the page's tables
 	$(BIN)/python -m benchmarks.sampler
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.likelihood

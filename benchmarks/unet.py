@@ -202,7 +202,7 @@ def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
 def torch_rows() -> list[dict[str, Any]]:
     """Images a second beside the same network in PyTorch, as many CPU cores as this process has.
 
-    Where the training step loses its time: `benchmarks/targets.py`.
+    Where the training step loses its time: `book/benchmarks.md`.
     """
     model, x = denoiser(), data(BATCH)
     net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)

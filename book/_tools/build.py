@@ -21,28 +21,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 import export
+import jupytext
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import NotebookNode, read
-from numbering import read_cells
+from notebook_builder import INSTALL_ID
+from repository import ROOT
 
-ROOT = export.ROOT
 EXECUTED = ROOT / ".executed"
 BUILD = ROOT / "_build"
 PACKAGES = ("jax", "equinox", "diffrax", "optax", "numpy", "matplotlib")
 CELL_SECONDS = 1800
 
 
-def chapters() -> list[Path]:
-    """The sources of the notebooks, in the order of the table of contents."""
-    return [path.with_suffix(".md") for path in export.export(ROOT)]
-
-
 def fingerprint(chapter: Path) -> str:
     """A hash of everything the outputs of a chapter depend on."""
     digest = hashlib.sha256()
-    for cell in read_cells(chapter):
+    for cell in jupytext.reads(chapter.read_text(), fmt="md:myst").cells:
         if cell.cell_type == "code":
             digest.update(cell.source.encode() + b"\0")
     for path in sorted((ROOT / "edm_tutorial").rglob("*.py")):
@@ -118,7 +114,7 @@ def with_outputs(source: Path) -> NotebookNode:
     ran = [
         cell
         for cell in read(_executed(source), as_version=4).cells
-        if cell.cell_type == "code" and cell.id != export.INSTALL_ID
+        if cell.cell_type == "code" and cell.id != INSTALL_ID
     ]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, done in zip(cells, ran, strict=True):
@@ -157,7 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if code := export.main([]):
         sys.exit(code)
-    sources = chapters()
+    sources = export.chapters(ROOT)
     for name, seconds in execute(sources).items():
         print(f"{name}: {seconds:.0f} s")
     if not arguments.execute_only:

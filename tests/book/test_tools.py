@@ -1,5 +1,6 @@
 """The smaller tools: the address of the repository, docstrings, the API page."""
 
+import hashlib
 import json
 import pkgutil
 import re
@@ -115,3 +116,18 @@ def test_a_changed_cell_changes_the_fingerprint_and_prose_does_not(tmp_path):
         source.write_text(changed)
         prints.append(build.fingerprint(source))
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_mathjax_is_the_release_that_is_named_beside_it():
+    folder = ROOT / "book" / "_static" / "mathjax"
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in files if path.name not in ("SHA256SUMS", "ORIGIN.txt")]
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+    assert found == sums and {"LICENSE", "output/chtml/fonts/OFL.txt"} <= found.keys()
+    (version,) = re.findall(r"^MathJax ([\d.]+),", (folder / "ORIGIN.txt").read_text())
+    assert f'VERSION="{version}"' in (folder / "tex-chtml-full.js").read_text()
