@@ -84,10 +84,11 @@ from .training.averages import (
     Snapshot as Snapshot,
     reconstruct as reconstruct,
 )
-from .training.loop import TrainState as TrainState, init_state as init_state, train as train
+from .training.loop import train as train
 from .training.optimizers import (
     clean_gradients as clean_gradients,
     cleaned as cleaned,
     ramp_up as ramp_up,
 )
 from .training.sharding import data_parallel as data_parallel
+from .training.state import TrainState as TrainState, init_state as init_state

@@ -16,9 +16,8 @@ import numpy as np
 import optax
 
 import edm_tutorial as edm
-from edm_tutorial.training import checkpoint
+from edm_tutorial.training import checkpoint, init_state
 from edm_tutorial.training.averages import PowerEMA
-from edm_tutorial.training.loop import init_state
 from edm_tutorial.training.optimizers import clean_gradients, ramp_up
 
 STEPS, EVERY = 300, 3

@@ -357,7 +357,8 @@ TRAINING = {
         "key",
     ),
     "by sigma: key a seed": (lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3), "key"),
-    "train: key a seed": (lambda: next(train(key=3)), "key"),
+    "train: key a seed": (lambda: train(key=3), r"key must be one random key, .* got 3"),
+    "train: many keys": (lambda: train(key=jr.split(key(), 3)), "key must be one random key"),
     "mlp: key a seed": (lambda: mlp(key=3), "key"),
     "mixture: weights and means": (
         lambda: mixture(weights=(1.0,)),
@@ -537,9 +538,29 @@ TRAINING = {
         lambda: train((DATA, DATA.at[0].set(NAN))),
         "cond has 2 entries",
     ),
-    "train: no steps": (lambda: train(steps=0), "steps must be at least 1, got 0"),
+    "train: no steps": (lambda: train(steps=0), "steps must be at least 1, got steps=0"),
     "train: no batch": (lambda: train(batch_size=-2), "batch_size must be at least 1"),
     "train: no chunk": (lambda: train(every=0), "every must be at least 1"),
+    "train: a list for a pair": (
+        lambda: train([DATA, DATA]),
+        r"data must be .* a tuple \(x, cond\), got list: write a tuple",
+    ),
+    "train: an iterable of batches": (
+        lambda: train(range(3)),
+        r"data must be .* got range: .* pass iter\(\.\.\.\)",
+    ),
+    "train: no optimizer": (
+        lambda: edm.train(
+            edm.Denoiser(mlp(), EDM), zero, DATA, 1e-3, steps=1, batch_size=1, key=key()
+        ),
+        "optimizer must be one of Optax's.* got 0.001",
+    ),
+    "train: no loss": (
+        lambda: edm.train(
+            edm.Denoiser(mlp(), EDM), None, DATA, optax.sgd(1.0), steps=1, batch_size=1, key=key()
+        ),
+        "loss must be callable, got None",
+    ),
     "train: missing condition": (
         lambda: next(
             edm.train(
@@ -664,9 +685,12 @@ def test_every_public_function_has_a_row():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", ["steps", "batch_size", "every"])
 def test_counts_must_be_whole_numbers(name):
-    with pytest.raises(TypeError, match=f"{name} must be a whole number, got 1.5"):
-        train(**{name: 1.5})
-    train(**{name: np.int64(1)})
+    for wrong in (1.5, 1e3, np.float64(2.0), "3", None):
+        with pytest.raises(
+            TypeError, match=f"{name} must be a whole number, got {re.escape(repr(wrong))}"
+        ):
+            train(**{name: wrong})
+    next(train(**{name: np.int64(1)}))
 
 
 # Behind the doors stands raw mathematics, the same inside jit and outside.

@@ -1,8 +1,8 @@
-r"""Around the optimiser: the learning rate's ramp-up, and gradients that are not finite.
+r"""Two parts to add to an Optax optimizer: a learning-rate ramp-up, and repair of gradients.
 
 The learning rate of a step is $\eta \min(\text{examples seen} / N,\ 1)$, where $N$ is the
-length of the ramp-up (Table 7): the first step has rate 0. Both parts are of
-Optax's own kinds, and go with any of its optimisers:
+length of the ramp-up (Table 7); the first step has rate 0. Gradients that are not finite are
+replaced and counted. Both go with any optimizer:
 
     rate = ramp_up(1e-3, 10_000_000, batch_size=512)
     optimizer = optax.chain(clean_gradients(), optax.adam(rate))
@@ -20,11 +20,11 @@ from .._types import Scalar, as_float
 
 
 def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> optax.Schedule:
-    """The learning rate as a function of the steps taken, for any Optax optimiser.
+    """Learning-rate schedule that rises linearly, then stays.
 
     Arguments:
-        learning_rate: what it rises to, linearly.
-        examples: after so many; 0 leaves only the first step at rate 0.
+        learning_rate: the rate after the ramp-up.
+        examples: the length of the ramp-up; with 0 only the first step has rate 0.
         batch_size: examples a step.
 
     Raises:
@@ -44,11 +44,11 @@ def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> 
 
 
 class Cleaned(NamedTuple):
-    """What `clean_gradients` has repaired so far.
+    """Counts of what `clean_gradients` has repaired so far.
 
     Arguments:
-        steps: those in which something was.
-        entries: of gradients, over all steps; the count stops at the largest int.
+        steps: the steps with an entry that was not finite.
+        entries: such entries over all steps; the count stops at the largest int.
     """
 
     steps: Int[Array, ""]
@@ -56,10 +56,11 @@ class Cleaned(NamedTuple):
 
 
 def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
-    """Replace NaN by 0 and infinities by +-`bound`, and count how many there were.
+    """Gradient transformation that replaces NaN by 0 and infinities by +-`bound`.
 
-    Goes first in an `optax.chain`: an optimiser that has seen one NaN never forgets it. The
-    loss of such a step is yielded as it was, NaN or infinite. `cleaned` reads the count.
+    It goes first in an `optax.chain`, because an optimizer that has seen one NaN never forgets
+    it. The loss of such a step is yielded as it is, NaN or infinite. `cleaned` reads how many
+    entries were replaced.
 
     Raises:
         ValueError: a bound that is not positive and finite.
@@ -81,14 +82,19 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def cleaners(state: Any) -> list[Cleaned]:
+    """The counts of every `clean_gradients` in a `TrainState` or an optimizer's state."""
+    is_count = lambda node: isinstance(node, Cleaned)
+    return [leaf for leaf in jax.tree.leaves(state, is_leaf=is_count) if is_count(leaf)]
+
+
 def cleaned(state: Any) -> Cleaned:
-    """The count of the one `clean_gradients` in a `TrainState` or an optimiser's state.
+    """The count of the one `clean_gradients` in a `TrainState` or an optimizer's state.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Cleaned))
-    found = [leaf for leaf in leaves if isinstance(leaf, Cleaned)]
+    found = cleaners(state)
     if len(found) != 1:
         raise ValueError(
             f"need one clean_gradients() in the optimizer to read its count, got {len(found)}"
