@@ -32,7 +32,7 @@ import edm_tutorial as edm
 from benchmarks.environments import TORCH, Peer, in_turn
 from benchmarks.timing import RESULTS, machine, medians, pin
 from edm_tutorial.networks import UNet, song_unet
-from edm_tutorial.networks.unet.layers import SONG, Conv, GroupNorm
+from edm_tutorial.networks.unet.layers import Conv, GroupNorm, xavier
 from edm_tutorial.networks.unet.state_dict import state_names
 
 if "--torch" in sys.argv:  # before JAX counts the cores
@@ -138,7 +138,7 @@ def row(what: str, ours: float, limit: float) -> dict[str, Any]:
 def layout_rows(channels: int = 64) -> list[dict[str, Any]]:
     """Two convolutions with norm and SiLU between: channels last, as inside, and first."""
     keys = jr.split(jr.key(0), 3)
-    convs = [Conv(channels, channels, 3, SONG, key) for key in keys[:2]]
+    convs = [Conv(channels, channels, 3, xavier, key=key) for key in keys[:2]]
     norm = GroupNorm(channels, 1e-6)
     x = jr.normal(keys[2], (BATCH, SIZE, SIZE, channels))
 
