@@ -22,9 +22,8 @@ from .._checks import check_callable, check_key, whole
 from .._types import PRNGKey
 from .averages import Averaging, HalfLifeEMA
 from .batches import Batch, BatchOf, Examples, load
-from .optimizers import cleaners
 from .sharding import automatic, replicate
-from .state import TrainState, add_examples, check_state, init_state, trainable
+from .state import TrainState, add_examples, check_state, cleaners, init_state, trainable
 
 
 class NonFiniteLossWarning(UserWarning):
