@@ -160,7 +160,7 @@ def _after_zero(t: Any, x: Array) -> Array:
     """`t`, or the smallest time where it is 0: there sigma' may be infinite, not sigma sigma'."""
     check_not_negative("t", t)
     t = as_float(t, x)
-    return jnp.maximum(t, jnp.finfo(t.dtype).tiny ** 0.5)
+    return jnp.maximum(t, float(jnp.finfo(t.dtype).tiny) ** 0.5)
 
 
 def _diagonal(value: Array, x: Array) -> lx.DiagonalLinearOperator:
