@@ -1,6 +1,7 @@
 """EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it."""
 
 from . import designs as designs
+from ._deprecated.names import keep_old_names
 from .denoiser import Denoiser as Denoiser, Guided as Guided, Pinned as Pinned
 from .designs import Design as Design
 from .distributions import (
@@ -78,3 +79,5 @@ from .training.optimizers import (
     ramp_up as ramp_up,
 )
 from .training.sharding import data_parallel as data_parallel
+
+keep_old_names()
