@@ -1,4 +1,16 @@
-"""EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it."""
+"""EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it.
+
+Imports inside the package are relative and point one way, downwards, through these layers:
+
+0. `_types`, `_checks`: what every file may use;
+1. `schedules`, `grids`, `distributions`, `networks`: mathematics without a denoiser around it;
+2. `preconditioning`, `parameterisations`, `noise_levels`, `dynamics`, `losses`: the equations;
+3. `denoiser`, `solvers`, `sampling`, `likelihood`, `training`: what is run;
+4. `designs`, `sbi`, `images`: whole recipes, and the U-Nets' official weights;
+5. `book`: what only the chapters need. A copier leaves it behind.
+
+The subpackages `sbi`, `networks`, `training`, `images` and `book` are imported by name.
+"""
 
 from . import designs as designs
 from ._deprecated.names import keep_old_names
@@ -60,10 +72,10 @@ from .schedules import (
     VarianceScaled as VarianceScaled,
 )
 from .solvers import (
+    ODE as ODE,
     AbstractSolver as AbstractSolver,
     DPMSolverPP2M as DPMSolverPP2M,
     Euler as Euler,
-    Flow as Flow,
     Heun as Heun,
 )
 from .training.averages import (

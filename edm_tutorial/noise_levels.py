@@ -5,7 +5,7 @@ into a noise level, so that it can be sampled, swept and compared with recorded 
 """
 
 from abc import abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ from .schedules import VariancePreserving
 
 
 class AbstractNoiseDistribution(eqx.Module):
-    """The law of the training noise level: call it with a key to draw one."""
+    """The law of the training noise level: call it with a key to draw one.
+
+    A class may say in `formula` what it is, for a printed design.
+    """
 
     @abstractmethod
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -45,6 +48,7 @@ class LogNormal(AbstractNoiseDistribution):
 
     p_mean: float = -1.2
     p_std: float = 1.2
+    formula: ClassVar = "ln(sigma) ~ N(p_mean, p_std^2)"
 
     def __check_init__(self):
         check_positive("p_std", self.p_std)
@@ -70,6 +74,7 @@ class LogUniform(AbstractNoiseDistribution):
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0
+    formula: ClassVar = "ln(sigma) ~ U(ln sigma_min, ln sigma_max)"
 
     def __check_init__(self):
         if not 0 < self.sigma_min < self.sigma_max < np.inf:
@@ -94,6 +99,7 @@ class UniformTime(AbstractNoiseDistribution):
 
     schedule: VariancePreserving = VariancePreserving()
     eps: float = 1e-5
+    formula: ClassVar = "sigma(t) of VP, t ~ U(eps, 1)"
 
     def __check_init__(self):
         if not 0 < self.eps < 1:
@@ -117,6 +123,7 @@ class UniformLevels(AbstractNoiseDistribution):
     levels: int = 1000
     c_1: float = 1e-3
     c_2: float = 8e-3
+    formula: ClassVar = "sigma = u_j, j ~ U{0, ..., levels - 1}"
 
     def __check_init__(self):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table

@@ -7,7 +7,7 @@ makes the error of $F$ count alike at every noise level.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -34,7 +34,11 @@ class Coefficients(NamedTuple):
 
 
 class AbstractPreconditioning(eqx.Module):
-    """Call it with a noise level (data units) to get its `Coefficients`."""
+    """Call it with a noise level (data units) to get its `Coefficients`.
+
+    A class may say in `formula` what c_skip, c_out, c_in, c_noise and the loss weighting are,
+    for a printed design.
+    """
 
     @abstractmethod
     def __call__(self, sigma: Scalar) -> Coefficients:
@@ -67,6 +71,13 @@ class EDMPreconditioning(AbstractPreconditioning):
     """
 
     sigma_data: float | Float[ArrayLike, "..."]
+    formula: ClassVar = (
+        "sigma_data^2/(sigma^2 + sigma_data^2)",
+        "sigma sigma_data/sqrt(sigma^2 + sigma_data^2)",
+        "1/sqrt(sigma^2 + sigma_data^2)",
+        "ln(sigma)/4",
+        "(sigma^2 + sigma_data^2)/(sigma sigma_data)^2",
+    )
 
     def __check_init__(self):
         check_positive("sigma_data", self.sigma_data)
@@ -100,6 +111,8 @@ class EDMPreconditioning(AbstractPreconditioning):
 class VEPreconditioning(AbstractPreconditioning):
     r"""$1,\ \sigma,\ 1,\ \ln(\sigma/2)$ (Table 1, column "VE"): the input is not scaled."""
 
+    formula: ClassVar = ("1", "sigma", "1", "ln(sigma/2)", "1/sigma^2")
+
     def __call__(self, sigma: Scalar) -> Coefficients:
         sigma = _level(sigma)
         one = jnp.ones_like(sigma)
@@ -120,6 +133,13 @@ class VPPreconditioning(AbstractPreconditioning):
 
     schedule: VariancePreserving = VariancePreserving()
     levels: int = 1000
+    formula: ClassVar = (
+        "1",
+        "-sigma",
+        "1/sqrt(sigma^2 + 1)",
+        "(levels - 1) t(sigma)",
+        "1/sigma^2",
+    )
 
     def __check_init__(self):
         if self.levels < 2:
@@ -149,6 +169,13 @@ class IDDPMPreconditioning(AbstractPreconditioning):
     levels: int = 1000
     c_1: float = 1e-3
     c_2: float = 8e-3
+    formula: ClassVar = (
+        "1",
+        "-sigma",
+        "1/sqrt(sigma^2 + 1)",
+        "levels - 1 - argmin_j abs(u_j - sigma)",
+        "1/sigma^2",
+    )
 
     def __check_init__(self):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table

@@ -152,6 +152,7 @@ def test_a_copier_carries_little(name):
     assert len(files) <= limit, sorted(files)
 
 
+@pytest.mark.filterwarnings("default:.*is it one idea")
 @all_files
 def test_file_reads_in_one_sitting(file):
     lines = len(file.read_text().splitlines())

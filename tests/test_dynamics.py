@@ -339,14 +339,21 @@ def test_the_forward_sde_starts_from_clean_data(schedule, rate, dtype):
     assert np.all(np.isfinite(drift(0.0, x, None)))
 
 
-def test_dynamics_refuse_what_would_be_nan():
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
-    with pytest.raises(ValueError, match="sigma must be positive"):
-        edm.score(denoise, jnp.ones(2), 0.0)
-    with pytest.raises(ValueError, match="x must be finite"):
-        edm.score(denoise, jnp.array([jnp.nan, 1.0]), 1.0)
+def test_the_reverse_sde_refuses_a_negative_beta():
     with pytest.raises(ValueError, match="beta must be positive"):
-        edm.reverse_sde(denoise, beta=-1.0)
+        edm.reverse_sde(Gaussian(STD), beta=-1.0)
+
+
+def test_what_has_no_value_is_nan():
+    """Vector fields look at no value: a NaN, and a time before 0, come out as NaN."""
+    nan, one = jnp.array([jnp.nan, 1.0]), jnp.ones(2)
+    assert np.isnan(edm.score(Gaussian(STD), nan, 1.0)).tolist() == [True, False]
+    field = edm.probability_flow(Gaussian(STD))
+    assert np.isnan(field(1.0, nan, None)).tolist() == [True, False]
+    for schedule in (edm.VarianceExploding(), edm.VariancePreserving()):
+        for t in (-1e-3, jnp.nan):
+            _, diffusion = edm.forward_sde(schedule)
+            assert np.isnan(diffusion(t, one, None).diagonal).all()
 
 
 @pytest.mark.parametrize(

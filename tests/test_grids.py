@@ -137,7 +137,7 @@ def test_the_table_is_shared_and_safe():
 @each_grid
 @pytest.mark.parametrize("n", [0, -3])
 def test_no_levels(grid, n):
-    with pytest.raises(ValueError, match=f"need at least 1 noise level, got n={n}"):
+    with pytest.raises(ValueError, match=f"n must be at least 1, got n={n}"):
         grid(n)
 
 
@@ -185,7 +185,7 @@ def test_more_iddpm_levels_than_there_are():
 
 @pytest.mark.parametrize("make", [edm.iddpm_table, functools.partial(edm.iddpm_sigmas, 2)])
 def test_iddpm_parameters(make):
-    with pytest.raises(ValueError, match="need at least 1 noise level, got levels=0"):
+    with pytest.raises(ValueError, match="levels must be at least 1, got levels=0"):
         make(levels=0)
     for bad in ({"c_1": 0.0}, {"c_1": 1.0}, {"c_2": -1.0}, {"c_2": math.nan}):
         with pytest.raises(ValueError, match="need c_1 and c_2 between 0 and 1"):

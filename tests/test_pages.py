@@ -46,7 +46,7 @@ def test_a_name_of_the_notation_page_exists(name):
 def test_the_map_of_table_1_names_the_parts_of_each_design(number, column):
     solver, grid, schedule, *training, whole = (code(row[number]) for row in table("A map"))
     design = COLUMNS[column]()
-    parts = [design.solver, design.schedule, design.preconditioning, design.noise]
+    parts = [design.solver, design.schedule, design.preconditioning, design.sigma_dist]
     assert [solver, schedule, *training] == [[type(part).__name__] for part in parts]
     assert grid == [design.grid.__name__] and whole == [f"designs.{column.lower()}"]
 

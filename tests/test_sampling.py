@@ -419,11 +419,11 @@ def sample_both(**changes):
         ({"sigmas": jnp.array([2.0, jnp.nan])}, "must be positive, finite and desc"),
         (
             {"schedule": edm.Rounded(edm.Linear(), np.array([3.0, 1.0, 0.0]))},
-            "distinct, positive levels",
+            "sigmas must lead to distinct, positive times",
         ),
         (
             {"schedule": edm.Rounded(edm.Linear(), np.array([3.0, 1.0]))},
-            "distinct, positive levels",
+            "sigmas must lead to distinct, positive times",
         ),
     ],
 )
@@ -474,12 +474,49 @@ def test_refuses_what_would_be_nan_or_broadcast(unchecked):
         edm.sample(lambda x, sigma, cond=None: x.sum(), jnp.ones(2), edm.edm_sigmas(3))
 
 
-def test_levels_are_checked_inside_jit_too():
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
-    draw = eqx.filter_jit(lambda sigmas: edm.sample(denoise, jnp.ones(2), sigmas))
-    assert np.all(np.isfinite(draw(edm.edm_sigmas(4))))
-    with pytest.raises(RuntimeError, match="positive, finite and descending"):
-        draw(edm.edm_sigmas(4)[::-1]).block_until_ready()
+class Wrapped(edm.AbstractSchedule):
+    """A schedule of a user's own around any other: twice as fast."""
+
+    schedule: edm.AbstractSchedule
+
+    def sigma(self, t):
+        return self.schedule.sigma(2 * t)
+
+    def time(self, sigma):
+        return self.schedule.time(sigma) / 2
+
+    def scale(self, t):
+        return self.schedule.scale(2 * t)
+
+
+@pytest.mark.parametrize(
+    "wrap", [Wrapped, edm.VarianceScaled, lambda inner: Wrapped(Wrapped(inner))]
+)
+@pytest.mark.parametrize("sigmas", [[1.5, 1.0], [80.0, 0.1]], ids=["one level", "level 0"])
+def test_rounding_is_seen_through_every_wrapper(wrap, sigmas):
+    """The check looks at the times that the loop gets, and knows no schedule by name."""
+    levels = jnp.array([80.0, 1.0, 0.0])
+    schedule = wrap(edm.Rounded(edm.VarianceExploding(), levels))
+    assert np.isfinite(edm.sample(GAUSSIAN, NOISE, levels[:2], schedule=schedule)).all()
+    close = jnp.array(sigmas)
+    run = lambda noise: edm.sample(GAUSSIAN, noise, close, schedule=schedule)
+    for call in (run, jax.jit(run)):  # inside jit too, as long as the levels are known there
+        with pytest.raises(ValueError, match="sigmas must lead to distinct, positive times"):
+            call(NOISE)
+
+
+def test_times_are_checked_in_the_dtype_of_the_loop():
+    """In VE's clock t = sigma^2, and 300^2 is more than float16 holds."""
+    noise = NOISE.astype(jnp.float16)
+    with pytest.raises(ValueError, match="sigmas must lead to distinct, positive times"):
+        edm.sample(GAUSSIAN, noise, jnp.array([300.0, 1.0]), schedule=edm.VarianceExploding())
+
+
+def test_levels_known_only_inside_jit_are_not_checked():
+    """Nothing stands in the compiled path: it exports, and a NaN comes out as NaN."""
+    draw = eqx.filter_jit(lambda sigmas: edm.sample(GAUSSIAN, NOISE, sigmas))
+    assert np.all(np.isfinite(draw(LEVELS)))
+    assert np.all(np.isnan(draw(LEVELS.at[1].set(jnp.nan))))
 
 
 def test_many_points_in_pieces_are_those_of_one_batch():

@@ -84,7 +84,8 @@ def load(
             stacklevel=3,
         )
     low, high = header["sigmas"]
-    history = {k: tuple(v) if isinstance(v, list) else v for k, v in header["history"].items()}
+    history: dict[str, Any] = header["history"]
+    history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
     theta_offset, x_offset = map(tuple, header["offsets"])
     return fields | {
         "sigma_min": low,

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from .._checks import whole
 from .._deprecated.names import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
@@ -29,7 +30,7 @@ from ..preconditioning import EDMPreconditioning
 from ..training.loop import BatchLoss, init_state, train
 from .early_stopping import FitState
 from .noise_levels import LikelihoodNoise, PosteriorNoise
-from .posterior import Posterior, as_count
+from .posterior import Posterior
 from .progress import Progress
 from .settings import Settings, default_settings
 from .simulations import PoorFit, Simulations, checked
@@ -98,7 +99,7 @@ def fit_posterior(
     split_key, network_key, held_key, train_key = jr.split(key, 4)
     kept, held = given.split(split_key)
     settings = default_settings(len(kept)) if settings is None else settings
-    settings = settings if steps is None else settings.with_steps(as_count("steps", steps))
+    settings = settings if steps is None else settings.with_steps(whole("steps", steps))
 
     x_scale, seen = _scaled(given.x, kept, structured)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)

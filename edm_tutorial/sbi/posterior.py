@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.optimize import minimize
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import concrete
+from .._checks import concrete, whole
 from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..grids import edm_sigmas
@@ -95,8 +95,8 @@ class Posterior(eqx.Module):
             ValueError: `n` or `steps` below 1, or `x_o` of another shape or not finite.
             TypeError: `n` or `steps` is not a whole number.
         """
-        n = as_count("n", n)
-        steps = self.steps if steps is None else as_count("steps", steps)
+        n = whole("n", n)
+        steps = self.steps if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
         draws = _draw(self, key, self._observation(x_o), n, sigmas, solver, schedule, churn)
         return _with_offset(draws, self.theta_offset)
@@ -125,7 +125,7 @@ class Posterior(eqx.Module):
             RuntimeError: the log-density is not finite.
         """
         theta = self._parameters(theta)
-        steps = self.steps // 2 if steps is None else as_count("steps", steps)
+        steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
         return _log_prob(self, theta, self._observation(x_o), sigmas)
 
@@ -175,9 +175,9 @@ class Posterior(eqx.Module):
     def _observation(self, x_o: Any) -> Array:
         """One observation, less its offset, in the working dtype."""
         needed = self.x_scale.mean.shape
-        if jnp.shape(x_o) != needed:
+        if np.shape(x_o) != needed:
             raise ValueError(
-                f"x_o must be one observation of shape {needed}, got {jnp.shape(x_o)}: use "
+                f"x_o must be one observation of shape {needed}, got {np.shape(x_o)}: use "
                 "jax.vmap for more"
             )
         if concrete(x_o) and not np.all(np.isfinite(np.asarray(x_o, float))):
@@ -187,10 +187,10 @@ class Posterior(eqx.Module):
     def _parameters(self, theta: Any) -> Array:
         """Parameters, less their offset, in the working dtype."""
         d = len(self.transform.bounds.low)
-        if jnp.ndim(theta) not in (1, 2) or jnp.shape(theta)[-1] != d:
+        if np.ndim(theta) not in (1, 2) or np.shape(theta)[-1] != d:
             raise ValueError(
                 f"theta must be one vector of shape ({d},) or one a row, (n, {d}), got "
-                f"{jnp.shape(theta)}"
+                f"{np.shape(theta)}"
             )
         return _less_offset("theta", theta, self.theta_offset, self.dtype)
 
@@ -201,15 +201,6 @@ class Posterior(eqx.Module):
         if isinstance(network, Embedded):
             return Denoiser(network.network, preconditioning), network.embedding(x), x
         return self.denoiser, x, x
-
-
-def as_count(name: str, value: Any) -> int:
-    """A whole number of at least 1, NumPy's included."""
-    if isinstance(value, bool) or not (np.ndim(value) == 0 and float(value) == int(value)):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
 
 
 def _less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:

@@ -63,7 +63,12 @@ def default_settings(count: int) -> Settings:
         values = np.log([getattr(row, name) for row in ROWS.values()])
         return float(np.exp(np.interp(at, known, values)))
 
-    values = {name: between(name) for name in Settings._fields}
-    whole = {name: round(values[name]) for name in ("batch_size", "depth")}
-    steps, width = 40 * round(values["steps"] / 40), 32 * round(values["width"] / 32)
-    return Settings(**values | whole | {"steps": steps, "width": width})
+    return Settings(
+        steps=40 * round(between("steps") / 40),
+        batch_size=round(between("batch_size")),
+        learning_rate=between("learning_rate"),
+        weight_decay=between("weight_decay"),
+        width=32 * round(between("width") / 32),
+        depth=round(between("depth")),
+        dropout=between("dropout"),
+    )

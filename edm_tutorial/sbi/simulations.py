@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from .._types import PRNGKey
 from .transforms.bounds import Bounds
-from .transforms.standardize import float_dtype
+from .transforms.standardize import float_dtype, refuse_columns
 
 FEWEST = 50  # simulations
 FEWEST_HELD_OUT, MOST_HELD_OUT = 100, 10_000
@@ -110,9 +110,9 @@ def checked(
     theta, x = _finite(theta, x, drop=invalid == "drop")
     if len(theta) < FEWEST:
         raise ValueError(f"need at least {FEWEST} simulations, got {len(theta)}")
-    _not_constant("theta", theta)
+    refuse_columns("theta", "constant", (theta == theta[:1]).all(axis=0))
     if not structured:
-        _not_constant("x", x)
+        refuse_columns("x", "constant", (x == x[:1]).all(axis=0))
         _look_at_scales("x", x)
     _look_at_scales("theta", theta)
     _look_at_values(theta)
@@ -154,37 +154,25 @@ def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray
     if not (bad["theta"].any() or bad["x"].any()):
         return theta, x
     told = " and ".join(
-        f"{name} is not finite in {rows.sum()} of {len(rows)} simulations (first in row "
+        f"{name} is not finite in {rows.sum()} of {len(theta)} simulations (first in row "
         f"{int(np.argmax(rows))})"
         for name, rows in bad.items()
         if rows.any()
     )
     if not drop:
         raise ValueError(
-            f'{told}. If these simulations failed, invalid="drop" leaves them out: the posterior is '
-            "then conditioned on success. If entries of x are missing, write 0 for them and add a "
-            "column (with embedding=, a channel) that is 1 where an entry is present and 0 where "
+            f'{told}. If these simulations failed, invalid="drop" leaves them out: the posterior '
+            "is then conditioned on success. If entries of x are missing, write 0 for them and add "
+            "a column (with embedding=, a channel) that is 1 where an entry is present and 0 where "
             "it is missing"
         )
-    warnings.warn(
+    _warn(
+        DroppedSimulations,
         f"{told}: they are dropped, so the prior becomes that of the simulations that succeed, and "
         "the posterior is conditioned on success",
-        DroppedSimulations,
-        stacklevel=4,
     )
     good = ~(bad["theta"] | bad["x"])
     return theta[good], x[good]
-
-
-def _not_constant(name: str, rows: np.ndarray) -> None:
-    """Refuse columns that say nothing."""
-    constant = np.flatnonzero((rows == rows[:1]).all(axis=0)).tolist()
-    if constant:
-        listed = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
-        raise ValueError(
-            f"{name} is constant in {len(constant)} of {rows.shape[1]} columns ({listed}): "
-            "leave them out"
-        )
 
 
 def _look_at_scales(name: str, rows: np.ndarray) -> None:
@@ -194,22 +182,22 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
     widths = np.abs(rows - middle) / np.maximum((high - low) / 1.349, np.finfo(float).tiny)
     bottom, top = np.quantile(rows, (0.01, 0.99), axis=0)
     decades = (rows > 0).all(axis=0) & (top > DECADES * np.maximum(bottom, 0))
-    for column in np.flatnonzero((high > low) & decades & (widths.max(axis=0) > SKEWED)):
-        warnings.warn(
-            f"{name}[:, {column}] spreads over {np.log10(top[column] / bottom[column]):.0f} decades, and "
-            f"what is small in it is lost beside what is large: fit np.log({name}[:, {column}]) in its "
-            "place, with its bounds transformed alike",
+    skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
+    for column in np.flatnonzero((high > low) & decades & skewed):
+        which, ratio = f"{name}[:, {column}]", top[column] / bottom[column]
+        _warn(
             WideScales,
-            stacklevel=4,
+            f"{which} spreads over {np.log10(ratio):.0f} decades, and what is small in it is lost "
+            f"beside what is large: fit np.log({which}) in its place, with its bounds transformed "
+            "alike",
         )
-    for column in np.flatnonzero((high > low) & ~decades & (widths.max(axis=0) > FAR)):
-        share = np.mean(widths[:, column] > FAR)
-        warnings.warn(
-            f"{name}[:, {column}] has {share:.2%} of its values beyond {FAR:g} robust widths of "
-            f"its median, and its standard deviation describes those: fit np.clip({name}[:, {column}], "
-            f"*np.quantile({name}[:, {column}], [0.01, 0.99])) or np.arcsinh of it in its place",
+    for column in np.flatnonzero((high > low) & ~decades & far):
+        which, share = f"{name}[:, {column}]", np.mean(widths[:, column] > FAR)
+        _warn(
             WideScales,
-            stacklevel=4,
+            f"{which} has {share:.2%} of its values beyond {FAR:g} robust widths of its median, "
+            f"and its standard deviation describes those: fit np.clip({which}, *np.quantile("
+            f"{which}, [0.01, 0.99])) or np.arcsinh of it in its place",
         )
 
 
@@ -218,12 +206,11 @@ def _look_at_values(theta: np.ndarray) -> None:
     for column in range(theta.shape[1]):
         count = len(np.unique(theta[:, column]))
         if count <= FEW_VALUES and count < len(theta) / 10:
-            warnings.warn(
+            _warn(
+                DiscreteParameter,
                 f"theta[:, {column}] takes only {count} distinct values. Posteriors here are "
                 "densities: draws will lie between them, and nats mean nothing. Fit one posterior "
                 "a value, or leave it out",
-                DiscreteParameter,
-                stacklevel=4,
             )
 
 
@@ -238,12 +225,16 @@ def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
     inside = np.all((theta >= low) & (theta <= high))
     spread = np.ptp(theta, axis=0)
     if inside and np.all(spread > 0.8 * (high - low)) and np.any(stated[0] != low):
-        warnings.warn(
+        _warn(
+            SupportOrder,
             "prior_support is (low, high), each with an entry a parameter; theta fills the box "
             "whose rows are the (low, high) of one parameter: pass np.transpose(prior_support)",
-            SupportOrder,
-            stacklevel=4,
         )
+
+
+def _warn(kind: type[FitWarning], told: str) -> None:
+    """Warn where `fit_posterior` is called."""
+    warnings.warn(told, kind, stacklevel=5)
 
 
 def _offset(rows: np.ndarray, axis: int | None) -> np.ndarray:
@@ -261,11 +252,10 @@ def _groups(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     _, group = np.unique(key.ravel(), return_inverse=True)
     distinct = int(group.max()) + 1
     if distinct < len(rows):
-        warnings.warn(
+        _warn(
+            DuplicatedSimulations,
             f"only {distinct} of {len(rows)} simulations are distinct. Equal rows are kept on one "
             "side of the split between training and validation; they add no information",
-            DuplicatedSimulations,
-            stacklevel=4,
         )
     # In the order of first appearance, so that distinct rows are numbered 0, 1, 2, ...
     first = np.full(distinct, math.inf)

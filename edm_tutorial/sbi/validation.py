@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._types import DenoiserFn, PRNGKey
 from ..denoiser import Denoiser
@@ -49,9 +49,9 @@ class HeldOut(eqx.Module):
     def draw(
         cls,
         key: PRNGKey,
-        z: Array,
-        x: Array,
-        log_det: Float[Array, " n"],
+        z: Float[ArrayLike, "n d"],
+        x: Float[ArrayLike, " n *shape"],
+        log_det: Float[ArrayLike, " n"],
         levels: LikelihoodNoise,
     ) -> "HeldOut":
         """Fix the noise.
@@ -60,6 +60,7 @@ class HeldOut(eqx.Module):
             log_det: of each example's coordinates, nats.
         """
         order_key, noise_key = jr.split(key)
+        z, x = jnp.asarray(z), jnp.asarray(x)
         n, d = z.shape
         m = -(-PAIRS // n)
         strata = (jr.permutation(order_key, m * n).astype(z.dtype) + 0.5) / (m * n)
@@ -88,11 +89,11 @@ class HeldOut(eqx.Module):
         return float(levels[max(fine.index(False) - 1, 0) if False in fine else -1])
 
 
-def gaussian_nats(z: Float[Array, "n d"], log_det: Float[Array, " n"]) -> float:
+def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -> float:
     """The mean of -ln q over examples whose z is taken to be N(0, I), nats."""
-    z = np.asarray(z, float)
-    square = np.mean(np.sum(z**2, axis=1))
-    return float(square / 2 + z.shape[1] / 2 * np.log(2 * np.pi) - np.mean(log_det, dtype=float))
+    rows, log_dets = np.asarray(z, float), np.asarray(log_det, float)
+    square = np.mean(np.sum(rows**2, axis=1))
+    return float(square / 2 + rows.shape[1] / 2 * np.log(2 * np.pi) - np.mean(log_dets))
 
 
 @eqx.filter_jit

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ..._checks import check_shape
-from .interface import AbstractTransform
+from ..._checks import check_shape, concrete
+from .interface import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 BEND = 0.05  # s as a fraction of the box, where no linear fit is made
@@ -53,7 +53,7 @@ class Bounds(AbstractTransform):
                 "prior_support needs two vectors (low, high) of one length, and a softness for "
                 f"each entry, got shapes {shapes}"
             )
-        if any(isinstance(part, jax.core.Tracer) for part in parts):
+        if not concrete(*parts):
             return
         low, high, softness = map(np.asarray, parts)
         if not np.all(low < high) or np.any(low == np.inf) or np.any(high == -np.inf):
@@ -107,18 +107,14 @@ class Bounds(AbstractTransform):
         check_shape("theta", theta, self.low)
         return jnp.all(jnp.isfinite(theta) & (self.low <= theta) & (theta <= self.high))
 
-    def forward(
-        self, theta: Float[Array, " d"], x: Float[Array, "*shape"] | None = None
-    ) -> Float[Array, " d"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """From the box to the whole space; from outside, as from the nearest point inside."""
         left, right, soft = self._distances(theta)
         both = theta + soft * (_log_one_minus_exp(left) - _log_one_minus_exp(right))
         one = jnp.where(jnp.isfinite(self.low), 1, -1) * self._log_gap(theta)
         return self._choose(both, one, theta)
 
-    def log_det(
-        self, theta: Float[Array, " d"], x: Float[Array, "*shape"] | None = None
-    ) -> Float[Array, ""]:
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
         r"""$\ln |\det \partial u / \partial\theta|$ at `theta`, in nats."""
         left, right, _ = self._distances(theta)
         # du/dtheta = 1 + 1/(e^left - 1) + 1/(e^right - 1), in logarithms: nothing overflows.
@@ -126,9 +122,7 @@ class Bounds(AbstractTransform):
         both = jnp.logaddexp(0, jnp.logaddexp(rise(left), rise(right)))
         return jnp.sum(self._choose(both, -self._log_gap(theta), jnp.zeros_like(theta)))
 
-    def inverse(
-        self, z: Float[Array, " d"], x: Float[Array, "*shape"] | None = None
-    ) -> Float[Array, " d"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         """From the whole space to the box, bounds included."""
         low, high, soft = self._parts(z)
         a, b = jnp.where(jnp.isfinite(low), low, 0), jnp.where(jnp.isfinite(high), high, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .bounds import Bounds
-from .interface import AbstractTransform
+from .interface import AbstractTransform, Observation, Parameters
 from .linear import RIDGES, LinearRegression
 from .standardize import Standardizer
 
@@ -56,23 +56,17 @@ class Chain(AbstractTransform):
         (bounds,) = (step for step in self.steps if isinstance(step, Bounds))
         return bounds
 
-    def forward(
-        self, theta: Float[Array, " d"], x: Float[Array, "*shape"] | None = None
-    ) -> Float[Array, " d"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         for step in self.steps:
             theta = step.forward(theta, x)
         return theta
 
-    def inverse(
-        self, z: Float[Array, " d"], x: Float[Array, "*shape"] | None = None
-    ) -> Float[Array, " d"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         for step in reversed(self.steps):
             z = step.inverse(z, x)
         return z
 
-    def log_det(
-        self, theta: Float[Array, " d"], x: Float[Array, "*shape"] | None = None
-    ) -> Float[Array, ""]:
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
         total = jnp.zeros((), theta.dtype)
         for step in self.steps:
             total = total + step.log_det(theta, x).astype(theta.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
 
-from .interface import AbstractTransform
+from .interface import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 RIDGES = np.array([*np.geomspace(1.0, 1e6, 7), np.inf])  # in examples; an infinite one ignores x
@@ -51,34 +51,28 @@ class LinearRegression(AbstractTransform):
         Arguments:
             u, x: standardised parameters and observations.
         """
-        dtype = float_dtype(np.asarray(u))
-        u, x = np.asarray(u, float), np.asarray(x, float)
-        u_mean, x_mean = u.mean(axis=0), x.mean(axis=0)
-        u, x = u - u_mean, x - x_mean
-        squares, axes = np.linalg.eigh(x.T @ x)
-        scores = x @ axes
-        fits = [_left_out(u, scores, 1 / (np.maximum(squares, 0) + ridge)) for ridge in ridges]
+        targets, features = np.asarray(u, float), np.asarray(x, float)
+        u_mean, x_mean = targets.mean(axis=0), features.mean(axis=0)
+        targets, features = targets - u_mean, features - x_mean
+        squares, axes = np.linalg.eigh(features.T @ features)
+        scores = features @ axes
+        strengths = (1 / (np.maximum(squares, 0) + ridge) for ridge in ridges)
+        fits = [_left_out(targets, scores, strength) for strength in strengths]
         covariance, slope = min(fits, key=lambda fit: np.linalg.slogdet(fit[0])[1])
         slope = slope @ axes.T
         parts = slope, u_mean - slope @ x_mean, np.linalg.cholesky(covariance)
-        return cls(*(jnp.asarray(part, dtype) for part in parts))
+        return cls(*(jnp.asarray(part, float_dtype(np.asarray(u))) for part in parts))
 
-    def forward(
-        self, theta: Float[Array, " d"], x: Float[Array, " k"] | None = None
-    ) -> Float[Array, " d"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """The residual z of parameters at the observation x."""
         scale = self.scale.astype(theta.dtype)
         return solve_triangular(scale, theta - self.line(x, theta.dtype), lower=True)
 
-    def inverse(
-        self, z: Float[Array, " d"], x: Float[Array, " k"] | None = None
-    ) -> Float[Array, " d"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         """The parameters whose residual at x is z."""
         return self.scale.astype(z.dtype) @ z + self.line(x, z.dtype)
 
-    def log_det(
-        self, theta: Float[Array, " d"], x: Float[Array, " k"] | None = None
-    ) -> Float[Array, ""]:
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
         """The same everywhere."""
         return -jnp.sum(jnp.log(jnp.diagonal(self.scale)))
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..._checks import check_positive, check_shape
-from .interface import AbstractTransform
+from .interface import AbstractTransform, Observation, Parameters
 
 
 @final
@@ -59,9 +59,7 @@ class Standardizer(AbstractTransform):
         dtype = float_dtype(x)
         return cls(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
-    def forward(
-        self, theta: Float[Array, "*shape"], x: Float[Array, "*any"] | None = None
-    ) -> Float[Array, "*shape"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """Data units to unit variance.
 
         Raises:
@@ -70,9 +68,7 @@ class Standardizer(AbstractTransform):
         check_shape("x", theta, self.mean)
         return (theta - self.mean.astype(theta.dtype)) / self.std.astype(theta.dtype)
 
-    def inverse(
-        self, z: Float[Array, "*shape"], x: Float[Array, "*any"] | None = None
-    ) -> Float[Array, "*shape"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         """Unit variance to data units.
 
         Raises:
@@ -81,9 +77,7 @@ class Standardizer(AbstractTransform):
         check_shape("z", z, self.mean)
         return z * self.std.astype(z.dtype) + self.mean.astype(z.dtype)
 
-    def log_det(
-        self, theta: Float[Array, "*shape"] | None = None, x: Float[Array, "*any"] | None = None
-    ) -> Float[Array, ""]:
+    def log_det(self, theta: Parameters | None = None, x: Observation = None) -> Float[Array, ""]:
         """The same everywhere."""
         return -jnp.sum(jnp.log(self.std))
 
