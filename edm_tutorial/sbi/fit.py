@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from .._deprecated.names import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..losses import weighted_error
@@ -43,6 +44,7 @@ ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
+@renamed(plan="settings", noise="sigma_dist")
 def fit_posterior(
     key: PRNGKey,
     theta: Float[ArrayLike, "n d"],
