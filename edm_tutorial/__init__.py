@@ -33,14 +33,15 @@ from .grids import (
     ve_sigmas as ve_sigmas,
     vp_sigmas as vp_sigmas,
 )
-from .initial_loss import check_initial_loss as check_initial_loss, initial_loss as initial_loss
 from .likelihood import (
     Likelihood as Likelihood,
     bits_per_dim as bits_per_dim,
     log_likelihood as log_likelihood,
 )
 from .losses import (
+    check_initial_loss as check_initial_loss,
     denoising_loss as denoising_loss,
+    initial_loss as initial_loss,
     loss_by_sigma as loss_by_sigma,
     weighted_error as weighted_error,
 )
@@ -84,12 +85,13 @@ from .training.averages import (
     Snapshot as Snapshot,
     reconstruct as reconstruct,
 )
-from .training.loop import TrainState as TrainState, init_state as init_state, train as train
+from .training.loop import train as train
 from .training.optimizers import (
     clean_gradients as clean_gradients,
     cleaned as cleaned,
     ramp_up as ramp_up,
 )
 from .training.sharding import data_parallel as data_parallel
+from .training.state import TrainState as TrainState, init_state as init_state
 
 keep_old_names()

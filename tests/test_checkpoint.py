@@ -20,8 +20,7 @@ import optax
 import pytest
 
 import edm_tutorial as edm
-from edm_tutorial.training import checkpoint
-from edm_tutorial.training.loop import init_state
+from edm_tutorial.training import checkpoint, init_state
 
 SCRIPT = str(Path(__file__).with_name("kill_run.py"))
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # how Orbax calls what it has not finished
@@ -35,7 +34,7 @@ def model(key, width=4, sigma_data=1.0):
 @pytest.fixture
 def state(key):
     """A state with something of every kind in it."""
-    optimizer = optax.chain(optax.add_noise(0.1, 0.1, jr.key(7)), optax.adam(1e-3))
+    optimizer = optax.chain(optax.add_noise(0.1, 0.1, 7), optax.adam(1e-3))
     state = init_state(model(key), optimizer, (edm.HalfLifeEMA(), edm.HalfLifeEMA()))
     half = jnp.array([0.1, -0.0, jnp.inf], jnp.bfloat16)
     return state._replace(ema=(*state.ema, {"half": half, "none": jnp.zeros((0, 3))}))
@@ -162,7 +161,7 @@ FOREIGN = {
     "another width": (lambda key: model(key, width=5), r"float64\[4, 2\], here float64\[5, 2\]"),
     "another sigma_data": (
         lambda key: model(key, sigma_data=0.5),
-        "preconditioning.sigma_data is 1.0, here 0.5",
+        "preconditioning._sigma_data is 1.0, here 0.5",
     ),
     "one more weight": (lambda key: (model(key), jnp.ones(3)), "and [0-9]+ more"),
     "another dtype": (
@@ -203,7 +202,7 @@ def test_what_is_not_our_checkpoint_is_refused(state, tmp_path):
         assert_identical(checkpoint.restore(tmp_path, state), at(state, 1))
     said = [str(w.message) for w in caught if "refused" in str(w.message)]
     assert len(said) == 3
-    assert "4 is refused: it is not an edm_tutorial checkpoint 1" in said[0]
+    assert "4 is refused: it is not an edm_tutorial checkpoint 2" in said[0]
     assert "3 is refused: it cannot be read" in said[1]
     assert "2 is refused: it cannot be read" in said[2]
 
@@ -225,7 +224,7 @@ def test_a_run_from_the_start_does_not_hide_behind_a_later_one(state, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"keep": 0}, "keep must be at least 1, got keep=0"),
         ({"metric": float("nan")}, "metric must be finite, got nan"),
         ({"metric": float("inf")}, "metric must be finite, got inf"),
     ],
