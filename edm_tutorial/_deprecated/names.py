@@ -7,12 +7,10 @@ has moved is found by the `__getattr__` of the module where it was. Both warn wi
 import functools
 import sys
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-P, R = ParamSpec("P"), TypeVar("R")
 PACKAGE = __name__.removesuffix("._deprecated.names")
 
 # Modules and where they are now, as paths inside the package.
@@ -50,17 +48,14 @@ MODULES = {
     "sbi.simulators": "sbi.tasks",
     "sbi.standardize": "sbi.transforms.standardize",
     "sbi.two_moons": "sbi.tasks.two_moons",
+    "sbi.two_sample": "sbi.calibration",
     "sharding": "training.sharding",
     "types": "_types",
 }
-# Names that are called otherwise now, or stand elsewhere than the module they were in.
+# Names that are called otherwise now, or stand in another module than the others of theirs.
 NAMES = {
     "Flow": ":ODE",
     "designs.table": "book.table1:table",
-    "networks.embedding.waves": "networks.mlp:waves",
-    "networks.layers.DHARIWAL": "networks.unet.blocks:DHARIWAL",
-    "networks.layers.SONG": "networks.unet.blocks:SONG",
-    "networks.layers.Style": "networks.unet.blocks:Style",
     "networks.unet.UNet": "networks:UNet",
     "sbi.Plan": "sbi:Settings",
     "sbi.bounds.Support": "sbi.transforms.bounds:Bounds",
@@ -69,7 +64,6 @@ NAMES = {
     "sbi.plan.Plan": "sbi:Settings",
     "sbi.plan.default_plan": "sbi:default_settings",
     "solvers.Flow": "solvers:ODE",
-    "training.trainable": "training.state:trainable",
 }
 # What the old name gives, where the new one would not do in its place.
 STAND_INS = {
@@ -112,26 +106,3 @@ def old_name(path: str, name: str, *, stacklevel: int = 2) -> Any:
     full = f"{PACKAGE}.{new.replace(':', '.').lstrip('.')}"
     warnings.warn(f"{PACKAGE}.{old} is now {full}", DeprecationWarning, stacklevel=stacklevel)
     return found
-
-
-def renamed(**new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator under which keywords may also be called as in version 0.1.0.
-
-    Arguments:
-        new: each old keyword, with the one that takes its place.
-    """
-
-    def decorate(f: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(f)
-        def call(*args: Any, **given: Any) -> R:
-            for old in new.keys() & given.keys():
-                if new[old] in given:
-                    raise TypeError(f"{f.__name__} got {new[old]}= and {old}=, its old name")
-                message = f"{f.__name__}({old}=) is now {new[old]}="
-                warnings.warn(message, DeprecationWarning, stacklevel=2)
-                given[new[old]] = given.pop(old)
-            return f(*args, **given)
-
-        return call
-
-    return decorate

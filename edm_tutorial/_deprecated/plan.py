@@ -15,6 +15,8 @@ class Plan(Settings):
         every: steps between two looks at the validation loss.
     """
 
+    _chosen: dict[str, int]
+
     def __new__(
         cls,
         steps: int,
@@ -41,7 +43,8 @@ class Plan(Settings):
     def every(self) -> int:
         return self._chosen["every"]
 
-    def _replace(self, **changes: Any) -> "Plan":
+    # pyright: ignore because `NamedTuple` makes it final; it knows only the fields of `Settings`.
+    def _replace(self, **changes: Any) -> "Plan":  # pyright: ignore[reportIncompatibleMethodOverride]
         return Plan(**(self._asdict() | self._chosen | changes))
 
     def with_steps(self, steps: int) -> "Plan":

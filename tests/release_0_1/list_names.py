@@ -37,11 +37,14 @@ def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 
 def parameters(value: Any) -> str:
+    """As they are in a call: by place, then after a star by name."""
     try:
-        names = inspect.signature(value).parameters
+        every = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):  # not called by anyone: a constant, an exception
         return ""
-    return f"({', '.join(name for name in names if name != 'self')})"
+    places = [p.name for p in every if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+    names = [p.name for p in every if p.kind is p.KEYWORD_ONLY]
+    return f"({', '.join([*places, *(['*', *names] if names else [])])})"
 
 
 def described(name: str, value: Any) -> Iterator[str]:
