@@ -1,6 +1,7 @@
 """EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it."""
 
 from . import designs as designs
+from .adapters import from_ddpm as from_ddpm, from_flow_matching as from_flow_matching
 from .denoiser import Denoiser as Denoiser, Guided as Guided, Pinned as Pinned
 from .designs import Design as Design
 from .distributions import (

@@ -112,6 +112,24 @@ def check_shape(name: str, array: Any, x: Array) -> None:
         raise ValueError(f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}")
 
 
+def check_output(output: Any, x: Array) -> None:
+    """Refuse what a network returns unless it is one array shaped like its input `x`."""
+    if isinstance(output, tuple | list | dict):
+        raise ValueError(
+            f"the network must return one array, shaped like x, got a {type(output).__name__}: "
+            "networks.adapt(network) takes the first of a pair"
+        )
+    check_shape("the network's output", output, x)
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuse what is not one random key: a seed, or a batch of keys."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not (typed or (dtype == jnp.uint32 and len(shape) == 1)):  # the second is a PRNGKey
+        raise TypeError(f"{name} must be one random key, jax.random.key(seed), got {key!r}")
+
+
 def check_data(name: str, data: Any) -> None:
     """Refuse data that is empty or not finite.
 
@@ -137,6 +155,8 @@ def check_cond(cond: Condition, count: int) -> None:
         ValueError: an array of another length, or an entry that is not finite.
     """
     for leaf in jax.tree.leaves(cond):
+        if getattr(leaf, "dtype", None) is None:
+            raise ValueError(f"cond must be made of arrays, got {leaf!r}: use jnp.asarray(cond)")
         if jnp.ndim(leaf) == 0 or len(leaf) != count:
             raise ValueError(
                 f"every example needs its condition: {count} examples, and cond of shape "
