@@ -344,6 +344,51 @@ CONVERT = {
     )
 }
 
+NET = eqx.nn.MLP(3, 2, 4, 1, key=jr.key(1))
+NORM = eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jr.key(1)), eqx.nn.BatchNorm(2, "a", mode="ema")])
+ALPHA_BAR = np.array([0.9, 0.5, 0.1])
+NETWORKS = {
+    "another signature": (
+        lambda: edm.Denoiser(NET, EDM),
+        r"F\(x, c_noise, cond, \*, key=None\) .*got MLP .*networks.adapt\(network\)",
+    ),
+    "no condition": (lambda: edm.Denoiser(lambda x, c: x, EDM), "networks.adapt"),
+    "no key": (lambda: edm.Denoiser(lambda x, c, cond: x, EDM), "'key'.*networks.adapt"),
+    "a state": (lambda: edm.Denoiser(NORM, EDM), "keeps a state.*BatchNorm.*LayerNorm"),
+    "a pair": (
+        lambda: edm.Denoiser(lambda x, c, cond, key: (x, c), EDM)(X, 1.0),
+        "must return one array, shaped like x, got a tuple: networks.adapt",
+    ),
+    "a pair in the loss": (
+        lambda: loss(edm.Denoiser(lambda x, c, cond, key: (x, c), EDM)),
+        "got a tuple: networks.adapt",
+    ),
+    "adapt: a number": (lambda: networks.adapt(3.0), "network must be callable, got 3.0"),
+    "adapt: another size": (
+        lambda: edm.Denoiser(networks.adapt(NET), EDM)(jnp.ones(3), 1.0),
+        "one vector of length 4: 3 of x and 1 of c_noise and 0 of cond",
+    ),
+    "ddpm: no network": (lambda: edm.from_ddpm(None, ALPHA_BAR), "eps_network must be callable"),
+    "ddpm: turned": (
+        lambda: edm.from_ddpm(zero, ALPHA_BAR[::-1]),
+        "alphas_cumprod must be .* descending",
+    ),
+    "ddpm: the betas": (lambda: edm.from_ddpm(zero, [1e-4, 0.02]), "alphas_cumprod must be"),
+    "ddpm: no noise": (lambda: edm.from_ddpm(zero, [1.0, 0.5]), "strictly between 1 and 0"),
+    "ddpm: nan": (lambda: edm.from_ddpm(zero, ALPHA_BAR * NAN), "strictly between 1 and 0"),
+    "ddpm: one step": (lambda: edm.from_ddpm(zero, ALPHA_BAR[:1]), "at least 2 numbers"),
+    "ddpm: many sigmas": (
+        lambda: edm.from_ddpm(zero, ALPHA_BAR)(X, X),
+        "sigma must be one number",
+    ),
+    "ddpm: shape": (
+        lambda: edm.from_ddpm(lambda x, t, cond: x[:1], ALPHA_BAR)(X, 1.0),
+        "network's output must have the shape of x",
+    ),
+    "flow: no network": (lambda: edm.from_flow_matching(1.0), "velocity must be callable"),
+    "flow: integers": (lambda: edm.from_flow_matching(zero)(WHOLE, 1.0), "x must be a floating"),
+}
+
 DESIGNS = {
     "edm: zero": (lambda: edm.designs.edm(0.0), "sigma_data must be positive"),
     "edm: nan": (lambda: edm.designs.edm(NAN), "sigma_data must be positive"),
@@ -356,9 +401,12 @@ TRAINING = {
         lambda: edm.denoising_loss(DENOISER, X, sigma_dist=edm.LogNormal(), key=3),
         "key",
     ),
-    "by sigma: key a seed": (lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3), "key"),
     "train: key a seed": (lambda: train(key=3), r"key must be one random key, .* got 3"),
     "train: many keys": (lambda: train(key=jr.split(key(), 3)), "key must be one random key"),
+    "by sigma: key a seed": (
+        lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3),
+        "key must be one random key",
+    ),
     "mlp: key a seed": (lambda: mlp(key=3), "key"),
     "mixture: weights and means": (
         lambda: mixture(weights=(1.0,)),
@@ -486,6 +534,16 @@ TRAINING = {
     "by sigma: negative": (lambda: by_sigma(sigmas=(-1.0,)), "sigmas must be positive"),
     "by sigma: nan level": (lambda: by_sigma(sigmas=(NAN,)), "sigmas must be positive"),
     "by sigma: no level": (lambda: by_sigma(sigmas=()), "sigmas must be positive"),
+    "by sigma: one level": (lambda: by_sigma(sigmas=1.0), "sigmas must be a 1-D array"),
+    "by sigma: a list of conditions": (
+        lambda: by_sigma(cond=[[1.0], [2.0], [3.0]]),
+        r"cond must be made of arrays, got 1.0: use jnp.asarray\(cond\)",
+    ),
+    "by sigma: a list": (lambda: by_sigma([[1.0, 2.0]]), "x must be a floating.* list"),
+    "check: key a seed": (
+        lambda: edm.check_initial_loss(DENOISER, DATA, key=0),
+        "key must be one random key, jax.random.key.seed., got 0",
+    ),
     "by sigma: conditions": (
         lambda: by_sigma(cond=jnp.ones((2, 1))),
         "needs its condition",
@@ -655,6 +713,7 @@ GROUPS = {
     "dynamics": DYNAMICS,
     "likelihood": LIKELIHOOD,
     "convert": CONVERT,
+    "networks": NETWORKS,
     "designs": DESIGNS,
     "training": TRAINING,
     "around training": AROUND_TRAINING,

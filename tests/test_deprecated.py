@@ -5,25 +5,16 @@
 
 import functools
 import inspect
-import json
-import pkgutil
 import re
-import shutil
-import subprocess
-import sys
 import warnings
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import jax.random as jr
-import numpy as np
 import pytest
 
-from edm_tutorial import sbi
-from edm_tutorial._deprecated import names, renamed
+from edm_tutorial._deprecated import names
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "tests" / "release_0_1"
