@@ -8,7 +8,7 @@ import functools
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
@@ -156,6 +156,16 @@ def descends(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all() and values[-1] > 0 and np.all(np.diff(values) < 0))
 
 
+def host(name: str, value: Any) -> float:
+    """One number as a float, for what is computed outside `jit`."""
+    if not concrete(value):
+        raise TypeError(f"{name} must be known outside jit, got {value}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be one number, got {value!r}") from None
+
+
 def check_key(name: str, key: Any) -> None:
     """Refuse what is not one random key: a seed, or a batch of keys."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
@@ -246,13 +256,13 @@ def log_likelihood(
     x: Float[Array, "*shape"],
     cond: Condition = None,
     *,
-    sigma_min: float | Float[ArrayLike, ""] = 0.002,
-    sigma_max: float | Float[ArrayLike, ""] = 80.0,
-    prior_mean: float | Float[ArrayLike, "..."] | None = None,
-    prior_std: float | Float[ArrayLike, "..."] | None = None,
+    sigma_min: Scalar = 0.002,
+    sigma_max: Scalar = 80.0,
+    prior_mean: Real[ArrayLike, "..."] | Sequence[float] | None = None,
+    prior_std: Real[ArrayLike, "..."] | Sequence[float] | None = None,
     probes: int | None = None,
     key: PRNGKey | None = None,
-    sigmas: Float[ArrayLike, " n"] | None = None,
+    sigmas: Real[ArrayLike, " n"] | Sequence[float] | None = None,
     solver: diffrax.AbstractSolver = diffrax.Dopri8(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(
         rtol=1e-5, atol=1e-5
@@ -748,10 +758,10 @@ def edm_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    (sigma_min, sigma_max), rho = _range(sigma_min, sigma_max), host("rho", rho)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -764,10 +774,10 @@ def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Floa
 
     Raises:
         ValueError: n < 1 or not 0 < sigma_min < sigma_max.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
 
 
@@ -782,8 +792,9 @@ def vp_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
+    eps, beta_d, beta_min = host("eps", eps), host("beta_d", beta_d), host("beta_min", beta_min)
     t = 1 + _ramp(n) * (eps - 1)
     if not 0 < eps < 1:
         raise ValueError(f"need 0 < eps < 1, got eps={eps}")
@@ -828,10 +839,10 @@ def iddpm_sigmas(
 
     Raises:
         ValueError: n < 1, a bad range, or fewer than n levels inside it.
-        TypeError: `n` or `levels` is not a whole number.
+        TypeError: `n` or `levels` is not a whole number, or a number is known only inside `jit`.
     """
     n = whole("n", n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     first, last = _inside(sigma_min, sigma_max, levels, c_1, c_2).values()
     if n > last - first + 1:
         raise ValueError(
@@ -853,14 +864,18 @@ def iddpm_table(
 
     Raises:
         ValueError: levels < 1, or C_1, C_2 outside (0, 1).
+        TypeError: `levels` is not a whole number, or a number is known only inside `jit`.
     """
     return jnp.asarray(iddpm_levels(levels, c_1, c_2))
 
 
-@functools.cache
 def iddpm_levels(levels: int, c_1: float, c_2: float) -> np.ndarray:
     """`iddpm_table` in float64 whatever JAX's default dtype is, shape (levels + 1,)."""
-    levels = whole("levels", levels)
+    return _recursion(whole("levels", levels), host("c_1", c_1), host("c_2", c_2))
+
+
+@functools.cache
+def _recursion(levels: int, c_1: float, c_2: float) -> np.ndarray:
     if not (0 < c_1 < 1 and 0 < c_2 < 1):
         raise ValueError(f"need c_1 and c_2 between 0 and 1, got {c_1} and {c_2}")
     angle = np.pi / 2 * np.arange(levels + 1) / (levels * (c_2 + 1))
@@ -878,9 +893,11 @@ def _ramp(n: int) -> np.ndarray:
     return np.linspace(0.0, 1.0, whole("n", n))
 
 
-def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max < np.inf:
+def _range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
+    low, high = host("sigma_min", sigma_min), host("sigma_max", sigma_max)
+    if not 0 < low < high < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    return low, high
 
 
 # dynamics
@@ -1422,7 +1439,7 @@ class Heun(AbstractSolver):
     formula: ClassVar = "Heun, 2 N - 1 calls"
 
     def __check_init__(self):
-        check_positive("alpha", self.alpha)
+        check_number("alpha", self.alpha)
 
     def init(self, x: Float[Array, "*shape"]) -> None:
         return None
@@ -1717,7 +1734,7 @@ class Guided(eqx.Module):
 
     main: Callable[..., Array]
     guide: Callable[..., Array]
-    weight: Any
+    weight: Any = eqx.field(converter=as_traced)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
@@ -1801,7 +1818,7 @@ class Churn(eqx.Module):
 def sample(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),
@@ -1817,11 +1834,14 @@ def sample(
     down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
     memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
 
+    It can start from an example y that was noised up to a level s only, x = y + s n: pass
+    `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.
+
     Arguments:
         denoiser: called as `denoiser(x, sigma, cond)`; `x` and `sigma` in data units.
         noise: standard normal, in the shape and dtype of one example.
         sigmas: positive noise levels, descending; the final 0 is implied.
-        cond: handed to the denoiser untouched.
+        cond: handed to the denoiser; its Python numbers, or a list of numbers, as arrays.
         schedule: the time in which the steps are taken, and the scaling of x.
         solver: `Heun()`, `Euler()`, `DPMSolverPP2M()`, or your own.
         churn: noise to add before each step.
@@ -1841,7 +1861,7 @@ def sample(
 def sample_path(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._checks import check_callable, check_floating, check_kind, check_number, check_shape, concrete
-from ._types import Condition, PRNGKey, Scalar, as_float
+from ._types import Condition, PRNGKey, Scalar, as_float, as_traced
 from .preconditioning import AbstractPreconditioning
 
 
@@ -111,7 +111,7 @@ class Guided(eqx.Module):
 
     main: Callable[..., Array]
     guide: Callable[..., Array]
-    weight: Any
+    weight: Any = eqx.field(converter=as_traced)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
