@@ -95,6 +95,16 @@ def descends(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all() and values[-1] > 0 and np.all(np.diff(values) < 0))
 
 
+def host(name: str, value: Any) -> float:
+    """One number as a float, for what is computed outside `jit`."""
+    if not concrete(value):
+        raise TypeError(f"{name} must be known outside jit, got {value}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be one number, got {value!r}") from None
+
+
 def check_key(name: str, key: Any) -> None:
     """Refuse what is not one random key: a seed, or a batch of keys."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())

@@ -23,7 +23,7 @@ from ._checks import (
     check_scalar,
     concrete,
 )
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
 from .preconditioning import AbstractPreconditioning
 
 
@@ -122,7 +122,7 @@ class Guided(eqx.Module):
 
     main: DenoiserFn
     guide: DenoiserFn
-    weight: Scalar
+    weight: Scalar = eqx.field(converter=as_traced)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
