@@ -7,9 +7,10 @@ this file. Licence: Apache-2.0. https://github.com/edm-tutorial/edm-tutorial
 import functools
 import math
 import operator
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
 import diffrax
@@ -20,7 +21,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Real, UInt
 
 # _types
 
@@ -1038,11 +1039,7 @@ class AbstractPreconditioning(eqx.Module):
 
     @abstractmethod
     def __call__(self, sigma: Scalar) -> Coefficients:
-        """The four coefficients at noise level `sigma`, in the dtype of `sigma`.
-
-        Raises:
-            ValueError: `sigma` is not positive and finite.
-        """
+        """The four coefficients at noise level `sigma`, in the dtype of `sigma`."""
 
     def loss_weight(self, sigma: Scalar) -> Float[Array, "..."]:
         r"""$\lambda(\sigma) = 1 / c_{out}(\sigma)^2$ (Eq. 2 and Table 1, "Training")."""
@@ -1062,11 +1059,15 @@ class EDMPreconditioning(AbstractPreconditioning):
             (`from_data`): there is no default. A number, or one per feature in a shape
             that broadcasts against one example, such as (d,) or (C, 1, 1).
 
+    It is a measured constant, so it is kept in a form that no optimizer takes for a
+    parameter: as Python floats or, inside a transformation such as `jax.jit`, where its
+    value is not known, as the bits of a float in an array of integers.
+
     Raises:
         ValueError: `sigma_data` is not positive and finite.
     """
 
-    sigma_data: float | Float[ArrayLike, "..."]
+    _sigma_data: float | list[Any] | UInt[Array, "..."]
     formula: ClassVar = (
         "sigma_data^2/(sigma^2 + sigma_data^2)",
         "sigma sigma_data/sqrt(sigma^2 + sigma_data^2)",
@@ -1075,8 +1076,30 @@ class EDMPreconditioning(AbstractPreconditioning):
         "(sigma^2 + sigma_data^2)/(sigma sigma_data)^2",
     )
 
-    def __check_init__(self):
-        check_positive("sigma_data", self.sigma_data)
+    def __init__(self, sigma_data: float | Float[ArrayLike, "..."] | Sequence[Any]):
+        check_positive("sigma_data", sigma_data)
+        if concrete(sigma_data):
+            self._sigma_data = np.asarray(sigma_data, float).tolist()
+        else:
+            value = as_float(sigma_data)
+            double = value.dtype == jnp.float64
+            value = value if double else value.astype(jnp.float32)
+            bits = jnp.uint64 if double else jnp.uint32
+            self._sigma_data = jax.lax.bitcast_convert_type(value, bits)
+
+    @property
+    def sigma_data(self) -> float | Float[Array, "..."]:
+        """The root mean square of the data, as a number or as one per feature."""
+        value = self._sigma_data
+        if isinstance(value, list):
+            return jnp.asarray(value)
+        if isinstance(value, Array) and jnp.issubdtype(value.dtype, jnp.unsignedinteger):
+            double = value.dtype == jnp.uint64
+            return jax.lax.bitcast_convert_type(value, jnp.float64 if double else jnp.float32)
+        return value
+
+    def __repr__(self) -> str:
+        return f"EDMPreconditioning(sigma_data={self.sigma_data})"
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
@@ -1092,7 +1115,7 @@ class EDMPreconditioning(AbstractPreconditioning):
         return cls(jnp.sqrt(jnp.mean(x**2)))
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         sigma_data = jax.lax.stop_gradient(as_float(self.sigma_data, sigma))
         total = jnp.hypot(sigma, sigma_data)
         return Coefficients(
@@ -1110,7 +1133,7 @@ class VEPreconditioning(AbstractPreconditioning):
     formula: ClassVar = ("1", "sigma", "1", "ln(sigma/2)", "1/sigma^2")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         one = jnp.ones_like(sigma)
         return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=jnp.log(sigma / 2))
 
@@ -1142,7 +1165,7 @@ class VPPreconditioning(AbstractPreconditioning):
             raise ValueError(f"levels must be at least 2, got {self.levels}")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         return Coefficients(
             c_skip=jnp.ones_like(sigma),
             c_out=-sigma,
@@ -1177,7 +1200,7 @@ class IDDPMPreconditioning(AbstractPreconditioning):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
         index = jnp.argmin(jnp.abs(table - sigma))
         return Coefficients(
@@ -1186,12 +1209,6 @@ class IDDPMPreconditioning(AbstractPreconditioning):
             c_in=(1 + sigma**2) ** -0.5,
             c_noise=(self.levels - 1 - index).astype(sigma.dtype),
         )
-
-
-def _level(sigma: Scalar) -> Array:
-    """A noise level as an array, in its own dtype."""
-    check_positive("sigma", sigma)
-    return as_float(sigma)
 
 
 # noise_levels
@@ -1209,11 +1226,7 @@ class AbstractNoiseDistribution(eqx.Module):
 
     @abstractmethod
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1).
-
-        Raises:
-            ValueError: `r` is not a number, or outside [0, 1] where it should be uniform.
-        """
+        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1)."""
 
 
 @final
@@ -1237,8 +1250,6 @@ class LogNormal(AbstractNoiseDistribution):
         return self.from_variate(jr.normal(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        if concrete(r) and np.any(np.isnan(np.asarray(r))):
-            raise ValueError(f"r must be a number, got {r}")
         return jnp.exp(self.p_mean + self.p_std * as_float(r))
 
 
@@ -1264,7 +1275,7 @@ class LogUniform(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(r)
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_float(r)
 
 
 @final
@@ -1287,7 +1298,7 @@ class UniformTime(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(1 + _uniform(r) * (self.eps - 1))
+        return self.schedule.sigma(1 + as_float(r) * (self.eps - 1))
 
 
 @final
@@ -1310,17 +1321,11 @@ class UniformLevels(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        r = _uniform(r)
+        r = as_float(r)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), r.dtype)
         index = jnp.floor(r * self.levels).astype(int)
-        return table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
-
-
-def _uniform(r: Scalar) -> Array:
-    """A draw of U(0, 1), both ends included, as an array."""
-    if concrete(r) and not np.all((np.asarray(r) >= 0) & (np.asarray(r) <= 1)):
-        raise ValueError(f"r must be between 0 and 1, got {r}")
-    return as_float(r)
+        level = table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
+        return jnp.where(jnp.isnan(r), r, level)  # there is no such index
 
 
 # solvers
@@ -1491,8 +1496,19 @@ def _euler_to_zero(ode: ODE, x: Array, t: Array) -> Array:
 # losses
 
 
+@runtime_checkable
+class Preconditioned(Protocol):
+    """A denoiser in its two parts, as `Denoiser` has them."""
+
+    @property
+    def network(self) -> Callable[..., Array]: ...
+
+    @property
+    def preconditioning(self) -> AbstractPreconditioning: ...
+
+
 def weighted_error(
-    denoiser: Any,
+    denoiser: Preconditioned,
     x: Float[Array, "*shape"],
     sigma: Scalar,
     n: Float[Array, "*shape"],
@@ -1511,26 +1527,40 @@ def weighted_error(
         key: for the network's dropout, if it has any.
 
     Raises:
-        ValueError: `denoiser` has no `network` and `preconditioning`, `n` is not shaped
-            like `x`, or `sigma` is not positive and finite.
+        ValueError: `denoiser` has no `network` and `preconditioning`, `x` is not floating, or
+            `n` or the network's output is not shaped like `x`.
     """
-    check_finite("x", x)
-    check_number("sigma", sigma)
-    check_shape("n", n, x)
     network, preconditioning = _parts(denoiser)
+    check_floating("x", x)
+    check_shape("n", n, x)
     c = preconditioning(as_float(sigma, x))
     output = network(c.c_in * (x + n), c.c_noise, cond, key=key)
-    target = ((1 - c.c_skip) * x - c.c_skip * n) / c.c_out
     check_shape("the network's output", output, x)
+    target = ((1 - c.c_skip) * x - c.c_skip * n) / c.c_out
     return (output - target) ** 2
 
 
+def _accepts_noise(loss: Callable[..., Array]) -> Callable[..., Array]:
+    """The same loss, which also takes `sigma_dist` as `noise`, its name in version 0.1.0."""
+
+    @wraps(loss)
+    def call(*args: Any, **named: Any) -> Array:
+        if "noise" in named and "sigma_dist" not in named:
+            message = "denoising_loss(noise=) is now sigma_dist=, the law of the noise level"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            named["sigma_dist"] = named.pop("noise")
+        return loss(*args, **named)
+
+    return call
+
+
+@_accepts_noise
 def denoising_loss(
-    denoiser: Any,
+    denoiser: Preconditioned,
     x: Float[Array, "*shape"],
     cond: Condition = None,
     *,
-    noise: Callable[[PRNGKey], Array],
+    sigma_dist: Callable[[PRNGKey], Array],
     key: PRNGKey,
 ) -> Float[Array, ""]:
     """The training loss of one example: `weighted_error` at a random noise level, averaged.
@@ -1538,21 +1568,20 @@ def denoising_loss(
     Arguments:
         denoiser: a `Denoiser`, or anything with its two fields.
         x: one clean example, data units.
-        noise: the law of the noise level, such as `LogNormal()`.
+        sigma_dist: the law of the noise level, such as `LogNormal()`.
         key: split between the level, the noise and the network.
 
     Raises:
         ValueError: as `weighted_error`.
     """
-    check_finite("x", x)
     sigma_key, noise_key, network_key = jr.split(key, 3)
-    sigma = as_float(noise(sigma_key), x)
+    sigma = as_float(sigma_dist(sigma_key), x)
     n = sigma * jr.normal(noise_key, x.shape, x.dtype)
     return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
 
 
 def loss_by_sigma(
-    denoiser: Any,
+    denoiser: DenoiserFn | Preconditioned,
     x: Float[Array, " n *shape"],
     sigmas: Float[ArrayLike, " levels"],
     cond: Condition = None,
@@ -1562,12 +1591,14 @@ def loss_by_sigma(
 ) -> Float[Array, " levels"]:
     r"""The loss at each noise level, averaged over a data set: where does it learn?
 
-    One fresh noise for every example and level. 1 is an untrained network.
+    One fresh noise for every example and level. 1 is an untrained network. The denoiser is
+    called without a key, as samplers call it: a network with dropout uses all its units.
 
     Arguments:
         denoiser: any denoiser.
         x: examples, stacked along the first axis, data units; `cond` likewise, or None.
         sigmas: the noise levels, data units.
+        key: for the noise.
         preconditioning: whose $\lambda(\sigma)$ weighs the error of a denoiser that has
             none of its own, such as an exact one.
 
@@ -1575,16 +1606,77 @@ def loss_by_sigma(
         ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
             `sigmas` not positive, or not one condition for each example.
     """
-    return errors_by_sigma(denoiser, x, sigmas, cond, preconditioning, key).mean(axis=1)
+    errors = _errors_by_sigma(denoiser, x, sigmas, cond, key=key, preconditioning=preconditioning)
+    return errors.mean(axis=1)
 
 
-def errors_by_sigma(
+def initial_loss(
+    preconditioning: AbstractPreconditioning,
+    sigma: Scalar,
+    mean_square: Scalar,
+) -> Float[Array, "..."]:
+    r"""The expected loss of a zero network: $\lambda[(c_{skip}-1)^2 E x^2 + c_{skip}^2\sigma^2]$.
+
+    Arguments:
+        sigma: noise level, data units.
+        mean_square: $E x^2$ of the data about zero, data units squared.
+    """
+    sigma = as_float(sigma)
+    c_skip = preconditioning(sigma).c_skip
+    spread = (c_skip - 1) ** 2 * as_float(mean_square, sigma) + c_skip**2 * sigma**2
+    return preconditioning.loss_weight(sigma) * spread
+
+
+def check_initial_loss(
+    denoiser: Preconditioned,
+    x: Float[Array, " n *shape"],
+    cond: Condition = None,
+    *,
+    sigmas: Float[ArrayLike, " levels"] | None = None,
+    key: PRNGKey | None = None,
+) -> Float[Array, " levels"]:
+    """Measure the loss of an *untrained* denoiser and refuse it where it is not 1.
+
+    Call it once before training: it finds a wrong `sigma_data`, data that were not
+    centred or scaled, and a network whose last layer does not start at zero.
+
+    Arguments:
+        denoiser: a `Denoiser` before its first training step.
+        x: data, stacked along the first axis (`cond` likewise). The finer the better:
+            the check allows 4 of its own standard errors, about 4 sqrt(2/(n d)).
+        sigmas: noise levels to check; nine of `edm_sigmas` unless given.
+        key: for the noise; a fixed one unless given, so that the check is repeatable.
+
+    Returns:
+        The measured losses.
+
+    Raises:
+        ValueError: a loss differs from 1 by more than 4 standard errors, or as `loss_by_sigma`.
+    """
+    check_data("x", x)
+    if len(x) < 2:
+        raise ValueError(f"need at least 2 examples for a standard error, got {len(x)}")
+    sigmas = edm_sigmas(9) if sigmas is None else jnp.asarray(sigmas)
+    key = jr.key(0) if key is None else key
+    errors = np.asarray(_errors_by_sigma(denoiser, x, sigmas, cond, key=key), float)
+    loss = errors.mean(axis=1)
+    # Few examples tend to underestimate their spread: it is at least that of a Gaussian's.
+    spread = np.maximum(errors.std(axis=1, ddof=1), np.sqrt(2 / x[0].size))
+    allowed = 4 * spread / np.sqrt(errors.shape[1])
+    worst = int(np.argmax(np.abs(loss - 1) / allowed))
+    if not abs(loss[worst] - 1) <= allowed[worst]:
+        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
+    return as_float(loss, x)
+
+
+def _errors_by_sigma(
     denoiser: Any,
     x: Array,
     sigmas: Any,
     cond: Condition,
-    preconditioning: AbstractPreconditioning | None,
+    *,
     key: PRNGKey,
+    preconditioning: Any = None,
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
@@ -1593,15 +1685,14 @@ def errors_by_sigma(
     if preconditioning is None:
         _parts(denoiser)
 
-    def one(x, cond, sigma, key):
-        noise_key, network_key = jr.split(key)
-        n = sigma * jr.normal(noise_key, x.shape, x.dtype)
+    def one(x: Array, cond: Condition, sigma: Array, key: PRNGKey) -> Array:
+        n = sigma * jr.normal(jr.split(key)[0], x.shape, x.dtype)
         if preconditioning is None:
-            return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
-        error = denoiser(x + n, sigma, cond, key=network_key) - x
+            return jnp.mean(weighted_error(denoiser, x, sigma, n, cond))
+        error = denoiser(x + n, sigma, cond) - x
         return jnp.mean(preconditioning.loss_weight(sigma) * error**2)
 
-    def level(args):
+    def level(args: tuple[Array, PRNGKey]) -> Array:
         sigma, key = args
         keys = jr.split(key, len(x))
         return jax.vmap(one, in_axes=(0, 0, None, 0))(x, cond, sigma, keys)
@@ -1619,6 +1710,18 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
             "preconditioning), or pass preconditioning= to loss_by_sigma; "
             f"got {denoiser}"
         ) from None
+
+
+def _advice(denoiser: Preconditioned, x: Array, sigma: float, loss: float, allowed: float) -> str:
+    measured = float(jnp.sqrt(jnp.mean(x**2)))
+    mean = float(jnp.mean(x))
+    return (
+        f"an untrained network must score 1 at every noise level, but scores {loss:.3f} at "
+        f"sigma = {sigma:.3g} (allowed: 1 +- {allowed:.3f}). The data's root mean square is "
+        f"{measured:.4g} and their mean {mean:.3g}; the preconditioning is "
+        f"{denoiser.preconditioning}. Centre the data, use EDMPreconditioning.from_data(x), "
+        "and start the network's last layer at zero."
+    )
 
 
 # denoiser
@@ -1657,11 +1760,11 @@ class Denoiser(eqx.Module):
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
         Raises:
-            ValueError: `x` is not floating, `sigma` is not positive and finite, or the
-                network changes the shape of `x`.
+            ValueError: `x` is not floating, `sigma` has axes, or the network changes the shape
+                of `x`.
         """
         check_floating("x", x)
-        check_number("sigma", sigma)
+        check_scalar("sigma", sigma)
         c = self.preconditioning(as_float(sigma, x))
         output = self.network(c.c_in * x, c.c_noise, cond, key=key)
         check_shape("the network's output", output, x)
@@ -1679,7 +1782,7 @@ class Pinned(eqx.Module):
         TypeError: `denoiser` is not callable.
     """
 
-    denoiser: Callable[..., Array]
+    denoiser: DenoiserFn
     cond: Condition
 
     def __check_init__(self):
@@ -1694,7 +1797,7 @@ class Pinned(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "*shape"]:
         """The wrapped denoiser at the fixed condition."""
-        return self.denoiser(x, sigma, self.cond, key=key)
+        return _call(self.denoiser, x, sigma, self.cond, key)
 
 
 @final
@@ -1715,9 +1818,9 @@ class Guided(eqx.Module):
         TypeError: `main` or `guide` is not callable.
     """
 
-    main: Callable[..., Array]
-    guide: Callable[..., Array]
-    weight: Any
+    main: DenoiserFn
+    guide: DenoiserFn
+    weight: Scalar
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
@@ -1738,13 +1841,20 @@ class Guided(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """The guided denoiser at one example."""
         main_key, guide_key = (None, None) if key is None else jax.random.split(key)
-        main = self.main(x, sigma, cond, key=main_key)
-        guide = self.guide(x, sigma, cond, key=guide_key)
-        low, high = self.interval
-        sigma = as_float(sigma, x)
+        main = _call(self.main, x, sigma, cond, main_key)
+        guide = _call(self.guide, x, sigma, cond, guide_key)
+        low, high = (as_float(end, x) for end in self.interval)
+        sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
-        weight = as_float(self.weight, x)
         return jnp.where(inside, guide + weight * (main - guide), main)
+
+
+def _call(
+    denoiser: DenoiserFn, x: Array, sigma: Scalar, cond: Condition, key: PRNGKey | None
+) -> Array:
+    """The denoiser at `x`; a plain function has no parameter `key`, unless it draws."""
+    given = {} if key is None else {"key": key}
+    return denoiser(x, sigma, cond, **given)
 
 
 # sampling

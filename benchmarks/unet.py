@@ -32,7 +32,7 @@ import edm_tutorial as edm
 from benchmarks.environments import TORCH, Peer, in_turn
 from benchmarks.timing import RESULTS, machine, medians, pin
 from edm_tutorial.networks import UNet, song_unet
-from edm_tutorial.networks.unet.layers import SONG, Conv, GroupNorm
+from edm_tutorial.networks.unet.layers import Conv, GroupNorm, xavier
 from edm_tutorial.networks.unet.state_dict import state_names
 
 if "--torch" in sys.argv:  # before JAX counts the cores
@@ -110,7 +110,7 @@ def by_hand(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
 def training_row(every: int = 4) -> dict[str, Any]:
     """`train`, in chunks of `every` steps, against as many steps written by hand."""
     x, optimizer = data(), optax.adam(1e-4)
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=every)
     run = edm.train(denoiser(), loss, x, optimizer, **options)
     step, net = by_hand(optimizer), network()
@@ -138,7 +138,7 @@ def row(what: str, ours: float, limit: float) -> dict[str, Any]:
 def layout_rows(channels: int = 64) -> list[dict[str, Any]]:
     """Two convolutions with norm and SiLU between: channels last, as inside, and first."""
     keys = jr.split(jr.key(0), 3)
-    convs = [Conv(channels, channels, 3, SONG, key) for key in keys[:2]]
+    convs = [Conv(channels, channels, 3, xavier, key=key) for key in keys[:2]]
     norm = GroupNorm(channels, 1e-6)
     x = jr.normal(keys[2], (BATCH, SIZE, SIZE, channels))
 
@@ -216,7 +216,7 @@ def torch_rows() -> list[dict[str, Any]]:
     raw = partial(eqx.filter_jit(lambda *args: jax.vmap(args[0])(*args[1:])), net)
     np.testing.assert_allclose(raw(x, c_noise), peer.outputs["out"], rtol=0, atol=1e-4)
 
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=1, ema=None)
     run = edm.train(model, loss, x, optax.adam(1e-4), **options)
     jobs = {"forward": lambda: raw(x, c_noise), "training step": lambda: next(run)[1]}
@@ -241,7 +241,7 @@ def torch_rows() -> list[dict[str, Any]]:
 def cost_rows() -> list[dict[str, Any]]:
     """Seconds to compile, and the largest memory beside arguments and results."""
     model, x = denoiser(), data(BATCH)
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     keys = jr.split(jr.key(4), BATCH)
 
     @eqx.filter_jit

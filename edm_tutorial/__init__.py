@@ -32,14 +32,15 @@ from .grids import (
     ve_sigmas as ve_sigmas,
     vp_sigmas as vp_sigmas,
 )
-from .initial_loss import check_initial_loss as check_initial_loss, initial_loss as initial_loss
 from .likelihood import (
     Likelihood as Likelihood,
     bits_per_dim as bits_per_dim,
     log_likelihood as log_likelihood,
 )
 from .losses import (
+    check_initial_loss as check_initial_loss,
     denoising_loss as denoising_loss,
+    initial_loss as initial_loss,
     loss_by_sigma as loss_by_sigma,
     weighted_error as weighted_error,
 )

@@ -1,11 +1,12 @@
-r"""Denoisers made of other things: a network, a fixed condition, a pair that guides.
+r"""Denoisers made of a network, of a fixed condition, or of a guided pair.
 
 A denoiser is any callable `D(x, sigma, cond=None, *, key=None)` that returns the mean of
-the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else.
+the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else. One
+that draws nothing needs no parameter `key`: it is passed on only where one was given.
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -13,8 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_callable, check_floating, check_kind, check_number, check_shape, concrete
-from ._types import Condition, PRNGKey, Scalar, as_float
+from ._checks import (
+    check_callable,
+    check_floating,
+    check_kind,
+    check_scalar,
+    check_shape,
+    concrete,
+)
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
 from .preconditioning import AbstractPreconditioning
 
 
@@ -51,11 +59,11 @@ class Denoiser(eqx.Module):
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
         Raises:
-            ValueError: `x` is not floating, `sigma` is not positive and finite, or the
-                network changes the shape of `x`.
+            ValueError: `x` is not floating, `sigma` has axes, or the network changes the shape
+                of `x`.
         """
         check_floating("x", x)
-        check_number("sigma", sigma)
+        check_scalar("sigma", sigma)
         c = self.preconditioning(as_float(sigma, x))
         output = self.network(c.c_in * x, c.c_noise, cond, key=key)
         check_shape("the network's output", output, x)
@@ -73,7 +81,7 @@ class Pinned(eqx.Module):
         TypeError: `denoiser` is not callable.
     """
 
-    denoiser: Callable[..., Array]
+    denoiser: DenoiserFn
     cond: Condition
 
     def __check_init__(self):
@@ -88,7 +96,7 @@ class Pinned(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "*shape"]:
         """The wrapped denoiser at the fixed condition."""
-        return self.denoiser(x, sigma, self.cond, key=key)
+        return _call(self.denoiser, x, sigma, self.cond, key)
 
 
 @final
@@ -109,9 +117,9 @@ class Guided(eqx.Module):
         TypeError: `main` or `guide` is not callable.
     """
 
-    main: Callable[..., Array]
-    guide: Callable[..., Array]
-    weight: Any
+    main: DenoiserFn
+    guide: DenoiserFn
+    weight: Scalar
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
@@ -132,10 +140,17 @@ class Guided(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """The guided denoiser at one example."""
         main_key, guide_key = (None, None) if key is None else jax.random.split(key)
-        main = self.main(x, sigma, cond, key=main_key)
-        guide = self.guide(x, sigma, cond, key=guide_key)
-        low, high = self.interval
-        sigma = as_float(sigma, x)
+        main = _call(self.main, x, sigma, cond, main_key)
+        guide = _call(self.guide, x, sigma, cond, guide_key)
+        low, high = (as_float(end, x) for end in self.interval)
+        sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
-        weight = as_float(self.weight, x)
         return jnp.where(inside, guide + weight * (main - guide), main)
+
+
+def _call(
+    denoiser: DenoiserFn, x: Array, sigma: Scalar, cond: Condition, key: PRNGKey | None
+) -> Array:
+    """The denoiser at `x`; a plain function has no parameter `key`, unless it draws."""
+    given = {} if key is None else {"key": key}
+    return denoiser(x, sigma, cond, **given)

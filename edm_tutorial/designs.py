@@ -6,7 +6,6 @@ sampling a denoiser in another design uses that design's grid, schedule and solv
 leaves the denoiser, its preconditioning included, as it was trained.
 """
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -150,7 +149,7 @@ def _arguments(grid: Callable[..., Array]) -> dict[str, Any]:
 def _values(part: Any) -> dict[str, Any]:
     """The numbers an object is made of, those of the objects inside it included."""
     values = {}
-    for name in (field.name for field in dataclasses.fields(part)):
+    for name in inspect.signature(type(part)).parameters:
         value = getattr(part, name)
         values |= _values(value) if isinstance(value, eqx.Module) else {name: value}
     return values

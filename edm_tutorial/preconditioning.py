@@ -7,14 +7,16 @@ makes the error of $F$ count alike at every noise level.
 """
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple, final
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, UInt
 
-from ._checks import check_data, check_positive
+from ._checks import check_data, check_positive, concrete
 from ._types import Scalar, as_float
 from .grids import iddpm_levels
 from .schedules import VariancePreserving
@@ -42,11 +44,7 @@ class AbstractPreconditioning(eqx.Module):
 
     @abstractmethod
     def __call__(self, sigma: Scalar) -> Coefficients:
-        """The four coefficients at noise level `sigma`, in the dtype of `sigma`.
-
-        Raises:
-            ValueError: `sigma` is not positive and finite.
-        """
+        """The four coefficients at noise level `sigma`, in the dtype of `sigma`."""
 
     def loss_weight(self, sigma: Scalar) -> Float[Array, "..."]:
         r"""$\lambda(\sigma) = 1 / c_{out}(\sigma)^2$ (Eq. 2 and Table 1, "Training")."""
@@ -66,11 +64,15 @@ class EDMPreconditioning(AbstractPreconditioning):
             (`from_data`): there is no default. A number, or one per feature in a shape
             that broadcasts against one example, such as (d,) or (C, 1, 1).
 
+    It is a measured constant, so it is kept in a form that no optimizer takes for a
+    parameter: as Python floats or, inside a transformation such as `jax.jit`, where its
+    value is not known, as the bits of a float in an array of integers.
+
     Raises:
         ValueError: `sigma_data` is not positive and finite.
     """
 
-    sigma_data: float | Float[ArrayLike, "..."]
+    _sigma_data: float | list[Any] | UInt[Array, "..."]
     formula: ClassVar = (
         "sigma_data^2/(sigma^2 + sigma_data^2)",
         "sigma sigma_data/sqrt(sigma^2 + sigma_data^2)",
@@ -79,8 +81,30 @@ class EDMPreconditioning(AbstractPreconditioning):
         "(sigma^2 + sigma_data^2)/(sigma sigma_data)^2",
     )
 
-    def __check_init__(self):
-        check_positive("sigma_data", self.sigma_data)
+    def __init__(self, sigma_data: float | Float[ArrayLike, "..."] | Sequence[Any]):
+        check_positive("sigma_data", sigma_data)
+        if concrete(sigma_data):
+            self._sigma_data = np.asarray(sigma_data, float).tolist()
+        else:
+            value = as_float(sigma_data)
+            double = value.dtype == jnp.float64
+            value = value if double else value.astype(jnp.float32)
+            bits = jnp.uint64 if double else jnp.uint32
+            self._sigma_data = jax.lax.bitcast_convert_type(value, bits)
+
+    @property
+    def sigma_data(self) -> float | Float[Array, "..."]:
+        """The root mean square of the data, as a number or as one per feature."""
+        value = self._sigma_data
+        if isinstance(value, list):
+            return jnp.asarray(value)
+        if isinstance(value, Array) and jnp.issubdtype(value.dtype, jnp.unsignedinteger):
+            double = value.dtype == jnp.uint64
+            return jax.lax.bitcast_convert_type(value, jnp.float64 if double else jnp.float32)
+        return value
+
+    def __repr__(self) -> str:
+        return f"EDMPreconditioning(sigma_data={self.sigma_data})"
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
@@ -96,7 +120,7 @@ class EDMPreconditioning(AbstractPreconditioning):
         return cls(jnp.sqrt(jnp.mean(x**2)))
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         sigma_data = jax.lax.stop_gradient(as_float(self.sigma_data, sigma))
         total = jnp.hypot(sigma, sigma_data)
         return Coefficients(
@@ -114,7 +138,7 @@ class VEPreconditioning(AbstractPreconditioning):
     formula: ClassVar = ("1", "sigma", "1", "ln(sigma/2)", "1/sigma^2")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         one = jnp.ones_like(sigma)
         return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=jnp.log(sigma / 2))
 
@@ -146,7 +170,7 @@ class VPPreconditioning(AbstractPreconditioning):
             raise ValueError(f"levels must be at least 2, got {self.levels}")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         return Coefficients(
             c_skip=jnp.ones_like(sigma),
             c_out=-sigma,
@@ -181,7 +205,7 @@ class IDDPMPreconditioning(AbstractPreconditioning):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
         index = jnp.argmin(jnp.abs(table - sigma))
         return Coefficients(
@@ -190,9 +214,3 @@ class IDDPMPreconditioning(AbstractPreconditioning):
             c_in=(1 + sigma**2) ** -0.5,
             c_noise=(self.levels - 1 - index).astype(sigma.dtype),
         )
-
-
-def _level(sigma: Scalar) -> Array:
-    """A noise level as an array, in its own dtype."""
-    check_positive("sigma", sigma)
-    return as_float(sigma)

@@ -52,7 +52,7 @@ def main(folder, result):
     rules = (edm.HalfLifeEMA(500.0), PowerEMA(5.0))
     start = checkpoint.restore(folder, init_state(denoiser, optimizer, rules))
     print(0 if start is None else int(start.step), flush=True)
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     plan = {"steps": STEPS, "every": EVERY, "batch_size": 16, "key": jr.key(2), "ema": rules}
     for state, _ in edm.train(denoiser, loss, batch, optimizer, state=start, **plan):
         checkpoint.save(folder, state)

@@ -184,7 +184,7 @@ def test_labels_reach_the_network_and_classes_stay(key):
 
     denoiser = edm.Denoiser(network, edm.EDMPreconditioning(0.5))
     augmentation = Augmentation(p=1.0)
-    loss = AugmentedLoss(partial(edm.denoising_loss, noise=edm.LogNormal()), augmentation)
+    loss = AugmentedLoss(partial(edm.denoising_loss, sigma_dist=edm.LogNormal()), augmentation)
     one_hot, x = jax.nn.one_hot(3, 10), jnp.zeros((1, 4, 4))
     value = loss(denoiser, x, ImageCondition(one_hot), key=jr.clone(key))
     augment_key, loss_key = jr.split(key)
@@ -192,7 +192,7 @@ def test_labels_reach_the_network_and_classes_stay(key):
     np.testing.assert_array_equal(seen[0].augment_labels, told)
     np.testing.assert_array_equal(seen[0].class_labels, one_hot)
     assert np.all(told[2:] != 0)
-    plain = edm.denoising_loss(denoiser, image, None, noise=edm.LogNormal(), key=loss_key)
+    plain = edm.denoising_loss(denoiser, image, None, sigma_dist=edm.LogNormal(), key=loss_key)
     np.testing.assert_array_equal(value, plain)
     loss(denoiser, x, key=jr.key(1))
     assert seen[-1].class_labels is None and seen[-1].augment_labels.shape == (9,)
@@ -245,6 +245,6 @@ def test_images_are_checked(unchecked):
 
 
 def test_conditions_are_checked(key, unchecked):
-    loss = AugmentedLoss(partial(edm.denoising_loss, noise=edm.LogNormal()))
+    loss = AugmentedLoss(partial(edm.denoising_loss, sigma_dist=edm.LogNormal()))
     with pytest.raises(ValueError, match="cond must be None or an ImageCondition"):
         loss(None, jnp.zeros((1, 4, 4)), jnp.zeros(10), key=key)

@@ -64,14 +64,14 @@ def by_sigma(x=DATA, sigmas: Any = (1.0,), cond: Any = None, denoiser=DENOISER):
 
 
 def train(data: Any = DATA, **options: Any):
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options = {"steps": 1, "batch_size": 1, "key": key()} | options
     denoiser = edm.Denoiser(mlp(), EDM)
     return edm.train(denoiser, loss, data, optax.sgd(0.1), **options)
 
 
 def loss(denoiser=DENOISER, x=X):
-    return edm.denoising_loss(denoiser, x, noise=edm.LogNormal(), key=key())
+    return edm.denoising_loss(denoiser, x, sigma_dist=edm.LogNormal(), key=key())
 
 
 SIGMAS = jnp.array([80.0, 1.0])
@@ -230,21 +230,7 @@ SCHEDULES = {
     "rounded: not a schedule": (lambda: edm.Rounded(SIGMAS, SIGMAS), "schedule must be"),
 }
 
-PRECONDITIONINGS = {
-    "edm": EDM,
-    "ve": edm.VEPreconditioning(),
-    "vp": edm.VPPreconditioning(),
-    "iddpm": edm.IDDPMPreconditioning(),
-}
 PRECONDITIONING = {
-    f"{name}: {method}({value})": (
-        lambda part=part, method=method, value=value: getattr(part, method)(value),
-        "sigma must be positive and finite, got",
-    )
-    for name, part in PRECONDITIONINGS.items()
-    for method in ("__call__", "loss_weight")
-    for value in (0.0, -1.0, NAN, INF)
-} | {
     "edm: negative": (lambda: edm.EDMPreconditioning(-0.5), "sigma_data must be positive"),
     "edm: nan": (lambda: edm.EDMPreconditioning(NAN), "sigma_data must be positive and finite"),
     "edm: none": (lambda: edm.EDMPreconditioning(jnp.ones(0)), "sigma_data must be positive"),
@@ -298,16 +284,6 @@ LAWS = {
     "loguniform: no key": (lambda: edm.LogUniform()(None), "key"),
     "time: key a seed": (lambda: edm.UniformTime()(3), "key"),
     "levels: key a float": (lambda: edm.UniformLevels()(3.0), "key"),
-    "lognormal: nan": (lambda: edm.LogNormal().from_variate(NAN), "r must be a number"),
-    "loguniform: above": (
-        lambda: edm.LogUniform().from_variate(2.0),
-        "r must be .*0.* 1.* got 2.0",
-    ),
-    "loguniform: nan": (lambda: edm.LogUniform().from_variate(NAN), "r must be"),
-    "time: above": (lambda: edm.UniformTime().from_variate(1.5), "r must be"),
-    "time: below": (lambda: edm.UniformTime().from_variate(-0.5), "r must be"),
-    "levels: above": (lambda: edm.UniformLevels().from_variate(1.5), "r must be"),
-    "levels: below": (lambda: edm.UniformLevels().from_variate(-0.5), "r must be"),
     "levels: c_1": (lambda: edm.UniformLevels(c_1=NAN), "c_1 and c_2"),
 }
 
@@ -358,11 +334,12 @@ LIKELIHOOD = {
 }
 
 CONVERT = {
-    name: (lambda args=args: edm.convert(*args, source=edm.parameterisations.noise), message)
+    name: (lambda args=args: edm.convert(*args, source=edm.parameterisations.epsilon), message)
     for name, args, message in (
         ("integers", (X, WHOLE, 1.0), "x must be a floating"),
         ("another shape", (X[:1], X, 1.0), r"prediction must have the shape of x, \(2,\), got"),
         ("sigma zero", (X, X, 0.0), "sigma must be positive"),
+        ("sigma nan", (X, X, NAN), "sigma must be positive and finite"),
         ("many sigmas", (X, X, X), "sigma must be one number"),
     )
 }
@@ -376,7 +353,7 @@ DESIGNS = {
 TRAINING = {
     "mixture: key a seed": (lambda: MIXTURE.sample(3), "key"),
     "loss: key a seed": (
-        lambda: edm.denoising_loss(DENOISER, X, noise=edm.LogNormal(), key=3),
+        lambda: edm.denoising_loss(DENOISER, X, sigma_dist=edm.LogNormal(), key=3),
         "key",
     ),
     "by sigma: key a seed": (lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3), "key"),
@@ -426,18 +403,11 @@ TRAINING = {
     ),
     "log_prob: a batch": (lambda: MIXTURE.log_prob(DATA), "x must have shape .*vmap"),
     "log_prob: integers": (lambda: MIXTURE.log_prob(WHOLE), "x must be a floating"),
-    "log_prob: sigma negative": (
-        lambda: MIXTURE.log_prob(X, -1.0),
-        "sigma must be positive",
-    ),
     "score: another size": (
         lambda: MIXTURE.score(jnp.ones(3), 1.0),
         "x must have shape",
     ),
-    "score: sigma nan": (lambda: MIXTURE.score(X, NAN), "sigma must be positive"),
     "denoise: integers": (lambda: MIXTURE.denoise(WHOLE, 1.0), "x must be a floating"),
-    "denoise: many sigmas": (lambda: MIXTURE.denoise(X, X), "sigma must be one number"),
-    "denoise: sigma inf": (lambda: MIXTURE.denoise(X, INF), "sigma must be positive"),
     "empirical: no data": (
         lambda: edm.EmpiricalDenoiser(jnp.ones((0, 2))),
         "data needs at le",
@@ -452,21 +422,13 @@ TRAINING = {
     ),
     "empirical: another shape": (
         lambda: IDEAL(jnp.ones(3), 1.0),
-        "x must have the shape",
+        r"x must have shape \(2,\), got \(3,\)",
     ),
     "empirical: integer x": (lambda: IDEAL(WHOLE, 1.0), "x must be a floating"),
-    "empirical: sigma zero": (lambda: IDEAL(X, 0.0), "sigma must be positive"),
-    "empirical: many sigmas": (lambda: IDEAL.weights(X, X), "sigma must be one number"),
     "denoiser: integers": (lambda: DENOISER(WHOLE, 1.0), "x must be a floating"),
     "denoiser: a list": (
         lambda: DENOISER([1.0, 2.0], 1.0),
         "x must be a floating.*list",
-    ),
-    "denoiser: sigma zero": (lambda: DENOISER(X, 0.0), "sigma must be positive"),
-    "denoiser: sigma negative": (lambda: DENOISER(X, -1.0), "sigma must be positive"),
-    "denoiser: sigma nan": (
-        lambda: DENOISER(X, NAN),
-        "sigma must be positive and finite",
     ),
     "denoiser: many sigmas": (lambda: DENOISER(X, X), "sigma must be one number.*vmap"),
     "denoiser: network's shape": (
@@ -507,15 +469,11 @@ TRAINING = {
         lambda: edm.weighted_error(DENOISER, X, 1.0, jnp.array(0.1)),
         r"n must have the shape of x, \(2,\), got \(\)",
     ),
-    "error: sigma zero": (
-        lambda: edm.weighted_error(DENOISER, X, 0.0, X),
-        "sigma must be pos",
-    ),
     "error: network's shape": (
         lambda: edm.weighted_error(edm.Denoiser(short, EDM), X, 1.0, X),
         "network's output must have the shape of x",
     ),
-    "loss: integers": (lambda: loss(x=WHOLE), "x must be a floating"),
+    "loss: integers": (lambda: loss(x=WHOLE), "must be a float"),
     "loss: no parts": (lambda: loss(denoiser=IDEAL), "preconditioning"),
     "by sigma: no parts": (lambda: by_sigma(denoiser=IDEAL), "pass preconditioning="),
     "by sigma: no data": (lambda: by_sigma(jnp.ones((0, 2))), "x needs at least one"),
@@ -535,18 +493,6 @@ TRAINING = {
     "by sigma: one condition": (
         lambda: by_sigma(cond=jnp.array(1.0)),
         "needs its condition",
-    ),
-    "initial loss: sigma zero": (
-        lambda: edm.initial_loss(EDM, 0.0, 1.0),
-        "sigma must be pos",
-    ),
-    "initial loss: square": (
-        lambda: edm.initial_loss(EDM, 1.0, -1.0),
-        "mean_square must be",
-    ),
-    "initial loss: squares": (
-        lambda: edm.initial_loss(EDM, 1.0, X),
-        "mean_square must be one",
     ),
     "check: one example": (
         lambda: edm.check_initial_loss(DENOISER, DATA[:1]),
@@ -619,7 +565,7 @@ TRAINING = {
         lambda: next(
             edm.train(
                 edm.Denoiser(mlp(2, 3), EDM),
-                partial(edm.denoising_loss, noise=edm.LogNormal()),
+                partial(edm.denoising_loss, sigma_dist=edm.LogNormal()),
                 DATA,
                 optax.sgd(0.1),
                 steps=1,
@@ -747,9 +693,36 @@ def test_counts_must_be_whole_numbers(name):
     next(train(**{name: np.int64(1)}))
 
 
+# Behind the doors stands raw mathematics, the same inside jit and outside.
+RAW = {
+    "denoiser": lambda: DENOISER(X, NAN),
+    "denoiser, x": lambda: DENOISER(X * NAN, 1.0),
+    "pinned": lambda: edm.Pinned(DENOISER, X)(X, NAN),
+    "mixture": lambda: MIXTURE.denoise(X, NAN),
+    "mixture's score": lambda: MIXTURE.score(X, NAN),
+    "mixture's density": lambda: MIXTURE.log_prob(X * NAN),
+    "empirical": lambda: IDEAL(X, NAN),
+    "error": lambda: edm.weighted_error(DENOISER, X, NAN, X),
+    "loss": lambda: loss(x=X * NAN),
+    "initial loss": lambda: edm.initial_loss(EDM, NAN, 1.0),
+    "edm": lambda: EDM(NAN).c_skip,
+    "ve": lambda: edm.VEPreconditioning().loss_weight(NAN),
+    "iddpm": lambda: edm.IDDPMPreconditioning()(NAN).c_out,
+    "lognormal": lambda: edm.LogNormal().from_variate(NAN),
+    "loguniform": lambda: edm.LogUniform().from_variate(NAN),
+    "uniform levels": lambda: edm.UniformLevels().from_variate(NAN),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", RAW)
+def test_nan_comes_out_as_nan(name):
+    assert np.all(np.isnan(RAW[name]()))
+
+
 UNKNOWN = {
     "denoising_loss": lambda: edm.denoising_loss(
-        DENOISER, X, noise=edm.LogNormal(), key=key(), sigma_data=0.5
+        DENOISER, X, sigma_dist=edm.LogNormal(), key=key(), sigma_data=0.5
     ),
     "loss_by_sigma": lambda: edm.loss_by_sigma(DENOISER, DATA, X, key=key(), weight=1.0),
     "weighted_error": lambda: edm.weighted_error(DENOISER, X, 1.0, X, sigma_data=0.5),

@@ -161,7 +161,7 @@ FOREIGN = {
     "another width": (lambda key: model(key, width=5), r"float64\[4, 2\], here float64\[5, 2\]"),
     "another sigma_data": (
         lambda key: model(key, sigma_data=0.5),
-        "preconditioning.sigma_data is 1.0, here 0.5",
+        "preconditioning._sigma_data is 1.0, here 0.5",
     ),
     "one more weight": (lambda key: (model(key), jnp.ones(3)), "and [0-9]+ more"),
     "another dtype": (

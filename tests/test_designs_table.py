@@ -35,8 +35,8 @@ def evaluate(text: str, **names: float) -> float:
 
 
 def numbers(part: Any) -> dict[str, Any]:
-    """The numeric fields of an object and of the objects in it, read independently."""
-    fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    """The numeric arguments of an object and of the objects in it, read independently."""
+    fields = {f.name.lstrip("_"): getattr(part, f.name) for f in dataclasses.fields(part)}
     inner = [value for value in fields.values() if dataclasses.is_dataclass(value)]
     out = {k: v for k, v in fields.items() if isinstance(v, float | int)}
     for part in inner:

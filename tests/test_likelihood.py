@@ -277,7 +277,7 @@ def test_trained_density_integrates_to_one(key):
     denoiser = edm.Denoiser(
         edm.MLP(2, width=32, depth=1, key=net_key), edm.EDMPreconditioning.from_data(x)
     )
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal(-0.8, 1.2))
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal(-0.8, 1.2))
     run = edm.train(
         denoiser,
         loss,

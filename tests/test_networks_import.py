@@ -1,6 +1,8 @@
 """Official checkpoints: read without running their code, refused where they do not fit."""
 
+import io
 import json
+import pickle
 import re
 import shlex
 import subprocess
@@ -17,7 +19,8 @@ from golden_cases import Case, check_file, manifest
 from golden_networks import condition, config, state
 
 import edm_tutorial as edm
-from edm_tutorial.networks import dhariwal_unet, from_state_dict, import_edm, song_unet
+from edm_tutorial.networks import dhariwal_unet, from_state_dict, song_unet
+from edm_tutorial.networks.unet import official
 from edm_tutorial.networks.unet.official import edm_denoiser, read_state
 from edm_tutorial.networks.unet.state_dict import state_names
 
@@ -145,7 +148,7 @@ def test_full_size_checkpoint_from_a_file(tmp_path):
     """CIFAR-10's conditional DDPM++ through a file; its weights where they belong."""
     arrays = official_state(CIFAR | {"label_dim": 10})
     np.savez(tmp_path / "network.npz", **arrays)
-    example = re.search(r"denoiser = (edm_denoiser\(.*?\]\))", import_edm.__doc__, re.DOTALL)
+    example = re.search(r"denoiser = (edm_denoiser\(.*?\]\))", official.__doc__, re.DOTALL)
     example = example[1].replace('"network.npz"', "path")
     names = {"edm_denoiser": edm_denoiser, "read_state": read_state}
     denoiser = eval(example, names | {"path": tmp_path / "network.npz"})
@@ -194,10 +197,36 @@ def test_refused_names_and_keywords():
     shape = dict(img_resolution=16, img_channels=3, model_type=cls)
     with pytest.raises(ValueError, match="VPPrecond"):
         edm_denoiser("DDPMPrecond", {}, **shape)
-    with pytest.raises(TypeError, match="sigma_min"):
-        edm_denoiser("EDMPrecond", state(SMALL), **shape, sigma_min=0.0)
     with pytest.raises(TypeError, match="sigma_data"):  # VP's denoiser has none
         edm_denoiser("VPPrecond", state(SMALL), **shape, sigma_data=0.5)
+    with pytest.raises(TypeError, match="sigma_min"):  # nor a range of its own
+        edm_denoiser("iDDPMPrecond", state(SMALL), **shape, sigma_min=0.0)
+    with pytest.raises(TypeError, match="use_fp61"):
+        edm_denoiser("EDMPrecond", state(SMALL), **shape, use_fp61=True)
+
+
+# What the reference's own training writes into its checkpoints: the precision and the dropout
+# of training, and what a caller may have set of the sampler's range.
+RANGES = {
+    "EDMPrecond": {"sigma_min": 0.0, "sigma_max": float("inf"), "sigma_data": 0.5},
+    "VPPrecond": {"epsilon_t": 1e-5, "beta_d": 19.9, "beta_min": 0.1, "M": 1000},
+    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
+    "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
+}
+
+
+@pytest.mark.parametrize("cls", RANGES)
+def test_official_keywords_without_effect(cls):
+    """All `init_kwargs` of a checkpoint are accepted; those that do not change D do not."""
+    file = "pnet_iddpm_adm_u.npz" if cls == "iDDPMPrecond" else "pnet_edm_ddpmpp_c.npz"
+    _, keywords = config(file)
+    arrays = {k.removeprefix("model."): v for k, v in state(file).items()}
+    plain = edm_denoiser(cls, arrays, **keywords)
+    given = {"use_fp16": True, "label_dropout": 0.1, "dropout": 0.13} | RANGES[cls]
+    whole = edm_denoiser(cls, arrays, **keywords, **given)
+    assert whole.preconditioning == plain.preconditioning
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_preconditioning_keywords_reach_it():
@@ -253,13 +282,46 @@ def test_short_numbers_become_float32(tmp_path):
         np.testing.assert_array_equal(array, value)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 40, -1])
-def test_damaged_safetensors(keep, tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_safetensors(path, {"a": np.ones(3), "b": np.ones((2, 2), np.float32)})
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="not a whole .safetensors file"):
-        read_state(path)
+def whole_file(path):
+    """A file of two arrays, by its suffix."""
+    arrays = {"a": np.arange(3.0), "b": np.ones((2, 2), np.float32)}
+    write_safetensors(path, arrays) if path.suffix == ".safetensors" else np.savez(path, **arrays)
+    return path, arrays, path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_files_that_are_not_whole(suffix, tmp_path):
+    """Empty, cut anywhere, or of another kind: refused by the file's name."""
+    path, _, data = whole_file(tmp_path / f"weights{suffix}")
+    cuts = {data[:keep] for keep in [0, 1, 5, 40, *range(60, len(data), 37), len(data) - 1]}
+    array = io.BytesIO()
+    np.save(array, np.ones(3))
+    _, _, foreign = whole_file(tmp_path / ("o.npz" if suffix != ".npz" else "o.safetensors"))
+    for wrong in cuts | {foreign, array.getvalue(), pickle.dumps([1]), b"<html></html>"}:
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=f"weights{suffix} is not a whole {suffix} file"):
+            read_state(path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_state(tmp_path / f"missing{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_flipped_bits(suffix, tmp_path):
+    """Wherever a bit flips, the file is refused with its name, or its arrays can be read."""
+    path, arrays, data = whole_file(tmp_path / f"weights{suffix}")
+    refused = 0
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
+        try:
+            read = read_state(path)
+        except ValueError as error:
+            assert f"weights{suffix}" in str(error)
+            refused += 1
+        else:
+            # The checksums of a .npz cover every number; a .safetensors file has none.
+            same = [np.array_equal(read[k], arrays[k]) for k in arrays.keys() & read.keys()]
+            assert all(same) or suffix == ".safetensors"
+    assert refused > len(data) / 4
 
 
 class Bomb:
@@ -269,8 +331,6 @@ class Bomb:
 
 def test_nothing_is_ever_unpickled(tmp_path, capsys):
     """Neither a checkpoint as it is, nor one dressed up as numbers."""
-    import pickle
-
     official = tmp_path / "network.pkl"
     official.write_bytes(pickle.dumps({"ema": Bomb()}))
     with pytest.raises(ValueError, match="runs code when it is opened"):
@@ -308,7 +368,7 @@ class EDMPrecond:
 
 def test_export_line(tmp_path):
     """The line in the docstring, run where a stand-in for the reference is importable."""
-    line = re.search(r"python -c .*?pkl network\.npz", import_edm.__doc__, re.DOTALL)[0]
+    line = re.search(r"python -c .*?pkl network\.npz", official.__doc__, re.DOTALL)[0]
     command = shlex.split(line)
     assert command[:2] == ["python", "-c"] and command[-1] == "network.npz"
     compile(command[2], "export", "exec")

@@ -20,18 +20,17 @@ from edm_tutorial.networks import (
     small_unet,
     song_unet,
 )
-from edm_tutorial.networks.unet.blocks import Block
+from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, Block
 from edm_tutorial.networks.unet.convolution import convolve
 from edm_tutorial.networks.unet.embedding import Fourier, Positional
 from edm_tutorial.networks.unet.layers import (
-    DHARIWAL,
-    SONG,
     Conv,
+    Dense,
     Down,
     GroupNorm,
-    Linear,
     Up,
     attention_weights,
+    xavier,
 )
 from edm_tutorial.networks.unet.state_dict import state_names
 
@@ -81,7 +80,7 @@ def test_fourier_embedding():
 def test_linear():
     case = Case(LAYERS, "linear")
     size = case["weight"].shape
-    layer = filled(Linear(size[1], size[0], SONG, jr.key(0)), case)
+    layer = filled(Dense(size[1], size[0], xavier, key=jr.key(0)), case)
     assert_close(jax.vmap(layer)(jnp.asarray(case["x"])), case["out"])
     case.check_all_read()
 
@@ -103,7 +102,7 @@ def test_convolution_and_resampling(name):
     conv = lambda x, extra=0: x
     if p["kernel"]:
         out, into, size, _ = case["weight"].shape
-        conv = filled(Conv(into, out, size, SONG, jr.key(0)), case)
+        conv = filled(Conv(into, out, size, xavier, key=jr.key(0)), case)
     if p["down"] and p["fused_resample"]:
         y = Down(taps)(conv(x, extra=margin), pad=0)
     elif p["up"] and p["fused_resample"]:
@@ -122,7 +121,7 @@ def test_convolution_and_resampling(name):
 def test_extra_zeros_widen_the_result(size, key):
     """Their frame of one pixel is a convolution as well, of zeros where size is 1."""
     conv_key, x_key = jr.split(key)
-    conv = Conv(2, 4, size, SONG, conv_key)
+    conv = Conv(2, 4, size, xavier, key=conv_key)
     conv = eqx.tree_at(lambda conv: conv.bias, conv, jnp.arange(4.0))
     x = jr.normal(x_key, (5, 3, 2))
     wide = conv(x, extra=1)
@@ -149,7 +148,10 @@ def test_block(name):
     if "skip_scale" in p:
         style = SONG
         assert (p["eps"], p["skip_scale"]) == (SONG.eps, SONG.skip_scale)
-        assert (p["adaptive_scale"], p["resample_proj"]) == (SONG.adaptive, SONG.project)
+        assert (p["adaptive_scale"], p["resample_proj"]) == (
+            SONG.adaptive_scale,
+            SONG.resample_proj,
+        )
     if "channels_per_head" in p:
         style = style._replace(channels_per_head=p["channels_per_head"])
     taps = tuple(p.get("resample_filter", (1, 1)))
@@ -508,7 +510,7 @@ REFUSED = {
     "embedding_type must be one of": dict(embedding_type="sine"),
     "encoder_type must be one of": dict(encoder_type="none"),
     "decoder_type must be one of": dict(decoder_type="residual"),
-    "even size": dict(channel_mult_noise=0),
+    "even number of channels": dict(channel_mult_noise=0),
 }
 
 

@@ -25,7 +25,7 @@ from edm_tutorial.training.state import add_examples
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
 NOISE = edm.LogNormal(-0.5, 1.0)
-LOSS = partial(edm.denoising_loss, noise=NOISE)
+LOSS = partial(edm.denoising_loss, sigma_dist=NOISE)
 STDS = np.array([0.3, 1.5])
 ADAM = optax.adam(3e-3)  # one object: another one would be compiled for anew
 

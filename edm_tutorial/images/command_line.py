@@ -133,7 +133,7 @@ def build(args: argparse.Namespace, x: Any) -> Setup:
     """Untrained denoiser of centred images `x`, its loss and its optimizer."""
     network: Any = _network(args, jr.key(args.seed))
     network = Cast(network, jnp.bfloat16) if args.bfloat16 else network
-    loss: Any = partial(denoising_loss, noise=LogNormal())
+    loss: Any = partial(denoising_loss, sigma_dist=LogNormal())
     if args.augment > 0:
         loss = AugmentedLoss(loss, Augmentation(args.augment, min(args.augment, 0.5)))
     rate = ramp_up(args.learning_rate, args.ramp_up, batch_size=args.batch_size)

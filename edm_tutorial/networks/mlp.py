@@ -57,19 +57,20 @@ class _Block(eqx.Module):
 
 @final
 class MLP(eqx.Module):
-    """Residual MLP: F(x, c_noise, cond) for `x` of shape (size,), cond of shape (cond_size,).
+    """A residual MLP F(x, c_noise, cond) for `x` of shape (size,), `cond` of (cond_size,).
 
-    Computes in the dtype of `x`. Untrained, it returns exactly zero.
+    It computes in the dtype of `x`. Untrained, it returns exactly zero.
 
     Arguments:
-        size: the number of features of x.
-        cond_size: of the condition; 0 means that `cond` must be None.
-        width: of the hidden layers.
+        size: the number of features of `x`.
+        cond_size: the number of features of the condition; 0: `cond` must be None.
+        width: the width of the hidden layers.
         depth: the number of residual blocks.
-        octaves: of x, 2 x, 4 x, ..., so many, the network sees cosines and sines beside x:
-            what is narrow in x is learned sooner.
-        dropout: the fraction of hidden units that a call with a `key` leaves out, as the
-            losses do in training; a call without one leaves out none.
+        octaves: the number of frequencies 1, 2, 4, ... at which the network also gets the
+            cosines and sines of `x`. With more of them, narrow structure in `x` is learned
+            sooner.
+        dropout: the fraction of hidden units that are left out in a call with a `key`, as
+            the losses make in training. A call without a key leaves out none.
 
     Raises:
         ValueError: a size below 1, not 0 <= dropout < 1, or a call with `x` or `cond` of
@@ -114,7 +115,7 @@ class MLP(eqx.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         input_key, context_key, output_key, *block_keys = jr.split(key, 3 + depth)
-        self.size, self.cond_size, self.octaves = size, cond_size, octaves
+        self.size, self.cond_size, self.octaves = int(size), int(cond_size), int(octaves)
         self.embed_input = eqx.nn.Linear(size * (1 + 2 * octaves), width, key=input_key)
         self.embed_context = eqx.nn.MLP(
             2 * FREQUENCIES + cond_size,
@@ -163,11 +164,10 @@ class MLP(eqx.Module):
 class Embedded(eqx.Module):
     """A network whose condition first passes through an embedding, trained with it.
 
-    Class labels through `eqx.nn.Embedding`, a time series or a set through your own.
-
     Arguments:
         network: called with `embedding(cond)` as its condition.
-        embedding: any callable of one condition.
+        embedding: any callable of one condition: `eqx.nn.Embedding` for class labels, a
+            network of your own for a time series or a set.
     """
 
     network: Callable[..., Array]

@@ -1,8 +1,8 @@
-r"""Half the memory traffic: a network that computes in another dtype than its parameters'.
+r"""Mixed precision: a network that computes in another dtype than that of its parameters.
 
-Parameters stay in float32, so that small updates are not rounded away; each is cast where
-it is used. The result comes back in the dtype of `x`, so preconditioning and loss, where
-digits are lost to cancellation, never see the short numbers.
+Half the bits are half the memory traffic. Parameters stay in float32, so that small updates
+are not rounded away; each is cast where it is used. The result comes back in the dtype of `x`,
+so preconditioning and loss, where digits are lost to cancellation, never see short numbers.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,12 @@ from .._types import Condition, PRNGKey
 class Cast(eqx.Module):
     """A network that computes the image in `dtype`: `Cast(network, jnp.bfloat16)`.
 
-    Noise label and condition are passed on as they are: eight bits do not tell 998 from 999.
+    Noise label and condition are passed on as they are: bfloat16, with its eight significant
+    bits, does not distinguish the labels 998 and 999.
 
     Arguments:
         network: one that computes in the dtype of `x`, as all networks here do.
-        dtype: of the computation; bfloat16 has the range of float32 and 3 digits.
+        dtype: of the computation; bfloat16 has the range of float32 and about 3 digits.
     """
 
     network: Callable[..., Array]

@@ -25,11 +25,11 @@ from ..losses import weighted_error
 from ..networks.mlp import MLP, Embedded
 from ..noise_levels import AbstractNoiseDistribution, LogNormal
 from ..preconditioning import EDMPreconditioning
+from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
-from .early_stopping import FitState
+from .early_stopping import FitState, Progress
 from .noise_levels import LikelihoodNoise, PosteriorNoise
-from .posterior import Posterior, as_count
-from .progress import Progress
+from .posterior import Posterior
 from .settings import Settings, default_settings
 from .simulations import PoorFit, Simulations, checked
 from .transforms.chain import Chain
@@ -95,8 +95,7 @@ def fit_posterior(
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
     split_key, network_key, held_key, train_key = jr.split(key, 4)
     kept, held = given.split(split_key)
-    settings = default_settings(len(kept)) if settings is None else settings
-    settings = settings if steps is None else settings.with_steps(as_count("steps", steps))
+    settings = (settings or default_settings(len(kept))).with_steps(steps)
 
     x_scale, seen = _scaled(given.x, kept, structured)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
@@ -104,11 +103,7 @@ def fit_posterior(
     network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     held_out = HeldOut.draw(held_key, z[held], seen[held], log_det[held], LEVELS)
-    if state is None:
-        ignorant = Chain.fit(given.theta[kept], None, given.bounds)
-        prior = gaussian_nats(*_transformed(ignorant, given.theta[held], seen[held]))
-        start = init_state(denoiser, optimizer_of(settings))
-        state = FitState.start(start, held_out(denoiser), prior, given.fingerprint())
+    state = state or _start(denoiser, settings, held_out, given, kept, held)
     state.check(given.fingerprint())
 
     chunks = train(
@@ -116,11 +111,9 @@ def fit_posterior(
         BatchLoss(StratifiedLoss(sigma_dist)),
         _batches(train_key, z[kept], seen[kept], settings.batch_size),
         optimizer_of(settings),
-        steps=settings.steps,
-        batch_size=settings.batch_size,
         key=train_key,
-        every=settings.every,
         state=state.train,
+        **settings.of_training(),
     )
     bar = Progress(settings.steps, shown=progress)
     while state.stale < settings.patience and (chunk := next(chunks, None)):
@@ -130,18 +123,17 @@ def fit_posterior(
             callback(state)
     bar.close(state)
 
-    sigma_min = held_out.smallest_sigma(state.best, LEVELS.sigma_min)
     posterior = Posterior(
         denoiser=state.best,
         transform=transform,
         x_scale=x_scale,
-        sigma_min=sigma_min,
+        sigma_min=held_out.smallest_sigma(state.best, LEVELS.sigma_min),
         sigma_max=LEVELS.sigma_max,
         history=state.history,
         theta_offset=given.theta_offset,
         x_offset=given.x_offset,
     )
-    return _judged(posterior, given, kept)
+    return _no_worse_than_the_prior(posterior, given, kept)
 
 
 @final
@@ -270,7 +262,24 @@ def _batches(key: PRNGKey, z: np.ndarray, x: np.ndarray, batch_size: int) -> Any
     return batch
 
 
-def _judged(posterior: Posterior, given: Simulations, kept: np.ndarray) -> Posterior:
+def _start(
+    denoiser: Denoiser,
+    settings: Settings,
+    held_out: HeldOut,
+    given: Simulations,
+    kept: np.ndarray,
+    held: np.ndarray,
+) -> FitState:
+    """The state before the first step, with the losses of what needs no training."""
+    ignorant = Chain.fit(given.theta[kept], None, given.bounds)
+    prior = gaussian_nats(*_transformed(ignorant, given.theta[held], given.x[held]))
+    train = init_state(denoiser, optimizer_of(settings), HalfLifeEMA())
+    return FitState.start(train, held_out(denoiser), prior, given.fingerprint())
+
+
+def _no_worse_than_the_prior(
+    posterior: Posterior, given: Simulations, kept: np.ndarray
+) -> Posterior:
     """The posterior, or one that ignores x where held-out simulations prefer that."""
     history = posterior.history
     trained, untrained = min(history.held_out, default=np.inf), history.untrained

@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.optimize import minimize
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import concrete
+from .._checks import concrete, whole
 from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..grids import edm_sigmas
@@ -95,8 +95,8 @@ class Posterior(eqx.Module):
             ValueError: `n` or `steps` below 1, or `x_o` of another shape or not finite.
             TypeError: `n` or `steps` is not a whole number.
         """
-        n = as_count("n", n)
-        steps = self.steps if steps is None else as_count("steps", steps)
+        n = whole("n", n)
+        steps = self.steps if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
         draws = _draw(self, key, self._observation(x_o), n, sigmas, solver, schedule, churn)
         return _with_offset(draws, self.theta_offset)
@@ -125,7 +125,7 @@ class Posterior(eqx.Module):
             RuntimeError: the log-density is not finite.
         """
         theta = self._parameters(theta)
-        steps = self.steps // 2 if steps is None else as_count("steps", steps)
+        steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
         return _log_prob(self, theta, self._observation(x_o), sigmas)
 
@@ -199,19 +199,6 @@ class Posterior(eqx.Module):
         if isinstance(network, Embedded):
             return Denoiser(network.network, preconditioning), network.embedding(x), x
         return self.denoiser, x, x
-
-
-def as_count(name: str, value: Any) -> int:
-    """A whole number of at least 1, NumPy's included."""
-    try:
-        count = int(value)
-    except (TypeError, ValueError):
-        count = None
-    if count is None or isinstance(value, str | bool) or count != value:
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return count
 
 
 def _less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:

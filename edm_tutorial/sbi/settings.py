@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._checks import whole
+
 
 class Settings(NamedTuple):
     """The hyperparameters of one fit.
@@ -38,12 +40,20 @@ class Settings(NamedTuple):
         """Steps between two looks at the validation loss."""
         return max(self.steps // 40, 1)
 
-    def with_steps(self, steps: int) -> "Settings":
+    def of_training(self) -> dict[str, int]:
+        """The keywords of `train`."""
+        return {"steps": self.steps, "batch_size": self.batch_size, "every": self.every}
+
+    def with_steps(self, steps: int | None) -> "Settings":
         """The same settings over another number of steps; fewer go with a higher learning rate.
 
-        It rises as the square root of what the steps fall by, three times at most.
+        It rises as the square root of what the steps fall by, three times at most. None is
+        as many as now.
         """
-        shorter = float(np.clip(self.steps / max(steps, 1), 1, 9))
+        if steps is None:
+            return self
+        steps = whole("steps", steps)
+        shorter = float(np.clip(self.steps / steps, 1, 9))
         return self._replace(steps=steps, learning_rate=self.learning_rate * shorter**0.5)
 
 

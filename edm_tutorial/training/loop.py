@@ -22,9 +22,8 @@ from .._checks import check_callable, check_key, whole
 from .._types import PRNGKey
 from .averages import Averaging, HalfLifeEMA
 from .batches import Batch, BatchOf, Examples, load
-from .optimizers import cleaners
 from .sharding import automatic, replicate
-from .state import TrainState, add_examples, check_state, init_state, trainable
+from .state import TrainState, add_examples, check_state, cleaners, init_state, trainable
 
 
 class NonFiniteLossWarning(UserWarning):
@@ -73,7 +72,7 @@ def train(
 ) -> Iterator[tuple[TrainState, Float[Array, " chunk"]]]:
     """Training, as an iterator over the state and the losses of every `every` steps.
 
-        loss = partial(denoising_loss, noise=LogNormal())
+        loss = partial(denoising_loss, sigma_dist=LogNormal())
         for state, losses in tqdm(train(denoiser, loss, x, optax.adam(1e-3), ...)):
             ...
 

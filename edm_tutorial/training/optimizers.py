@@ -8,15 +8,16 @@ replaced and counted. Both go with any optimizer:
     optimizer = optax.chain(clean_gradients(), optax.adam(rate))
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from .._checks import check_number
 from .._types import Scalar, as_float
+from .state import Cleaned, cleaners
 
 
 def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> optax.Schedule:
@@ -41,18 +42,6 @@ def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> 
         return highest * jnp.minimum(seen / length, 1.0)
 
     return rate
-
-
-class Cleaned(NamedTuple):
-    """Counts of what `clean_gradients` has repaired so far.
-
-    Arguments:
-        steps: the steps with an entry that was not finite.
-        entries: such entries over all steps; the count stops at the largest int.
-    """
-
-    steps: Int[Array, ""]
-    entries: Int[Array, ""]
 
 
 def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
@@ -80,12 +69,6 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
         return jax.tree.map(clean, updates), counts
 
     return optax.GradientTransformation(init, update)
-
-
-def cleaners(state: Any) -> list[Cleaned]:
-    """The counts of every `clean_gradients` in a `TrainState` or an optimizer's state."""
-    is_count = lambda node: isinstance(node, Cleaned)
-    return [leaf for leaf in jax.tree.leaves(state, is_leaf=is_count) if is_count(leaf)]
 
 
 def cleaned(state: Any) -> Cleaned:

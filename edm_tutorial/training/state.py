@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, UInt
 
-from ..preconditioning import AbstractPreconditioning
 from .averages import Averaging
 
 
@@ -35,6 +34,18 @@ class TrainState(NamedTuple):
     seen: UInt[Array, ""]
 
 
+class Cleaned(NamedTuple):
+    """Counts of what `clean_gradients` has repaired so far.
+
+    Arguments:
+        steps: the steps with an entry that was not finite.
+        entries: such entries over all steps; the count stops at the largest int.
+    """
+
+    steps: Int[Array, ""]
+    entries: Int[Array, ""]
+
+
 def init_state(
     denoiser: Any, optimizer: optax.GradientTransformation, ema: Averaging = None
 ) -> TrainState:
@@ -50,10 +61,10 @@ def init_state(
 
 
 def trainable(denoiser: Any) -> Any:
-    """The mask of what the optimizer may change: floating arrays outside preconditionings."""
-    frozen = lambda node: isinstance(node, AbstractPreconditioning)
-    mask = lambda node: not frozen(node) and eqx.is_inexact_array(node)
-    return jax.tree.map(mask, denoiser, is_leaf=frozen)
+    """The mask of what the optimizer may change: floating arrays outside `preconditioning`."""
+    frozen = lambda place: any(getattr(key, "name", "") == "preconditioning" for key in place)
+    mask = lambda place, leaf: eqx.is_inexact_array(leaf) and not frozen(place)
+    return jax.tree_util.tree_map_with_path(mask, denoiser)
 
 
 def parameters(denoiser: Any) -> Any:
@@ -128,3 +139,9 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> str:
         if found.get(name) != expected.get(name)
     ]
     return "; ".join([*told[:3], *([f"and {len(told) - 3} more"] if len(told) > 3 else [])])
+
+
+def cleaners(state: Any) -> list[Cleaned]:
+    """The counts of every `clean_gradients` in a `TrainState` or an optimizer's state."""
+    is_count = lambda node: isinstance(node, Cleaned)
+    return [leaf for leaf in jax.tree.leaves(state, is_leaf=is_count) if is_count(leaf)]

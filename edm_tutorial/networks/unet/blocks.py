@@ -1,15 +1,17 @@
-r"""The one block of which all U-Nets here are made, and its attention.
+r"""The residual block of all U-Nets here, its attention, and how the image enters and leaves.
 
     h = conv0(resample(silu(norm0(x))))
     h = conv1(dropout(silu(modulated norm1(h))))
     y = (h + skip(resample(x))) * skip_scale
     y = (y + proj(attention(norm2(y)))) * skip_scale         where the block attends
 
-The embedding of noise level and labels modulates norm1: added before it (Song et al.), or as
-scale and shift after it (Dhariwal and Nichol). Each branch ends in weights near zero.
+The embedding of noise level and labels modulates norm1: it is added before the norm (Song et
+al.), or scales and shifts what comes out of it (Dhariwal and Nichol). Each branch ends in
+weights near zero, so that an untrained block is close to its skip.
 """
 
-from typing import final
+import math
+from typing import NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -18,23 +20,89 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ..._types import PRNGKey
-from .layers import Conv, Down, GroupNorm, Linear, Style, Up, attention_weights
+from .layers import (
+    Conv,
+    Dense,
+    Down,
+    GroupNorm,
+    Init,
+    Up,
+    attention_weights,
+    kaiming,
+    xavier,
+)
+
+
+class Style(NamedTuple):
+    """Differences between the blocks of the two families of networks.
+
+    Arguments:
+        eps: added to the variance in every `GroupNorm`.
+        skip_scale: multiplies every sum of a branch and its skip.
+        adaptive_scale: the embedding scales and shifts the second norm; otherwise it is
+            added before that norm.
+        resample_proj: a skip that changes the resolution has a 1x1 convolution.
+        attend_all: every decoder block of an attending level attends, not only the last.
+        channels_per_head: of attention; a block with fewer channels does not attend. None:
+            one head, whatever the channels.
+        init: bounds of the initial weights and biases.
+        init_zero: scale of the initial weights that end a branch.
+        init_attn: scale of the initial weights of queries, keys and values.
+    """
+
+    eps: float
+    skip_scale: float
+    adaptive_scale: bool
+    resample_proj: bool
+    attend_all: bool
+    channels_per_head: int | None
+    init: Init
+    init_zero: float
+    init_attn: float
+
+    def heads(self, channels: int) -> int:
+        """The number of attention heads; 0 is no attention."""
+        return 1 if self.channels_per_head is None else channels // self.channels_per_head
+
+
+SONG = Style(
+    eps=1e-6,
+    skip_scale=math.sqrt(0.5),
+    adaptive_scale=False,
+    resample_proj=True,
+    attend_all=False,
+    channels_per_head=None,
+    init=xavier,
+    init_zero=1e-5,
+    init_attn=math.sqrt(0.2),
+)
+DHARIWAL = Style(
+    eps=1e-5,
+    skip_scale=1.0,
+    adaptive_scale=True,
+    resample_proj=False,
+    attend_all=True,
+    channels_per_head=64,
+    init=kaiming,
+    init_zero=0.0,
+    init_attn=1.0,
+)
 
 
 @final
 class Block(eqx.Module):
-    """A residual block: (H, W, in) to (H', W', out), told the embedding.
+    """A residual block from (H, W, in) to (H', W', out), given the embedding.
 
     Arguments:
-        emb_size: length of the embedding.
-        resample: `Down(taps)`, `Up(taps)`, or None to keep the resolution.
+        emb_channels: length of the embedding.
+        resample: `Down(filter)`, `Up(filter)`, or None to keep the resolution.
         attends: followed by attention, if `style` has heads for so few channels.
-        dropout: the probability that an entry is dropped, where a key is given.
+        dropout: the probability that an entry is dropped in a call with a key.
     """
 
     norm0: GroupNorm
     conv0: Conv
-    affine: Linear
+    affine: Dense
     norm1: GroupNorm
     conv1: Conv
     skip: Conv | None
@@ -49,7 +117,7 @@ class Block(eqx.Module):
         self,
         in_channels: int,
         out_channels: int,
-        emb_size: int,
+        emb_channels: int,
         style: Style,
         *,
         resample: Down | Up | None = None,
@@ -58,23 +126,22 @@ class Block(eqx.Module):
         key: PRNGKey,
     ):
         keys = jr.split(key, 6)
+        init, zero, attn = style.init, style.init_zero, style.init_attn
         self.resample, self.style, self.dropout = resample, style, dropout
         self.norm0 = GroupNorm(in_channels, style.eps)
-        self.conv0 = Conv(in_channels, out_channels, 3, style, keys[0])
-        modulation = 2 * out_channels if style.adaptive else out_channels
-        self.affine = Linear(emb_size, modulation, style, keys[1])
+        self.conv0 = Conv(in_channels, out_channels, 3, init, key=keys[0])
+        modulation = 2 * out_channels if style.adaptive_scale else out_channels
+        self.affine = Dense(emb_channels, modulation, init, key=keys[1])
         self.norm1 = GroupNorm(out_channels, style.eps)
-        self.conv1 = Conv(out_channels, out_channels, 3, style, keys[2], scale=style.quiet)
+        self.conv1 = Conv(out_channels, out_channels, 3, init, scale=zero, key=keys[2])
         project = in_channels != out_channels
-        project |= style.project and resample is not None
-        self.skip = Conv(in_channels, out_channels, 1, style, keys[3]) if project else None
+        project |= style.resample_proj and resample is not None
+        self.skip = Conv(in_channels, out_channels, 1, init, key=keys[3]) if project else None
         self.norm2, self.qkv, self.proj = None, None, None
         if attends and style.heads(out_channels) > 0:
             self.norm2 = GroupNorm(out_channels, style.eps)
-            self.qkv = Conv(
-                out_channels, 3 * out_channels, 1, style, keys[4], scale=style.attention
-            )
-            self.proj = Conv(out_channels, out_channels, 1, style, keys[5], scale=style.quiet)
+            self.qkv = Conv(out_channels, 3 * out_channels, 1, init, scale=attn, key=keys[4])
+            self.proj = Conv(out_channels, out_channels, 1, init, scale=zero, key=keys[5])
 
     def __call__(
         self,
@@ -86,7 +153,7 @@ class Block(eqx.Module):
         silu = jax.nn.silu
         h = self.conv0(self._resample(silu(self.norm0(x))))
         modulation = self.affine(emb).astype(x.dtype)[None, None]
-        if self.style.adaptive:
+        if self.style.adaptive_scale:
             scale, shift = jnp.split(modulation, 2, axis=-1)
             h = silu(self.norm1(h) * (1 + scale) + shift)
         else:
@@ -109,11 +176,74 @@ class Block(eqx.Module):
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return y
         heads = self.style.heads(y.shape[-1])
-        # Columns come as (head, channel, q/k/v). Sorted here, where there are few, q, k and v are
-        # whole: sorted in the image, their gradients take longer than all of attention.
-        sort = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 3), -1, -2).reshape(a.shape)
-        parts = jnp.split(jax.tree.map(sort, self.qkv)(self.norm2(y)), 3, axis=-1)
+        parts = jnp.split(_sorted_qkv(self.qkv)(self.norm2(y)), 3, axis=-1)
         q, k, v = (part.reshape(y.shape[0] * y.shape[1], heads, -1) for part in parts)
         weights = attention_weights(q, k).astype(y.dtype)
         mixed = jnp.einsum("hqk,khc->qhc", weights, v).reshape(y.shape)
         return (self.proj(mixed) + y) * self.style.skip_scale
+
+
+def _sorted_qkv(qkv: Conv) -> Conv:
+    """The same convolution with its output in the order q, k, v.
+
+    The reference orders the columns as (head, channel, q/k/v). Sorting the few weights leaves
+    q, k and v whole; sorting the image instead costs more than all of attention, in the
+    gradient.
+    """
+    sort = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 3), -1, -2).reshape(a.shape)
+    return jax.tree.map(sort, qkv)
+
+
+# How the image enters each level of the encoder: called with the level's input h and `aux`,
+# what the level above made of the image.
+
+
+@final
+class NoAux(eqx.Module):
+    """A level without an input of its own: the image enters at the top of the encoder only."""
+
+    def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
+        return h, aux
+
+
+@final
+class AuxResidual(eqx.Module):
+    """Residual input: the level above (for the first, the image) by a strided convolution."""
+
+    conv: Conv
+    down: Down
+    scale: float = eqx.field(static=True)
+
+    def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
+        margin = (len(self.down.resample_filter) - 1) // 2
+        aux = self.down(self.conv(aux, extra=margin), pad=0)
+        h = (h + aux) * self.scale
+        return h, h
+
+
+@final
+class AuxSkip(eqx.Module):
+    """Input skip: the downsampled image by a 1x1 convolution."""
+
+    conv: Conv
+    down: Down
+
+    def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
+        aux = self.down(aux)
+        return h + self.conv(aux), aux
+
+
+@final
+class Output(eqx.Module):
+    """The image of a decoder's level: a norm and a convolution that starts at zero."""
+
+    norm: GroupNorm
+    conv: Conv
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style, key: PRNGKey):
+        self.norm = GroupNorm(in_channels, style.eps)
+        conv = Conv(in_channels, out_channels, 3, style.init, key=key)
+        self.conv = jax.tree.map(jnp.zeros_like, conv)
+
+    def __call__(self, h: Float[Array, "h w in"]) -> Float[Array, "h w out"]:
+        return self.conv(jax.nn.silu(self.norm(h)))

@@ -1,7 +1,7 @@
-r"""The U-Nets of the paper, and small ones, as lists of levels.
+r"""The U-Nets of the paper, and small ones, by their configuration.
 
 The keywords are those of the reference implementation, so that a configuration published
-for it builds the same network here. A keyword nobody knows is a TypeError.
+for it builds the same network here. An unknown keyword is a TypeError.
 
 - DDPM++: `song_unet`, as it is.
 - NCSN++: `song_unet` with `embedding_type="fourier"`, `encoder_type="residual"`,
@@ -11,13 +11,17 @@ for it builds the same network here. A keyword nobody knows is a TypeError.
 At 32 x 32 the paper uses `channel_mult=(2, 2, 2)` for the first two (Table 7).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
+from numbers import Integral
+from typing import Any
+
+import jax.random as jr
 
 from ..._types import PRNGKey
-from .assembly import Plan, assemble, fresh_keys
+from .blocks import DHARIWAL, SONG
 from .embedding import DhariwalEmbedding, Fourier, Positional, SongEmbedding
-from .layers import DHARIWAL, SONG
-from .network import UNet
+from .network import UNet, UNetSizes, make_unet
 
 
 def song_unet(
@@ -43,46 +47,59 @@ def song_unet(
     """DDPM++ (the defaults) and NCSN++, the networks of Song et al. (2021).
 
     Arguments:
-        img_resolution: height and width.
+        img_resolution: height and width of the images.
+        in_channels, out_channels: of the image, and of what the network returns.
         label_dim, augment_dim: lengths of the class and augmentation labels; 0 for none.
-        model_channels: the channels that `channel_mult` multiplies, once a resolution.
-        channel_mult_emb, channel_mult_noise: sizes of the embeddings, likewise.
-        num_blocks: a resolution, on the way down; one more on the way up.
-        attn_resolutions: where blocks attend. The lowest resolution always does.
+        model_channels: the number of channels that every `channel_mult` multiplies.
+        channel_mult: one factor a resolution, the full one first.
+        channel_mult_emb, channel_mult_noise: factors for the embeddings of all labels and
+            of the noise level.
+        num_blocks: residual blocks a resolution in the encoder; the decoder has one more.
+        attn_resolutions: where blocks attend. The lowest resolution always does, once.
         dropout: the probability; the paper trains with 0.13 on CIFAR-10.
-        embedding_type: "positional" or "fourier".
-        encoder_type: "standard", "residual" or "skip": how the image enters again below.
+        embedding_type: of the noise level, "positional" or "fourier".
+        encoder_type: how the image enters the lower resolutions. "standard": not at all;
+            "residual": by strided convolutions; "skip": downsampled.
         decoder_type: "standard", or "skip": every resolution adds to the image.
-        resample_filter: taps; an even number of them.
+        resample_filter: the weights of the filter along an axis, an even number of them.
 
     Raises:
-        ValueError: a size that does not fit, or another name of a type.
+        ValueError: a size that does not fit, or an unknown type.
+        TypeError: a size that is not a whole number.
     """
-    _check("embedding_type", embedding_type, ("positional", "fourier"))
-    _check("encoder_type", encoder_type, ("standard", "residual", "skip"))
-    _check("decoder_type", decoder_type, ("standard", "skip"))
-    keys = fresh_keys(key)
-    noise_size = model_channels * channel_mult_noise
-    plan = Plan(
-        img_resolution,
-        in_channels,
-        out_channels,
-        model_channels,
-        tuple(model_channels * mult for mult in channel_mult),
-        num_blocks,
-        tuple(attn_resolutions),
-        model_channels * channel_mult_emb,
-        tuple(resample_filter),
-        dropout,
-        SONG,
+    _check_name("embedding_type", embedding_type, ("positional", "fourier"))
+    _check_name("encoder_type", encoder_type, ("standard", "residual", "skip"))
+    _check_name("decoder_type", decoder_type, ("standard", "skip"))
+    sizes = UNetSizes(
+        img_resolution=img_resolution,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        first_channels=model_channels,
+        channels=tuple(model_channels * mult for mult in channel_mult),
+        emb_channels=model_channels * channel_mult_emb,
+        num_blocks=num_blocks,
+        attn_resolutions=tuple(attn_resolutions),
+        resample_filter=tuple(resample_filter),
+        dropout=dropout,
     )
-    plan.check()
-    fourier = embedding_type == "fourier"
-    noise = Fourier(noise_size, next(keys)) if fourier else Positional(noise_size, endpoint=True)
+    _check_sizes(sizes)
+    _check_labels(label_dim, augment_dim)
+    keys = _fresh_keys(key)
+    noise_channels = model_channels * channel_mult_noise
+    if embedding_type == "fourier":
+        map_noise = Fourier(noise_channels, next(keys))
+    else:
+        map_noise = Positional(noise_channels, endpoint=True)
     embedding = SongEmbedding(
-        noise, noise_size, plan.emb_size, label_dim, augment_dim, key=next(keys)
+        map_noise,
+        noise_channels=noise_channels,
+        emb_channels=sizes.emb_channels,
+        label_dim=label_dim,
+        augment_dim=augment_dim,
+        key=next(keys),
     )
-    return assemble(plan, embedding, encoder_type, decoder_type == "skip", keys)
+    types = {"encoder_type": encoder_type, "decoder_type": decoder_type}
+    return make_unet(sizes, SONG, embedding, **types, keys=keys)
 
 
 def dhariwal_unet(
@@ -105,28 +122,40 @@ def dhariwal_unet(
 
     Arguments as in `song_unet`, and
 
-        channels_per_head: of attention. A level with fewer channels does not attend at
-            all, not even the lowest: so does the reference.
+        channels_per_head: of attention. As in the reference, a level with fewer channels
+            does not attend at all, not even the lowest.
+
+    Raises:
+        ValueError: a size that does not fit.
+        TypeError: a size that is not a whole number.
     """
-    keys = fresh_keys(key)
-    plan = Plan(
-        img_resolution,
-        in_channels,
-        out_channels,
-        model_channels * channel_mult[0] if channel_mult else 0,
-        tuple(model_channels * mult for mult in channel_mult),
-        num_blocks,
-        tuple(attn_resolutions),
-        model_channels * channel_mult_emb,
-        (1, 1),
-        dropout,
-        DHARIWAL._replace(channels_per_head=channels_per_head),
+    channels = tuple(model_channels * mult for mult in channel_mult)
+    sizes = UNetSizes(
+        img_resolution=img_resolution,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        first_channels=channels[0] if channels else 0,
+        channels=channels,
+        emb_channels=model_channels * channel_mult_emb,
+        num_blocks=num_blocks,
+        attn_resolutions=tuple(attn_resolutions),
+        resample_filter=(1, 1),
+        dropout=dropout,
     )
-    plan.check()
+    _check_sizes(sizes)
+    _check_labels(label_dim, augment_dim)
+    _check_count("channels_per_head", channels_per_head)
+    keys = _fresh_keys(key)
     embedding = DhariwalEmbedding(
-        model_channels, plan.emb_size, label_dim, augment_dim, key=next(keys)
+        noise_channels=model_channels,
+        emb_channels=sizes.emb_channels,
+        label_dim=label_dim,
+        augment_dim=augment_dim,
+        key=next(keys),
     )
-    return assemble(plan, embedding, "standard", False, keys)
+    style = DHARIWAL._replace(channels_per_head=channels_per_head)
+    types = {"encoder_type": "standard", "decoder_type": "standard"}
+    return make_unet(sizes, style, embedding, **types, keys=keys)
 
 
 def small_unet(
@@ -168,6 +197,51 @@ def small_unet(
     )
 
 
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+def _fresh_keys(key: PRNGKey) -> Iterator[PRNGKey]:
+    """An endless sequence of keys."""
+    return (jr.fold_in(key, i) for i in count())
+
+
+def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
+
+
+def _check_count(argument: str, number: Any, least: int = 1) -> None:
+    if not isinstance(number, Integral):
+        raise TypeError(f"{argument} must be a whole number, got {number!r}")
+    if int(number) < least:
+        raise ValueError(f"{argument} must be at least {least}, got {number}")
+
+
+def _check_labels(label_dim: Any, augment_dim: Any) -> None:
+    _check_count("label_dim", label_dim, least=0)
+    _check_count("augment_dim", augment_dim, least=0)
+
+
+def _check_sizes(sizes: UNetSizes) -> None:
+    """Refuse sizes of which no network can be made, in the words of the public arguments."""
+    _check_count("the length of channel_mult", len(sizes.channels))
+    _check_count("model_channels times channel_mult", min(sizes.channels))
+    _check_count("model_channels times channel_mult_emb", sizes.emb_channels)
+    for name in ("img_resolution", "in_channels", "out_channels", "num_blocks"):
+        _check_count(name, getattr(sizes, name))
+    multiple = 2 ** (len(sizes.channels) - 1)
+    if sizes.img_resolution % multiple:
+        raise ValueError(
+            f"img_resolution must be a multiple of {multiple}, to be halved for each further "
+            f"entry of channel_mult, got {sizes.img_resolution}: pad the images, or give "
+            "channel_mult fewer entries"
+        )
+    if not set(sizes.attn_resolutions) <= set(sizes.resolutions):
+        raise ValueError(
+            f"attn_resolutions must be among {sizes.resolutions}, "
+            f"got {list(sizes.attn_resolutions)}"
+        )
+    if len(sizes.resample_filter) % 2 or sum(sizes.resample_filter) == 0:
+        raise ValueError(
+            "resample_filter needs an even number of taps with a sum other than 0, "
+            f"got {sizes.resample_filter}"
+        )
+    if not 0 <= sizes.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {sizes.dropout}")

@@ -1,10 +1,11 @@
-r"""What an image network is told besides the image: noise level, class and augmentation.
+r"""Embeddings of noise level, class and augmentation, for image networks.
 
 The noise label $c$ becomes $[\cos c f_i,\ \sin c f_i]$, at fixed frequencies from 1 down to
-1/10000 (`Positional`) or random ones (`Fourier`). Labels are vectors and add linear maps of
-themselves; two layers turn the sum into the embedding that every block is told.
+1/10000 (`Positional`) or random ones (`Fourier`). Class and augmentation labels are vectors;
+linear maps of them are added. Two layers turn the sum into the embedding, an input of every
+block.
 
-All this is computed in the dtype of the noise label, whatever the precision of the image.
+The embedding is computed in the dtype of the noise label, whatever the dtype of the image.
 """
 
 import math
@@ -19,17 +20,17 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._types import PRNGKey
 from ..mlp import waves
-from .layers import DHARIWAL, SONG, Linear
+from .layers import Dense, kaiming, xavier
 
 
 class ImageCondition(NamedTuple):
     """The condition of an image network, for one example.
 
     Arguments:
-        class_labels: shape (label_dim,), 1 for the class and 0 elsewhere
-            (`jax.nn.one_hot`); None or zeros: no class is told.
-        augment_labels: shape (augment_dim,), how the image was augmented; None or zeros:
-            not at all, which is what to sample with.
+        class_labels: shape (label_dim,), 1 for the class and 0 elsewhere, as
+            `jax.nn.one_hot(label, label_dim)` makes it. None or zeros: no class is given.
+        augment_labels: shape (augment_dim,), how the image was augmented. None or zeros:
+            not augmented, which is the choice for sampling.
     """
 
     class_labels: Real[ArrayLike, " labels"] | None = None
@@ -38,72 +39,79 @@ class ImageCondition(NamedTuple):
 
 @final
 class Positional(eqx.Module):
-    r"""$[\cos c f,\ \sin c f]$ with $f_i = 10000^{-i/(n/2 - e)}$, i < n/2.
+    r"""Positional embedding $[\cos c f,\ \sin c f]$ with $f_i = 10000^{-i/(n/2 - e)}$, i < n/2.
 
     Arguments:
-        size: n, even.
-        endpoint: e = 1 where true, so that the last frequency is 1/10000; else e = 0.
+        num_channels: n, even.
+        endpoint: if true, e = 1 and the last frequency is 1/10000; otherwise e = 0.
     """
 
-    size: int = eqx.field(static=True)
+    num_channels: int = eqx.field(static=True)
     endpoint: bool = eqx.field(static=True)
 
     def __check_init__(self):
-        _check_even(self.size)
+        _check_even(self.num_channels)
 
     def __call__(self, c: Float[Array, ""]) -> Float[Array, " n"]:
-        half = self.size // 2
+        half = self.num_channels // 2
         frequencies = 10000.0 ** (-np.arange(half) / (half - int(self.endpoint)))
         return waves(c * jnp.asarray(frequencies, c.dtype))
 
 
 @final
 class Fourier(eqx.Module):
-    r"""$[\cos 2\pi c f,\ \sin 2\pi c f]$ at n/2 random frequencies, which are not trained.
+    r"""Fourier features $[\cos 2\pi c f,\ \sin 2\pi c f]$ at n/2 random frequencies.
+
+    The frequencies are drawn once from N(0, 16^2) and not trained.
 
     Arguments:
-        size: n, even.
-        key: draws f from N(0, 16^2).
+        num_channels: n, even.
     """
 
     freqs: Float[Array, " half"]
 
-    def __init__(self, size: int, key: PRNGKey):
-        _check_even(size)
-        self.freqs = 16 * jr.normal(key, (size // 2,))
+    def __init__(self, num_channels: int, key: PRNGKey):
+        _check_even(num_channels)
+        self.freqs = 16 * jr.normal(key, (num_channels // 2,))
 
     def __call__(self, c: Float[Array, ""]) -> Float[Array, " n"]:
         frequencies = jax.lax.stop_gradient(self.freqs).astype(c.dtype)
         return waves(c * (2 * math.pi * frequencies))
 
 
-def _check_even(size: int) -> None:
-    if size < 4 or size % 2:
-        raise ValueError(f"an embedding has an even size of at least 4, got {size}")
+def _check_even(num_channels: int) -> None:
+    if num_channels < 4 or num_channels % 2:
+        raise ValueError(
+            "the noise embedding (model_channels times channel_mult_noise) must have an even "
+            f"number of channels, at least 4, got {num_channels}"
+        )
 
 
 @final
 class SongEmbedding(eqx.Module):
-    """The embedding of DDPM++ and NCSN++: labels join before the two layers, sines first.
+    """The embedding of DDPM++ and NCSN++: sines first, labels added before the two layers.
 
     Arguments:
-        map_noise: the embedding of the noise label, of size `noise_size`.
+        map_noise: the embedding of the noise label.
+        noise_channels: its length.
+        emb_channels: the length of the result.
         label_dim, augment_dim: lengths of the labels; 0 for none.
     """
 
     map_noise: Positional | Fourier
-    map_label: Linear | None
-    map_augment: Linear | None
-    map_layer0: Linear
-    map_layer1: Linear
+    map_label: Dense | None
+    map_augment: Dense | None
+    map_layer0: Dense
+    map_layer1: Dense
     label_dim: int = eqx.field(static=True)
     augment_dim: int = eqx.field(static=True)
 
     def __init__(
         self,
         map_noise: Positional | Fourier,
-        noise_size: int,
-        emb_size: int,
+        *,
+        noise_channels: int,
+        emb_channels: int,
         label_dim: int,
         augment_dim: int,
         key: PRNGKey,
@@ -112,11 +120,13 @@ class SongEmbedding(eqx.Module):
         self.map_noise, self.label_dim, self.augment_dim = map_noise, label_dim, augment_dim
         self.map_label, self.map_augment = None, None
         if label_dim:
-            self.map_label = Linear(label_dim, noise_size, SONG, keys[0])
+            self.map_label = Dense(label_dim, noise_channels, xavier, key=keys[0])
         if augment_dim:
-            self.map_augment = Linear(augment_dim, noise_size, SONG, keys[1], use_bias=False)
-        self.map_layer0 = Linear(noise_size, emb_size, SONG, keys[2])
-        self.map_layer1 = Linear(emb_size, emb_size, SONG, keys[3])
+            self.map_augment = Dense(
+                augment_dim, noise_channels, xavier, use_bias=False, key=keys[1]
+            )
+        self.map_layer0 = Dense(noise_channels, emb_channels, xavier, key=keys[2])
+        self.map_layer1 = Dense(emb_channels, emb_channels, xavier, key=keys[3])
 
     def __call__(self, c_noise: Float[Array, ""], cond: ImageCondition) -> Float[Array, " emb"]:
         cosines, sines = jnp.split(self.map_noise(c_noise), 2)
@@ -132,34 +142,43 @@ class SongEmbedding(eqx.Module):
 
 @final
 class DhariwalEmbedding(eqx.Module):
-    """The embedding of ADM: the class joins after the two layers, cosines first."""
+    """The embedding of ADM: cosines first, the class added after the two layers.
+
+    Arguments as in `SongEmbedding`; the noise embedding is `Positional`.
+    """
 
     map_noise: Positional
-    map_augment: Linear | None
-    map_layer0: Linear
-    map_layer1: Linear
-    map_label: Linear | None
+    map_augment: Dense | None
+    map_layer0: Dense
+    map_layer1: Dense
+    map_label: Dense | None
     label_dim: int = eqx.field(static=True)
     augment_dim: int = eqx.field(static=True)
 
     def __init__(
-        self, noise_size: int, emb_size: int, label_dim: int, augment_dim: int, key: PRNGKey
+        self,
+        *,
+        noise_channels: int,
+        emb_channels: int,
+        label_dim: int,
+        augment_dim: int,
+        key: PRNGKey,
     ):
         keys = jr.split(key, 4)
-        self.map_noise = Positional(noise_size, endpoint=False)
+        self.map_noise = Positional(noise_channels, endpoint=False)
         self.label_dim, self.augment_dim = label_dim, augment_dim
         self.map_label, self.map_augment = None, None
         if augment_dim:
-            self.map_augment = Linear(
-                augment_dim, noise_size, DHARIWAL, keys[0], scale=0.0, use_bias=False
+            self.map_augment = Dense(
+                augment_dim, noise_channels, kaiming, scale=0.0, use_bias=False, key=keys[0]
             )
-        self.map_layer0 = Linear(noise_size, emb_size, DHARIWAL, keys[1])
-        self.map_layer1 = Linear(emb_size, emb_size, DHARIWAL, keys[2])
+        self.map_layer0 = Dense(noise_channels, emb_channels, kaiming, key=keys[1])
+        self.map_layer1 = Dense(emb_channels, emb_channels, kaiming, key=keys[2])
         if label_dim:
             # Uniform of unit variance: a one-hot label picks one column.
             scale = math.sqrt(3 * label_dim)
-            self.map_label = Linear(
-                label_dim, emb_size, DHARIWAL, keys[3], scale=scale, use_bias=False
+            self.map_label = Dense(
+                label_dim, emb_channels, kaiming, scale=scale, use_bias=False, key=keys[3]
             )
 
     def __call__(self, c_noise: Float[Array, ""], cond: ImageCondition) -> Float[Array, " emb"]:
@@ -175,11 +194,11 @@ class DhariwalEmbedding(eqx.Module):
 
 
 def check_condition(cond: Any, label_dim: int, augment_dim: int) -> ImageCondition:
-    """`cond` with its lengths checked; None is a condition that tells nothing.
+    """The condition `cond`, its lengths checked; None stands for one without labels.
 
     Raises:
-        ValueError: no `ImageCondition`, or labels of another shape than (label_dim,) and
-            (augment_dim,), or any where the network has none.
+        ValueError: something else than an `ImageCondition`, labels of another shape than
+            (label_dim,) and (augment_dim,), or labels where the network has none.
     """
     if cond is None:
         return ImageCondition()

@@ -1,18 +1,19 @@
-r"""The layers of image networks, for one example with channels last: (H, W, C).
+r"""Layers of image networks, for one example with channels last: (H, W, C).
 
 A convolution is $y_{ijo} = \sum_{abc} w_{abco}\, x_{i+a-p,\,j+b-p,\,c} + \beta_o$, zero outside.
-Resampling multiplies by a filter $f$ along each axis: `Down` keeps every second entry of the
+Resampling applies a filter $f$ along each axis: `Down` keeps every second entry of the
 correlation with $f/\sum f$; `Up` puts zeros between the entries and convolves with
-$2f/\sum f$, so that (1, 1) averages pairs and repeats entries.
+$2f/\sum f$. So the filter (1, 1) averages pairs on the way down and repeats entries on the
+way up.
 
-Parameters are cast to the dtype of `x` where they are used: whoever casts `x` chooses the
-precision of the arithmetic. Sums over many entries are kept in float32 or better.
+A layer casts its parameters to the dtype of `x`, so the dtype of `x` chooses the precision of
+the arithmetic. Sums over many entries are kept in float32 or better.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -23,91 +24,44 @@ from jaxtyping import Array, Float
 from ..._types import PRNGKey
 from .convolution import convolve
 
+Filter = tuple[int | float, ...]
+"""The weights of a resampling filter along one axis, an even number of them."""
 
-def xavier(fan_in: int, fan_out: int) -> float:
-    """Bound of uniform weights that keep the variance both forwards and backwards."""
-    return math.sqrt(6 / (fan_in + fan_out))
-
-
-def kaiming(fan_in: int, fan_out: int) -> float:
-    """Bound of uniform weights of variance 1/3 over `fan_in`."""
-    return math.sqrt(1 / fan_in)
+Init = Callable[[int, int], tuple[float, float]]
+"""Bounds of the uniform initial weights and biases, given fan_in and fan_out."""
 
 
-class Style(NamedTuple):
-    """What the two families of networks do differently inside their blocks.
-
-    Arguments:
-        eps: added to the variance in every `GroupNorm`.
-        skip_scale: multiplies every sum of a branch and its skip.
-        adaptive: the embedding scales and shifts the second norm; else it is added before.
-        project: a skip that changes the resolution passes through a 1x1 convolution.
-        attend_all: every decoder block of a level attends, not only the last.
-        channels_per_head: of attention; None for one head. Fewer channels: no attention.
-        bound: of uniform initial weights, called with fan_in and fan_out.
-        bias: initial biases are uniform within this times the weights' bound.
-        quiet: scale of the initial weights that end a branch.
-        attention: scale of the initial weights of queries, keys and values.
-    """
-
-    eps: float
-    skip_scale: float
-    adaptive: bool
-    project: bool
-    attend_all: bool
-    channels_per_head: int | None
-    bound: Callable[[int, int], float]
-    bias: float
-    quiet: float
-    attention: float
-
-    def heads(self, channels: int) -> int:
-        """The number of attention heads; 0 is no attention."""
-        return 1 if self.channels_per_head is None else channels // self.channels_per_head
+def xavier(fan_in: int, fan_out: int) -> tuple[float, float]:
+    """Bounds of Xavier's initial weights, which keep the variance both ways, and no bias."""
+    return math.sqrt(6 / (fan_in + fan_out)), 0.0
 
 
-SONG = Style(1e-6, math.sqrt(0.5), False, True, False, None, xavier, 0.0, 1e-5, math.sqrt(0.2))
-DHARIWAL = Style(1e-5, 1.0, True, False, True, 64, kaiming, 1.0, 0.0, 1.0)
-
-
-def to_bias(style: Style, size: int, bound: float, key: PRNGKey) -> Array:
-    """The initial bias of a layer with weights within `bound`."""
-    return uniform(key, (size,), style.bias * bound)
-
-
-def uniform(key: PRNGKey, shape: tuple[int, ...], bound: float) -> Array:
-    """Uniform numbers within +-`bound`: the first of 2^n, as XLA compiles each length anew."""
-    size = math.prod(shape)
-    numbers = jr.uniform(key, (2 ** max(16, (size - 1).bit_length()),), minval=-1.0)
-    return _cut(numbers, bound, shape)
-
-
-@partial(jax.jit, static_argnames="shape")
-def _cut(numbers: Array, bound: Any, shape: tuple[int, ...]) -> Array:
-    return bound * numbers[: math.prod(shape)].reshape(shape)
+def kaiming(fan_in: int, fan_out: int) -> tuple[float, float]:
+    """Bounds of initial weights of variance 1 / (3 fan_in), and of biases of the same size."""
+    return math.sqrt(1 / fan_in), math.sqrt(1 / fan_in)
 
 
 @final
-class Linear(eqx.Module):
-    """y = W x + b, with W of shape (out, in)."""
+class Dense(eqx.Module):
+    """An affine map y = W x + b, with W of shape (out, in)."""
 
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"] | None
 
     def __init__(
         self,
-        in_size: int,
-        out_size: int,
-        style: Style,
-        key: PRNGKey,
+        in_features: int,
+        out_features: int,
+        init: Init,
         *,
         scale: float = 1.0,
         use_bias: bool = True,
+        key: PRNGKey,
     ):
         weight_key, bias_key = jr.split(key)
-        bound = scale * style.bound(in_size, out_size)
-        self.weight = uniform(weight_key, (out_size, in_size), bound)
-        self.bias = to_bias(style, out_size, bound, bias_key) if use_bias else None
+        weights, biases = init(in_features, out_features)
+        self.weight = _uniform(weight_key, (out_features, in_features), scale * weights)
+        self.bias = _uniform(bias_key, (out_features,), scale * biases) if use_bias else None
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         y = self.weight.astype(x.dtype) @ x
@@ -116,28 +70,29 @@ class Linear(eqx.Module):
 
 @final
 class Conv(eqx.Module):
-    """A convolution with a `size` x `size` kernel (size, size, in, out) and zero padding."""
+    """A convolution with weights of shape (kernel, kernel, in, out) and zero padding."""
 
-    weight: Float[Array, "size size in out"]
+    weight: Float[Array, "kernel kernel in out"]
     bias: Float[Array, " out"]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        size: int,
-        style: Style,
-        key: PRNGKey,
+        kernel: int,
+        init: Init,
         *,
         scale: float = 1.0,
+        key: PRNGKey,
     ):
         weight_key, bias_key = jr.split(key)
-        bound = scale * style.bound(size**2 * in_channels, size**2 * out_channels)
-        self.weight = uniform(weight_key, (size, size, in_channels, out_channels), bound)
-        self.bias = to_bias(style, out_channels, bound, bias_key)
+        weights, biases = init(kernel**2 * in_channels, kernel**2 * out_channels)
+        shape = (kernel, kernel, in_channels, out_channels)
+        self.weight = _uniform(weight_key, shape, scale * weights)
+        self.bias = _uniform(bias_key, (out_channels,), scale * biases)
 
     def __call__(self, x: Float[Array, "h w in"], extra: int = 0) -> Float[Array, "h2 w2 out"]:
-        """Convolve; `extra` zeros beyond those that keep the size widen the result."""
+        """The convolution of `x`; `extra` zeros on each side widen the result by as many."""
         weight, pad = self.weight.astype(x.dtype), len(self.weight) // 2 + extra
         y = x @ weight[0, 0] if len(weight) == 1 and pad == 0 else convolve(x, weight, pad)
         return y + self.bias.astype(x.dtype)[None, None]
@@ -145,7 +100,7 @@ class Conv(eqx.Module):
 
 @final
 class GroupNorm(eqx.Module):
-    """Zero mean and unit variance over each of min(32, C // 4) groups of channels.
+    """Group normalisation over min(32, C // 4) groups of channels.
 
     Raises:
         ValueError: the channels do not fall into equal groups.
@@ -172,7 +127,8 @@ class GroupNorm(eqx.Module):
         return (centred * gain[None, None] + self.bias.astype(wide)[None, None]).astype(x.dtype)
 
     def _group_mean(self, x: Float[Array, "h w c"]) -> Float[Array, " c"]:
-        """The mean over pixels and group, for each channel: pixels first is three times faster."""
+        """The mean over pixels and group, for each channel."""
+        # Pixels first, then the channels of a group: three times faster than both at once.
         groups = min(32, x.shape[-1] // 4)
         grouped = jnp.mean(x, axis=(0, 1)).reshape(groups, -1)
         means = jnp.mean(grouped, axis=1, keepdims=True)
@@ -181,30 +137,30 @@ class GroupNorm(eqx.Module):
 
 @final
 class Down(eqx.Module):
-    """Half the resolution: the mean of neighbours, weighted by `taps`."""
+    """Downsampling by two: the mean of neighbours, weighted by the filter."""
 
-    taps: tuple[int | float, ...] = eqx.field(static=True)
+    resample_filter: Filter = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "h w c"], pad: int | None = None) -> Float[Array, "h2 w2 c"]:
-        """Filter and keep every second entry; `pad` zeros a side, by default to halve the size."""
-        pad = (len(self.taps) - 1) // 2 if pad is None else pad
+        """The image at half its size, or, with another `pad` of zeros a side, nearly so."""
+        pad = (len(self.resample_filter) - 1) // 2 if pad is None else pad
         for axis in (0, 1):
             x = self._along(x, pad, axis)
         return x
 
     def _along(self, x: Array, pad: int, axis: int) -> Array:
+        taps, total = self.resample_filter, sum(self.resample_filter)
         x = _pad(x, pad, axis)
-        last = 2 * ((x.shape[axis] - len(self.taps)) // 2)
-        total = sum(self.taps)
+        last = 2 * ((x.shape[axis] - len(taps)) // 2)
         entries = lambda k: jax.lax.slice_in_dim(x, k, k + last + 1, 2, axis)
-        return sum((tap / total) * entries(k) for k, tap in enumerate(self.taps))  # type: ignore
+        return sum((tap / total) * entries(k) for k, tap in enumerate(taps))  # type: ignore
 
 
 @final
 class Up(eqx.Module):
-    """Twice the resolution: zeros between the entries, then the filter `taps`."""
+    """Upsampling by two: zeros between the entries, then the filter."""
 
-    taps: tuple[int | float, ...] = eqx.field(static=True)
+    resample_filter: Filter = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c"]:
         for axis in (0, 1):
@@ -212,19 +168,29 @@ class Up(eqx.Module):
         return x
 
     def _along(self, x: Array, axis: int) -> Array:
-        length, size = x.shape[axis], len(self.taps)
+        taps, total = self.resample_filter, sum(self.resample_filter)
+        length, size = x.shape[axis], len(taps)
         x = _pad(x, size // 2, axis)
-        total = sum(self.taps)
 
+        # Even and odd entries of the result separately (polyphase): the taps that would meet
+        # one of the zeros between the entries are never multiplied.
         def phase(parity: int) -> Any:
-            """Every second entry of the result, by the taps that meet an entry and no zero."""
             offset = parity + (size - 1) // 2
             starts = {k: size // 2 + (offset - k) // 2 for k in range(offset % 2, size, 2)}
             entries = lambda at: jax.lax.slice_in_dim(x, at, at + length, 1, axis)
-            return sum((2 * self.taps[k] / total) * entries(at) for k, at in starts.items())
+            return sum((2 * taps[k] / total) * entries(at) for k, at in starts.items())
 
         pairs = jnp.stack([phase(0), phase(1)], axis + 1)
         return pairs.reshape(*x.shape[:axis], 2 * length, *x.shape[axis + 1 :])
+
+
+def attention_weights(
+    q: Float[Array, "positions heads c"], k: Float[Array, "positions heads c"]
+) -> Float[Array, "heads positions positions"]:
+    r"""Attention weights $\mathrm{softmax}_k(q^T k / \sqrt{c})$, in float32 or better."""
+    wide = _wide(q.dtype)
+    products = jnp.einsum("qhc,khc->hqk", q.astype(wide), k.astype(wide))
+    return jax.nn.softmax(products / math.sqrt(q.shape[-1]), axis=-1)
 
 
 def _wide(dtype: Any) -> Any:
@@ -238,10 +204,17 @@ def _pad(x: Array, pad: int, axis: int) -> Array:
     return jnp.pad(x, widths)
 
 
-def attention_weights(
-    q: Float[Array, "positions heads c"], k: Float[Array, "positions heads c"]
-) -> Float[Array, "heads positions positions"]:
-    r"""$\mathrm{softmax}_k(q^T k / \sqrt{c})$ for every query, in float32 or better."""
-    wide = _wide(q.dtype)
-    products = jnp.einsum("qhc,khc->hqk", q.astype(wide), k.astype(wide))
-    return jax.nn.softmax(products / math.sqrt(q.shape[-1]), axis=-1)
+def _uniform(key: PRNGKey, shape: tuple[int, ...], bound: float) -> Array:
+    """Uniform numbers within +-`bound`.
+
+    They are the first of 2^n numbers: XLA compiles the generator anew for each length, and
+    so there are few lengths.
+    """
+    size = math.prod(shape)
+    numbers = jr.uniform(key, (2 ** max(16, (size - 1).bit_length()),), minval=-1.0)
+    return _cut(numbers, bound, shape)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _cut(numbers: Array, bound: Any, shape: tuple[int, ...]) -> Array:
+    return bound * numbers[: math.prod(shape)].reshape(shape)

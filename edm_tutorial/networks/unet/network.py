@@ -1,12 +1,13 @@
 r"""U-Nets for square images: an encoder halves the resolution, a decoder doubles it again.
 
-Going down, every output is remembered; going up, each block first gets one of them back,
-the last remembered first. Three networks of the literature are made of the same blocks:
+The encoder keeps every output (a *skip*). Each block of the decoder takes one of them back, the
+last one first, beside its input; it has one block more a level, for the output with which the
+encoder entered the level. Three networks of the literature are made of the same blocks:
 
 - DDPM++ and NCSN++ (Song et al. 2021), `song_unet`;
 - ADM (Dhariwal and Nichol 2021), `dhariwal_unet`;
 
-and `small_unet` chooses the numbers for images of 8 to 64 pixels:
+and `small_unet` chooses the numbers for images of 4 pixels a side or more:
 
     network = small_unet((1, 8, 8), label_dim=10, width=32, key=jax.random.key(0))
     cond = ImageCondition(class_labels=jax.nn.one_hot(3, 10))
@@ -17,6 +18,8 @@ layout in which the convolutions were measured to be fastest. Untrained, a netwo
 exactly 0, so its loss is 1.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, final
 
 import equinox as eqx
@@ -27,65 +30,14 @@ from jaxtyping import Array, Float
 
 from ..._checks import check_floating
 from ..._types import PRNGKey, as_float
-from .blocks import Block
+from .blocks import AuxResidual, AuxSkip, Block, NoAux, Output, Style
 from .embedding import DhariwalEmbedding, ImageCondition, SongEmbedding, check_condition
-from .layers import Conv, Down, GroupNorm, Style, Up
-
-
-@final
-class NoAux(eqx.Module):
-    """The image enters the encoder at its top only."""
-
-    def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
-        return h, aux
-
-
-@final
-class AuxResidual(eqx.Module):
-    """The image, and then what became of it, joins each level through a strided convolution."""
-
-    conv: Conv
-    down: Down
-    scale: float = eqx.field(static=True)
-
-    def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
-        margin = (len(self.down.taps) - 1) // 2
-        aux = self.down(self.conv(aux, extra=margin), pad=0)
-        h = (h + aux) * self.scale
-        return h, h
-
-
-@final
-class AuxSkip(eqx.Module):
-    """The image itself, made smaller, joins each level through a 1x1 convolution."""
-
-    conv: Conv
-    down: Down
-
-    def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
-        aux = self.down(aux)
-        return h + self.conv(aux), aux
-
-
-@final
-class Output(eqx.Module):
-    """From channels to the image: a norm and a convolution that starts at zero."""
-
-    norm: GroupNorm
-    conv: Conv
-
-    def __init__(self, in_channels: int, out_channels: int, style: Style, key: PRNGKey):
-        self.norm = GroupNorm(in_channels, style.eps)
-        conv = Conv(in_channels, out_channels, 3, style, key)
-        self.conv = jax.tree.map(jnp.zeros_like, conv)
-
-    def __call__(self, h: Float[Array, "h w in"]) -> Float[Array, "h w out"]:
-        return self.conv(jax.nn.silu(self.norm(h)))
+from .layers import Conv, Down, Filter, Up
 
 
 @final
 class EncoderLevel(eqx.Module):
-    """One resolution on the way down: how it is entered, the image again, then blocks."""
+    """One resolution of the encoder: its entry, the image's own way in, then blocks."""
 
     entry: Conv | Block
     aux: NoAux | AuxResidual | AuxSkip
@@ -94,7 +46,7 @@ class EncoderLevel(eqx.Module):
 
 @final
 class DecoderLevel(eqx.Module):
-    """One resolution on the way up: how it is entered, blocks with skips, then an image."""
+    """One resolution of the decoder: its entry, blocks that take skips, then an image."""
 
     entry: list[Block]
     blocks: list[Block]
@@ -111,8 +63,8 @@ class UNet(eqx.Module):
         embedding: of c_noise and the condition.
         encoder: levels from the full resolution down.
         decoder: levels from the lowest resolution up.
-        enlarge: doubles the image from a level's output for the next.
-        shape: of x, (channels, resolution, resolution).
+        enlarge: doubles the image of a level for the next.
+        shape: of x, (channels, height, width).
     """
 
     embedding: SongEmbedding | DhariwalEmbedding
@@ -136,7 +88,9 @@ class UNet(eqx.Module):
         """
         check_floating("x", x)
         if x.shape != self.shape:
-            raise ValueError(f"x must have shape {self.shape}, got {x.shape}")
+            raise ValueError(
+                f"x must have shape {self.shape}, got {x.shape}; use jax.vmap for a batch"
+            )
         cond = check_condition(cond, self.embedding.label_dim, self.embedding.augment_dim)
         emb = self.embedding(as_float(c_noise), cond)
         keys = _block_keys(self, key)
@@ -173,3 +127,117 @@ def _block_keys(network: UNet, key: PRNGKey | None) -> Any:
     levels = (network.encoder, network.decoder)
     count = sum(map(is_block, jax.tree.leaves(levels, is_leaf=is_block)))
     return iter([None] * count if key is None else jr.split(key, count))
+
+
+@final
+class UNetSizes(eqx.Module):
+    """Sizes of a U-Net, from which `make_unet` makes its levels.
+
+    Arguments:
+        img_resolution: height and width of the image.
+        in_channels, out_channels: of the image, and of what the network returns.
+        first_channels: after the first convolution.
+        channels: of each level, the full resolution first.
+        emb_channels: length of the embedding.
+        num_blocks: of a level of the encoder; the decoder has one more.
+        attn_resolutions: where blocks attend; the first block of the decoder always does.
+        resample_filter: of `Down` and `Up`.
+        dropout: the probability, in every block.
+    """
+
+    img_resolution: int
+    in_channels: int
+    out_channels: int
+    first_channels: int
+    channels: tuple[int, ...]
+    emb_channels: int
+    num_blocks: int
+    attn_resolutions: tuple[int, ...]
+    resample_filter: Filter
+    dropout: float
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Height and width of each level."""
+        return [self.img_resolution >> i for i in range(len(self.channels))]
+
+
+def make_unet(
+    sizes: UNetSizes,
+    style: Style,
+    embedding: SongEmbedding | DhariwalEmbedding,
+    *,
+    encoder_type: str,
+    decoder_type: str,
+    keys: Iterator[PRNGKey],
+) -> UNet:
+    """The untrained network of these sizes; its decoder mirrors its encoder."""
+    encoder, skips = _encoder(sizes, style, encoder_type, keys)
+    decoder = _decoder(sizes, style, decoder_type, skips, keys)
+    side = int(sizes.img_resolution)
+    shape = (int(sizes.in_channels), side, side)
+    return UNet(embedding, encoder, decoder, Up(sizes.resample_filter), shape)
+
+
+def _encoder(
+    sizes: UNetSizes, style: Style, encoder_type: str, keys: Iterator[PRNGKey]
+) -> tuple[list[EncoderLevel], list[int]]:
+    """The levels of the encoder, and how many channels each of its outputs has."""
+    make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)
+    down, channels = Down(sizes.resample_filter), sizes.first_channels
+    levels, skips = [], []
+    for i, (resolution, width) in enumerate(zip(sizes.resolutions, sizes.channels, strict=True)):
+        aux = NoAux()
+        if i == 0:
+            entry = Conv(sizes.in_channels, channels, 3, style.init, key=next(keys))
+        else:
+            entry = make(channels, channels, resample=down, key=next(keys))
+            aux_key = next(keys)
+            if encoder_type == "residual":
+                aux_channels = sizes.in_channels if i == 1 else channels
+                conv = Conv(aux_channels, channels, 3, style.init, key=aux_key)
+                aux = AuxResidual(conv, down, style.skip_scale)
+            elif encoder_type == "skip":
+                conv = Conv(sizes.in_channels, channels, 1, style.init, key=aux_key)
+                aux = AuxSkip(conv, down)
+        skips.append(channels)
+        attends = resolution in sizes.attn_resolutions
+        blocks = []
+        for _ in range(sizes.num_blocks):
+            blocks.append(make(channels, width, attends=attends, key=next(keys)))
+            channels = width
+            skips.append(channels)
+        levels.append(EncoderLevel(entry, aux, blocks))
+    return levels, skips
+
+
+def _decoder(
+    sizes: UNetSizes,
+    style: Style,
+    decoder_type: str,
+    skips: list[int],
+    keys: Iterator[PRNGKey],
+) -> list[DecoderLevel]:
+    """The levels of the decoder; `skips` are the channels of the encoder's outputs."""
+    make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)
+    up, channels = Up(sizes.resample_filter), sizes.channels[-1]
+    levels, lowest = [], len(sizes.channels) - 1
+    for i in reversed(range(len(sizes.channels))):
+        width = sizes.channels[i]
+        if i == lowest:
+            first = make(channels, channels, attends=True, key=next(keys))
+            entry = [first, make(channels, channels, key=next(keys))]
+        else:
+            entry = [make(channels, channels, resample=up, key=next(keys))]
+        blocks = []
+        for j in range(sizes.num_blocks + 1):
+            attends = sizes.resolutions[i] in sizes.attn_resolutions
+            attends &= style.attend_all or j == sizes.num_blocks
+            joined = channels + skips.pop()
+            blocks.append(make(joined, width, attends=attends, key=next(keys)))
+            channels = width
+        output = None
+        if i == 0 or decoder_type == "skip":
+            output = Output(channels, sizes.out_channels, style, next(keys))
+        levels.append(DecoderLevel(entry, blocks, output))
+    return levels

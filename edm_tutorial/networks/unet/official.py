@@ -1,25 +1,24 @@
 r"""Official EDM checkpoints as denoisers, without running the code they carry.
 
-The official files are pickles, and a pickle runs whatever it likes when it is opened. Never
-open one in your own process: run this line once, where you would run the reference itself
-(its repository and environment), and bring back the `.npz`, which is numbers only.
+The official files are pickles, and opening a pickle runs any code that it holds. Never open one
+in your own process: run this line once, where you would run the reference itself (its
+repository and environment), and copy the `.npz`, which holds numbers only.
 
     python -c "import pickle, sys, numpy; net = pickle.load(open(sys.argv[1], 'rb'))['ema']; \
     numpy.savez(sys.argv[2], **{k: v.cpu().numpy() for k, v in net.state_dict().items()}); \
     print(type(net).__name__, net.init_kwargs)" edm-cifar10-32x32-cond-vp.pkl network.npz
 
-It prints the class and the keywords that `edm_denoiser` needs.
+It prints the class and the keywords of `edm_denoiser`.
 
     denoiser = edm_denoiser("EDMPrecond", read_state("network.npz"), img_resolution=32,
-        img_channels=3, label_dim=10, model_type="SongUNet", augment_dim=9,
-        model_channels=128, channel_mult=[2, 2, 2])
+        img_channels=3, label_dim=10, model_type="SongUNet", use_fp16=False, augment_dim=9,
+        dropout=0.13, model_channels=128, channel_mult=[2, 2, 2])
 
 $D = c_{skip} x + c_{out} F(c_{in} x; c_{noise})$ then is the official denoiser, and may be
-sampled, scored and fine-tuned like any other.
+sampled, scored and fine-tuned like any other. Its images are in [-1, 1], not centred.
 """
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -45,9 +44,10 @@ from .state_dict import from_state_dict
 
 @final
 class FirstChannels(eqx.Module):
-    """A network of which only the first channels count, as many as `x` has.
+    """A network without its surplus output channels.
 
-    iDDPM's networks return as many again, about a variance that no ODE asks for.
+    iDDPM's networks return twice the channels of `x`; the second half describes a variance
+    that plays no part in EDM.
     """
 
     network: Callable[..., Array]
@@ -83,9 +83,12 @@ def edm_denoiser(
         img_channels: of an image; iDDPM's network returns twice as many.
         model_type: "SongUNet" or "DhariwalUNet".
         label_dim: length of the class labels; 0 for none.
-        config: keywords of the preconditioning that change D (`sigma_data`; `beta_d`,
-            `beta_min`, `M`; `C_1`, `C_2`, `M`), then those of the network. Leave out the
-            others: `sigma_min`, `sigma_max`, `epsilon_t`, `use_fp16`, `label_dropout`.
+        config: the other `init_kwargs` of the checkpoint: those of the preconditioning
+            (`sigma_data`; `beta_d`, `beta_min`, `M`; `C_1`, `C_2`, `M`) and those of the
+            network. Accepted and not used, since they do not change D: the range of the
+            reference's sampler (`sigma_min` and `sigma_max` of EDMPrecond and VEPrecond,
+            `epsilon_t` of VPPrecond), `label_dropout`, and `use_fp16`: here the network
+            computes in the dtype of `x`, and `Cast` chooses another.
 
     Raises:
         ValueError: another class, or weights that do not fit, all listed in one message.
@@ -93,6 +96,7 @@ def edm_denoiser(
     """
     if cls not in _PRECONDITIONINGS:
         raise ValueError(f"cls must be one of {', '.join(_PRECONDITIONINGS)}, got {cls!r}")
+    config = {name: value for name, value in config.items() if name not in _WITHOUT_EFFECT}
     make = _PRECONDITIONINGS[cls]
     own = {name: config.pop(name) for name in inspect.signature(make).parameters if name in config}
     preconditioning = make(**own)
@@ -113,15 +117,23 @@ def edm_denoiser(
     return Denoiser(FirstChannels(network) if iddpm else network, preconditioning)
 
 
-def _edm(sigma_data: float = 0.5) -> EDMPreconditioning:
+# The keywords of each class. The range of noise levels is the sampler's: it is accepted, and
+# no part of a denoiser.
+
+
+def _edm(
+    sigma_data: float = 0.5, sigma_min: Any = None, sigma_max: Any = None
+) -> EDMPreconditioning:
     return EDMPreconditioning(sigma_data)
 
 
-def _vp(beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000) -> VPPreconditioning:
+def _vp(
+    beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000, epsilon_t: Any = None
+) -> VPPreconditioning:
     return VPPreconditioning(VariancePreserving(beta_d, beta_min), M)
 
 
-def _ve() -> VEPreconditioning:
+def _ve(sigma_min: Any = None, sigma_max: Any = None) -> VEPreconditioning:
     return VEPreconditioning()
 
 
@@ -135,13 +147,13 @@ _PRECONDITIONINGS: dict[str, Callable[..., AbstractPreconditioning]] = {
     "VEPrecond": _ve,
     "iDDPMPrecond": _iddpm,
 }
+# Keywords of every class that do not change D in float32 or better.
+_WITHOUT_EFFECT = {"use_fp16", "label_dropout"}
 
 
 def _check_levels(preconditioning: Any, stored: np.ndarray) -> None:
-    """The levels stored with an iDDPM network are those that its numbers make.
-
-    To 1e-3: the reference computes them in float32, which costs 5e-4 at the smallest.
-    """
+    """Refuse noise levels of an iDDPM checkpoint that are not those of its keywords."""
+    # 1e-3: the reference computes them in float32, with an error of 5e-4 at the smallest.
     p = preconditioning
     table = iddpm_levels(p.levels, p.c_1, p.c_2)
     if stored.shape != np.shape(table) or not np.allclose(stored, table, rtol=1e-3):
@@ -154,42 +166,42 @@ def _check_levels(preconditioning: Any, stored: np.ndarray) -> None:
 def read_state(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` or `.safetensors` file by name; no code in it is ever run.
 
-    Arrays of 16 bits become float32, the dtype of parameters here.
+    Floating-point arrays of 16 bits become float32, the dtype of parameters here.
 
     Raises:
         ValueError: another kind of file, or a damaged one.
     """
     path = Path(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    elif path.suffix == ".safetensors":
-        arrays = _read_safetensors(path)
-    else:
+    if path.suffix not in _READERS:
         raise ValueError(
             f"{path} is neither .npz nor .safetensors. A pickle runs code when it is opened: "
-            "export its numbers first, by the line in the docstring of import_edm"
+            "export its numbers first, by the line in the docstring of "
+            "edm_tutorial.networks.unet.official"
         )
-    return {name: a.astype(np.float32) if a.itemsize == 2 else a for name, a in arrays.items()}
+    path.open("rb").close()  # so that a file which is not there is a FileNotFoundError
+    try:
+        arrays = _READERS[path.suffix](path)
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(f"{path} is not a whole {path.suffix} file: {error!r}") from error
+    short = lambda a: a.itemsize == 2 and jnp.issubdtype(a.dtype, jnp.floating)
+    return {name: a.astype(np.float32) if short(a) else a for name, a in arrays.items()}
 
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
-_DTYPES |= {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Eight bytes of length, a header in JSON, then the arrays one after the other."""
     try:
-        data = np.memmap(path, np.uint8, "r")
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8:start].tobytes())
-        header.pop("__metadata__", None)
-        arrays = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            values = data[start + begin : start + end].tobytes()
-            dtype = _DTYPES[entry["dtype"]]
-            arrays[name] = np.frombuffer(values, dtype).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole .safetensors file: {error!r}") from error
-    return arrays
+        from safetensors.numpy import load_file  # needed for such a file only
+    except ImportError as error:
+        raise ImportError(
+            f'{path} needs safetensors: pip install safetensors, or "edm-tutorial[data]"'
+        ) from error
+    return load_file(path)
+
+
+_READERS = {".npz": _read_npz, ".safetensors": _read_safetensors}

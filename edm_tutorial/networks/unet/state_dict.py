@@ -1,8 +1,9 @@
-r"""Weights of the reference implementation in our networks: names, shapes, layouts.
+r"""State dicts of the reference implementation: the names, shapes and layouts of its weights.
 
 A state dict maps names such as `enc.16x16_block0.conv0.weight` to arrays; levels are named
-after their resolution. Convolution weights come as (out, in, k, k) and are kept here as
-(k, k, in, out). Resampling filters are not weights: they are compared and then left behind.
+after their resolution. The weights of a convolution have shape (out, in, k, k) there and
+(k, k, in, out) here. Resampling filters are no weights: they are compared with those of the
+network and not kept.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,12 +24,12 @@ BUILDERS = {"SongUNet": song_unet, "DhariwalUNet": dhariwal_unet}
 
 
 def from_state_dict(cls: str, state: Mapping[str, ArrayLike], **config: Any) -> UNet:
-    """The network of the reference implementation, with these weights.
+    """A network of the reference implementation, with the weights of its state dict.
 
     Arguments:
         cls: "SongUNet" (DDPM++, NCSN++) or "DhariwalUNet" (ADM).
         state: name to array, as the reference's `state_dict()` has them.
-        config: what it was built with: keywords of `song_unet` or `dhariwal_unet`.
+        config: the keywords it was built with, those of `song_unet` or `dhariwal_unet`.
 
     Raises:
         ValueError: another `cls`, or a state dict that does not match: every missing or
@@ -53,7 +54,7 @@ def from_state_dict(cls: str, state: Mapping[str, ArrayLike], **config: Any) -> 
 
 
 def state_names(network: UNet) -> list[str]:
-    """The reference's name of each array of a network, in the order of `jax.tree.leaves`."""
+    """The reference's names of a network's arrays, in the order of `jax.tree.leaves`."""
     names = []
     for prefix, part in _parts(network):
         for path, _ in jax.tree_util.tree_flatten_with_path(part)[0]:
@@ -62,7 +63,7 @@ def state_names(network: UNet) -> list[str]:
 
 
 def _parts(network: UNet) -> Iterator[tuple[str, Any]]:
-    """Every part of a network that has weights, with what its names begin with."""
+    """The parts of a network that have weights, each after the prefix of its names."""
     song = isinstance(network.embedding, SongEmbedding)
     levels = [network.shape[1] >> i for i in range(len(network.encoder))]
     yield "", network.embedding
@@ -95,7 +96,7 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _mismatches(wanted: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple]) -> list[str]:
-    """One line for each name or shape that does not match, in the reference's order of axes."""
+    """Names and shapes that do not match, a line each; shapes in the reference's layout."""
     missing = [
         f"{name}: missing, shape {_channels_first(wanted[name])}" for name in wanted.keys() - got
     ]
@@ -111,11 +112,11 @@ def _mismatches(wanted: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple])
 
 
 def _wrong_filters(network: UNet, filters: Mapping[str, np.ndarray]) -> list[str]:
-    """One line for each filter that is not the network's, an outer product of sum 1."""
-    taps = np.asarray(network.enlarge.taps, float)
+    """Filters that are not the network's, a line each: outer products with sum 1."""
+    taps = np.asarray(network.enlarge.resample_filter, float)
     expected = np.outer(taps, taps) / taps.sum() ** 2
     return [
-        f"{name}: not the resample_filter {tuple(network.enlarge.taps)}"
+        f"{name}: not the resample_filter {tuple(network.enlarge.resample_filter)}"
         for name, array in filters.items()
         if array.shape != (1, 1, *expected.shape) or not np.allclose(array, expected, atol=1e-6)
     ]

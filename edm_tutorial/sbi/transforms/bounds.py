@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ..._checks import check_shape, concrete
-from .interface import AbstractTransform, Observation, Parameters
+from . import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 BEND = 0.05  # s as a fraction of the box, where no linear fit is made

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from . import AbstractTransform, Observation, Parameters
 from .bounds import Bounds
-from .interface import AbstractTransform, Observation, Parameters
 from .linear import RIDGES, LinearRegression
 from .standardize import Standardizer
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
 
-from .interface import AbstractTransform, Observation, Parameters
+from . import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 RIDGES = np.array([*np.geomspace(1.0, 1e6, 7), np.inf])  # in examples; an infinite one ignores x

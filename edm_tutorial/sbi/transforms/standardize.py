@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..._checks import check_positive, check_shape
-from .interface import AbstractTransform, Observation, Parameters
+from . import AbstractTransform, Observation, Parameters
 
 
 @final
