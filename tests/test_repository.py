@@ -369,6 +369,18 @@ def test_golden_numbers_are_the_recorded_ones():
         assert hashlib.sha256(data).hexdigest() == recorded[name]["sha256"], name
 
 
+def test_what_others_made_has_its_licence_beside_it():
+    """Each folder that LICENSE-TEXT names; sbibm's notice in both places, word for word."""
+    folders = re.findall(r"(\S+/\S+)$", TEXT["LICENSE-TEXT"].partition("What others made")[2], re.M)
+    assert {"benchmarks/sbi_reference", "tests/sbi_reference"} <= set(folders)
+    assert all((ROOT / folder / "LICENSE").is_file() for folder in folders)
+    one, other = (TEXT[f"{folder}/sbi_reference/LICENSE"] for folder in ("benchmarks", "tests"))
+    assert one == other and one.startswith("Copyright 2020 Jan-Matthis Lueckmann, ")
+    assert "The above copyright notice and this permission notice shall be included" in one
+    golden = TEXT["tests/golden/README.md"]
+    assert "NVIDIA CORPORATION" in golden and "CC BY-NC-SA 4.0" in golden
+
+
 # The README
 
 
