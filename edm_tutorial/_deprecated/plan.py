@@ -47,7 +47,7 @@ class Plan(Settings):
     def _replace(self, **changes: Any) -> "Plan":  # pyright: ignore[reportIncompatibleMethodOverride]
         return Plan(**(self._asdict() | self._chosen | changes))
 
-    def with_steps(self, steps: int) -> "Plan":
+    def with_steps(self, steps: int | None) -> "Plan":
         """The same plan over another number of steps, with the patience of that number."""
         settings = Settings(*self).with_steps(steps)
         return Plan(*settings, settings.patience, settings.every)
