@@ -9,6 +9,8 @@ Imports inside the package are relative and point one way, downwards, through th
 4. `designs`, `sbi`, `images`: whole recipes, and the U-Nets' official weights;
 5. `book`: what only the chapters need. A copier leaves it behind.
 
+`_deprecated` holds what version 0.1.0 called otherwise; the next release deletes it.
+
 The subpackages `sbi`, `networks`, `training`, `images` and `book` are imported by name.
 """
 

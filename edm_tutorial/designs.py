@@ -8,6 +8,7 @@ leaves the denoiser, its preconditioning included, as it was trained.
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, final
 
@@ -17,6 +18,7 @@ from jaxtyping import Array
 
 from . import grids, noise_levels, preconditioning, schedules, solvers
 from ._checks import concrete
+from ._deprecated import renamed
 
 
 @final
@@ -36,6 +38,13 @@ class Design(eqx.Module):
     solver: solvers.AbstractSolver
     preconditioning: preconditioning.AbstractPreconditioning
     sigma_dist: noise_levels.AbstractNoiseDistribution
+
+    @property
+    def noise(self) -> noise_levels.AbstractNoiseDistribution:
+        """The `sigma_dist`, as version 0.1.0 called it."""
+        message = "Design.noise is now Design.sigma_dist"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.sigma_dist
 
     def rows(self) -> dict[str, str]:
         """The column as text: each row of Table 1 with its formula and parameters.
@@ -62,6 +71,8 @@ class Design(eqx.Module):
             lines.append(f"  {name:<18}  {text}")
         return "\n".join(lines)
 
+
+Design.__init__ = renamed(noise="sigma_dist")(Design.__init__)
 
 # The three parts of Table 1, by the first row of each.
 PARTS = {

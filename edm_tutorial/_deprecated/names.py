@@ -60,6 +60,10 @@ NAMES = {
     "sbi.Plan": "sbi:Settings",
     "sbi.bounds.Support": "sbi.transforms.bounds:Bounds",
     "sbi.default_plan": "sbi:default_settings",
+    **{
+        f"sbi.simulators.{task}": f"sbi.tasks.benchmark:{task}"
+        for task in ("GaussianLinear", "GaussianLinearUniform", "GaussianMixtureTask", "SLCP")
+    },
     "sbi.loop.optimizer_of": "sbi.fit:optimizer_of",
     "sbi.plan.Plan": "sbi:Settings",
     "sbi.plan.default_plan": "sbi:default_settings",

@@ -49,8 +49,7 @@ class Plan(Settings):
 
     def with_steps(self, steps: int | None) -> "Plan":
         """The same plan over another number of steps, with the patience of that number."""
-        settings = Settings(*self).with_steps(steps)
-        return Plan(*settings, settings.patience, settings.every)
+        return self if steps is None else _planned(Settings(*self).with_steps(steps))
 
     lasting = with_steps
 
@@ -61,5 +60,8 @@ class Plan(Settings):
 
 def default_plan(count: int) -> Plan:
     """The default settings for `count` simulations to train on, as a plan."""
-    settings = default_settings(count)
+    return _planned(default_settings(count))
+
+
+def _planned(settings: Settings) -> Plan:
     return Plan(*settings, settings.patience, settings.every)
