@@ -36,7 +36,7 @@ def model(key, width=4, sigma_data=1.0):
 @pytest.fixture
 def state(key):
     """A state with something of every kind in it."""
-    optimizer = optax.chain(optax.add_noise(0.1, 0.1, jr.key(7)), optax.adam(1e-3))
+    optimizer = optax.chain(optax.add_noise(0.1, 0.1, 7), optax.adam(1e-3))
     state = init_state(model(key), optimizer, (edm.HalfLifeEMA(), edm.HalfLifeEMA()))
     half = jnp.array([0.1, -0.0, jnp.inf], jnp.bfloat16)
     return state._replace(ema=(*state.ema, {"half": half, "none": jnp.zeros((0, 3))}))

@@ -1,6 +1,7 @@
 """What the repository promises beside the mathematics: one address, one set of
 versions, one test command, a README that runs, and a core that installs light."""
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,21 +89,23 @@ def test_conda_environment_points_at_both_files():
     assert PROJECT["requires-python"] in python
 
 
-def installed_closure() -> dict[str, str]:
-    """The versions installed here of all that the book and the tests ask for."""
+def installed_closure(groups: Iterable[str], without: Collection[str] = ()) -> dict[str, str]:
+    """The versions installed here of all that the core and these extras ask for."""
     extras = PROJECT["optional-dependencies"]
-    todo = [Requirement(r) for r in [*PROJECT["dependencies"], *extras["book"]]]
-    todo += [Requirement(r) for group in ("test", "data", "plot", "sbi", "train")
-             for r in extras[group]]  # fmt: skip
+    todo = [Requirement(line) for line in PROJECT["dependencies"]]
+    todo += [Requirement(line) for group in groups for line in extras[group]]
     found = {}
     seen = set()
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         key = (name, frozenset(requirement.extras))
-        if name == PROJECT["name"] or key in seen:
+        if key in seen or name in without:
             continue
         seen.add(key)
+        if name == PROJECT["name"]:
+            todo += [Requirement(line) for group in requirement.extras for line in extras[group]]
+            continue
         distribution = importlib.metadata.distribution(name)
         found[name] = distribution.version
         for line in distribution.requires or []:
@@ -115,9 +119,61 @@ def installed_closure() -> dict[str, str]:
 @pytest.mark.pinned
 def test_every_installed_version_is_pinned():
     pinned = pins()
-    installed = installed_closure()
+    installed = installed_closure(["book", "test"])
     assert len(installed) > 100
     assert installed == {name: pinned.get(name) for name in installed}
+
+
+# `make oldest`: everything at the lower end of its range
+
+MODULES = {file.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): file
+           for folder in ("tests", "benchmarks", "edm_tutorial")
+           for file in sorted((ROOT / folder).rglob("*.py"))}  # fmt: skip
+MODULES |= {file.stem: file for file in ROOT.glob("tests/**/*.py") if file.name != "__init__.py"}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """What a file imports; of `from a.b import c` both `a.b` and `a.b.c`."""
+    folder = file.relative_to(ROOT).parent.as_posix().split("/")
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = folder[: len(folder) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def needed(file: Path) -> set[str]:
+    """The first names of the modules of others that a file imports, itself or by our own files."""
+    files, todo, others = set(), [file], set()
+    while todo:
+        file = todo.pop()
+        if file not in files:
+            files.add(file)
+            names = set(imported(file))
+            todo += [MODULES[name] for name in names if name in MODULES]
+            others |= {name.partition(".")[0] for name in names}
+    return others - sys.stdlib_module_names - {"edm_tutorial", "benchmarks", *MODULES}
+
+
+def test_the_oldest_versions_are_tried_with_all_that_the_tests_import():
+    shown = subprocess.run(["make", "-n", "oldest"], cwd=ROOT, capture_output=True).stdout.decode()
+    assert "--resolution lowest-direct" in shown and "-e '.[test]'" in shown
+    (without,) = re.findall(r"echo '([\w-]+);", shown)
+    brought = installed_closure(["test"], {without})
+    owners = importlib.metadata.packages_distributions()
+    left_out = {ROOT / name for name in re.findall(r"--ignore (\S+\.py)", shown)}
+    for file in (ROOT / "tests").glob("test_*.py"):
+        names = {
+            module: set(map(canonicalize_name, owners.get(module, []))) for module in needed(file)
+        }
+        lacks = {module for module in names if not names[module] & brought.keys()}
+        if file in left_out:
+            assert without in file.read_text() or lacks == {without.replace("-", "_")}, file
+        else:
+            assert not lacks and without not in file.read_text(), file
 
 
 # One command, one address, nothing private
@@ -130,23 +186,91 @@ def test_everyone_names_the_same_test_command(name):
     assert re.search(r"\bmake test\b", TEXT[name])
 
 
-@pytest.mark.parametrize("name", ["test", "pages", "weekly"])
+WORKFLOWS = {name: yaml.safe_load(text) for name, text in TEXT.items()
+             if name.startswith(".github/workflows/")}  # fmt: skip
+TESTED = "./.github/workflows/test.yml"
+each_workflow = pytest.mark.parametrize("name", WORKFLOWS, ids=lambda name: Path(name).stem)
+
+
+@each_workflow
 def test_workflows_ask_for_little(name):
-    workflow = yaml.safe_load(TEXT[f".github/workflows/{name}.yml"])
+    workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {"contents": "read"}
-    assert all("timeout-minutes" in job for job in workflow["jobs"].values())
+    own = [job for job in workflow["jobs"].values() if "uses" not in job]
+    assert all("timeout-minutes" in job for job in own)
     writes = {
         permission
         for job in workflow["jobs"].values()
         for permission, level in job.get("permissions", {}).items()
         if level == "write"
     }
-    allowed = {"pages": {"pages", "id-token"}, "weekly": {"issues"}}
-    assert writes == allowed.get(name, set())
+    allowed = {"pages": {"pages", "id-token"}, "release": {"id-token"}, "weekly": {"issues"}}
+    assert writes == allowed.get(Path(name).stem, set())
+
+
+@each_workflow
+def test_what_goes_out_was_tested_before(name):
+    """A job with an environment puts something on the web: the book, or an archive."""
+    jobs = WORKFLOWS[name]["jobs"]
+    outward = [job for job in jobs.values() if "environment" in job]
+    assert bool(outward) == (Path(name).stem in ("pages", "release"))
+    for job in outward:
+        assert {"uses": TESTED} in [jobs[other] for other in job["needs"]]
+
+
+def test_a_release_tries_both_archives_before_it_is_published():
+    jobs = WORKFLOWS[".github/workflows/release.yml"]["jobs"]
+    assert "build" in jobs["publish"]["needs"]
+    commands = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert commands[-1] == "python tools/release.py"  # without a version, it builds and tries
+
+
+def test_the_tests_of_a_push_and_of_a_tag_run_once():
+    triggers = {Path(name).stem: workflow[True] for name, workflow in WORKFLOWS.items()}  # `on:`
+    assert triggers["test"] == {"pull_request": None, "workflow_call": None}
+    assert triggers["pages"]["push"] == {"branches": ["main"]}
+    assert triggers["release"] == {"push": {"tags": ["v*"]}}
+
+
+def test_actions_are_pinned_by_hash_and_named_by_tag():
+    """A tag can be moved to other code, a hash cannot; one version of each action."""
+    used = [line.partition("uses:")[2].strip() for name in WORKFLOWS
+            for line in TEXT[name].splitlines() if "uses:" in line]  # fmt: skip
+    actions = {line for line in used if line != TESTED}
+    pinned = [
+        re.fullmatch(r"([\w-]+/[\w-]+)@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in actions
+    ]
+    assert all(pinned) and len({pin[1] for pin in pinned if pin}) == len(actions)
+
+
+def test_each_week_draws_other_mutants():
+    steps = WORKFLOWS[".github/workflows/weekly.yml"]["jobs"]["mutants"]["steps"]
+    (command,) = (step["run"] for step in steps if "make mutants" in step.get("run", ""))
+    assert command == "make mutants SEED=$(date +%-V)"
+    shown = subprocess.run(["make", "-n", "mutants", "SEED=48"], cwd=ROOT, capture_output=True)
+    assert b"run.py --seed 48" in shown.stdout
+
+
+@pytest.mark.parametrize("missing", [None, "git", "make", "python3"])
+def test_ci_run_installs_what_a_bare_machine_lacks(tmp_path, missing):
+    """With stand-ins that only write down how they are called."""
+    for name in {"apt-get", "git", "make", "python3"} - {missing}:
+        script = f'#!{shutil.which("sh")}\necho {name} "$@" >>"{tmp_path}/calls"\n'
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname") or "")
+    run = [shutil.which("bash") or "", ROOT / ".ci" / "run"]
+    subprocess.run(run, env={"PATH": str(tmp_path)}, capture_output=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    installs = [call.split() for call in calls if call.startswith("apt-get install")]
+    assert bool(installs) == (missing is not None)
+    assert all({"git", "make", "python3", "python3-venv"} <= set(call) for call in installs)
+    if missing != "make":
+        assert calls[-2:] == ["make browser", "make test"]
 
 
 def test_ci_tests_both_ends_of_the_python_range():
-    jobs = yaml.safe_load(TEXT[".github/workflows/test.yml"])["jobs"]
+    jobs = WORKFLOWS[".github/workflows/test.yml"]["jobs"]
     assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
 
 
@@ -243,6 +367,18 @@ def test_golden_numbers_are_the_recorded_ones():
         data = file.read_bytes()
         assert len(data) == recorded[name]["bytes"]
         assert hashlib.sha256(data).hexdigest() == recorded[name]["sha256"], name
+
+
+def test_what_others_made_has_its_licence_beside_it():
+    """Each folder that LICENSE-TEXT names; sbibm's notice in both places, word for word."""
+    folders = re.findall(r"(\S+/\S+)$", TEXT["LICENSE-TEXT"].partition("What others made")[2], re.M)
+    assert {"benchmarks/sbi_reference", "tests/sbi_reference"} <= set(folders)
+    assert all((ROOT / folder / "LICENSE").is_file() for folder in folders)
+    one, other = (TEXT[f"{folder}/sbi_reference/LICENSE"] for folder in ("benchmarks", "tests"))
+    assert one == other and one.startswith("Copyright 2020 Jan-Matthis Lueckmann, ")
+    assert "The above copyright notice and this permission notice shall be included" in one
+    golden = TEXT["tests/golden/README.md"]
+    assert "NVIDIA CORPORATION" in golden and "CC BY-NC-SA 4.0" in golden
 
 
 # The README
