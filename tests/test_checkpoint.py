@@ -101,6 +101,16 @@ def test_a_checkpoint_of_the_same_step_is_replaced(state, tmp_path):
     assert_identical(checkpoint.restore(tmp_path, state), at(state, 4))
 
 
+def test_what_a_killed_write_has_left_is_removed(state, tmp_path):
+    checkpoint.save(tmp_path, at(state, 1))
+    left = tmp_path / "2.orbax-checkpoint-tmp-7"
+    left.mkdir()
+    (left / "half").write_bytes(b"123")
+    assert int(checkpoint.restore(tmp_path, state).step) == 1
+    checkpoint.save(tmp_path, at(state, 2))
+    assert steps(tmp_path) == [1, 2] and not list(tmp_path.glob(UNFINISHED))
+
+
 def turned(whole, i):
     return bytes([*whole[:i], whole[i] ^ 16, *whole[i + 1 :]])
 

@@ -254,6 +254,16 @@ def test_batches_are_uniform_draws_of_all_examples(key):
     assert abs(means.std() / spread - 1) < 4 / np.sqrt(2 * 400)
 
 
+@pytest.mark.parametrize("end", [jnp.max, jnp.min])
+def test_the_first_and_the_last_example_are_drawn_too(end, key):
+    """10,000 draws of 101 examples miss a given one with probability e^-99."""
+    x = jnp.linspace(-1.0, 1.0, 101)[:, None]
+    loss = BatchLoss(lambda model, x, cond, *, key: end(x) + 0 * model.weight)
+    options = {"steps": 400, "batch_size": 25, "key": key, "every": 400}
+    [(_, found)] = edm.train(Recorder(jnp.array(1.0)), loss, x, optax.sgd(0.0), **options)
+    assert end(found) == end(x)
+
+
 def test_every_example_of_a_step_has_noise_of_its_own(key):
     x = jnp.zeros((3, 1))
     model = Recorder(jnp.array(1.0))
