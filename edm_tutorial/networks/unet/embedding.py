@@ -117,7 +117,8 @@ class SongEmbedding(eqx.Module):
         key: PRNGKey,
     ):
         keys = jr.split(key, 4)
-        self.map_noise, self.label_dim, self.augment_dim = map_noise, label_dim, augment_dim
+        self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
+        self.map_noise = map_noise
         self.map_label, self.map_augment = None, None
         if label_dim:
             self.map_label = Dense(label_dim, noise_channels, xavier, key=keys[0])
@@ -166,7 +167,7 @@ class DhariwalEmbedding(eqx.Module):
     ):
         keys = jr.split(key, 4)
         self.map_noise = Positional(noise_channels, endpoint=False)
-        self.label_dim, self.augment_dim = label_dim, augment_dim
+        self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
         self.map_label, self.map_augment = None, None
         if augment_dim:
             self.map_augment = Dense(
