@@ -764,9 +764,11 @@ def test_unknown_keywords_are_refused(key):
     [
         (IMAGE[:, :7], None, "x must have shape"),
         (IMAGE.astype(int), None, "floating"),
-        (IMAGE, jnp.zeros(3), "ImageCondition"),
+        (IMAGE, jnp.zeros(3), r"got ArrayImpl: class k is ImageCondition\(jax.nn.one_hot\(k, 3"),
+        (IMAGE, 2, r"got int: class k is ImageCondition\(jax.nn.one_hot\(k, 3\)\)"),
+        (IMAGE, ImageCondition(2), r"\(3,\), jax.nn.one_hot\(k, 3\) for class k; got shape \(\)"),
         (IMAGE, ImageCondition(jnp.zeros(4)), r"class_labels must have shape \(3,\)"),
-        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\)"),
+        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\);"),
     ],
 )
 def test_refused_calls(x, cond, message):
