@@ -1,5 +1,6 @@
 """The image networks against the reference: layer by layer, and whole with their gradients."""
 
+import dataclasses
 import re
 from functools import cache, partial
 
@@ -38,6 +39,8 @@ from edm_tutorial.networks.unet.layers import (
     GroupNorm,
     Up,
     attention_weights,
+    crop_image,
+    pad_image,
     xavier,
 )
 from edm_tutorial.networks.unet.state_dict import state_names
@@ -523,18 +526,54 @@ def test_frequencies_are_not_trained():
 
 
 @pytest.mark.parametrize(
-    "size, levels", [(4, [4]), (8, [8, 4]), (28, [28, 14, 7]), (32, [32, 16, 8, 4]), (9, [9])]
+    "size, levels",
+    [
+        *[(1, [1]), (4, [4]), (5, [5]), (7, [7]), (8, [8, 4]), (12, [12, 6, 3])],
+        *[(28, [28, 14, 7]), (32, [32, 16, 8, 4]), (64, [64, 32, 16, 8])],
+        *[(9, [10, 5]), (27, [28, 14, 7]), (30, [32, 16, 8, 4]), (100, [104, 52, 26, 13])],
+        (200, [208, 104, 52, 26, 13]),
+    ],
 )
-def test_small_unet_halves_what_can_be_halved(size, levels, key):
-    build = partial(small_unet, (3, size, size), width=8)
-    net = eqx.filter_eval_shape(build, key=key)
+def test_levels_of_a_small_unet(size, levels, key):
+    """Halved where it can be, padded where not; the lowest level alone attends."""
+    net = eqx.filter_eval_shape(partial(small_unet, (3, size, size), width=8), key=key)
+    assert len(net.encoder) == len(levels) and net.resolutions == levels
     names = state_names(net)
     for level in levels:
         assert any(name.startswith(f"dec.{level}x{level}_block0") for name in names)
-    assert len(net.encoder) == len(levels)
+    attends = {name.split(".")[1] for name in names if "qkv" in name}
+    assert attends == {f"{levels[-1]}x{levels[-1]}_in0"} and levels[-1] ** 2 <= 256
     x = jax.ShapeDtypeStruct((3, size, size), jnp.float32)
     out = eqx.filter_eval_shape(net, x, jax.ShapeDtypeStruct((), jnp.float32))
     assert out.shape == x.shape and out.dtype == x.dtype
+
+
+def test_padding():
+    """Reflection, the wider margin last; along an axis that is too short, the edge repeated."""
+    x = jnp.arange(1.0, 13).reshape(3, 4, 1)
+    padded = pad_image(x, 4)[..., 0]
+    np.testing.assert_array_equal(padded, [*x[..., 0], x[1, :, 0]])
+    wide = pad_image(x, 10)[..., 0]
+    reflected = np.pad(x[..., 0], ((0, 0), (3, 3)), "reflect")
+    np.testing.assert_array_equal(wide, np.pad(reflected, ((3, 4), (0, 0)), "edge"))
+    np.testing.assert_array_equal(crop_image(pad_image(x, 10), 3, 4), x)
+    assert pad_image(x, 1) is x
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_halved_is_padded_and_cropped():
+    """The network of 9 pixels a side is that of 10 on a reflected image; all pixels matter."""
+    skeleton = eqx.filter_eval_shape(partial(small_unet, (1, 9, 9), width=8), key=jr.key(0))
+    rng = np.random.default_rng(0)
+    net = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape)), skeleton)
+    whole = dataclasses.replace(net, shape=(1, 10, 10))
+    x, c_noise = rng.standard_normal((1, 9, 9)), jnp.array(0.3)
+    wide = np.concatenate([x, x[:, -2:-1]], axis=1)
+    wide = np.concatenate([wide, wide[:, :, -2:-1]], axis=2)
+    out, gradient = evaluate_with_gradient(net, jnp.asarray(x)[None], c_noise[None], None)
+    want = evaluate(whole, jnp.asarray(wide)[None], c_noise[None], None)
+    np.testing.assert_allclose(out, want[..., :9, :9], rtol=1e-12, atol=1e-12)
+    assert np.all(gradient != 0)
 
 
 @st.composite
@@ -652,6 +691,66 @@ def test_refused(message, key):
         song_unet(**(options | REFUSED[message]), key=key)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (partial(song_unet, (24, 40), 1, 1), r"img_resolution .* square, got \(24, 40\)"),
+        (partial(dhariwal_unet, 8.0, 1, 1), "img_resolution must be one whole number.* got 8.0"),
+        (partial(song_unet, 8, 1, 1, label_dim=0.5), "label_dim must be a whole number, got 0.5"),
+        (partial(song_unet, 8, 1, 1.5), "out_channels must be a whole number, got 1.5"),
+        (partial(small_unet, (1, 8.5, 8.5)), "height and width must be a whole number, got 8.5"),
+    ],
+)
+def test_sizes_are_whole_numbers(build, message, key):
+    with pytest.raises(TypeError, match=message):
+        build(key=key)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_counts_below_the_least(key):
+    with pytest.raises(ValueError, match="augment_dim must be at least 0, got -1"):
+        small_unet((1, 8, 8), augment_dim=-1, key=key)
+    with pytest.raises(ValueError, match="channels_per_head must be at least 1, got 0"):
+        dhariwal_unet(8, 1, 1, attn_resolutions=(), channels_per_head=0, key=key)
+    with pytest.raises(ValueError, match="height and width must be at least 1, got 0"):
+        small_unet((1, 0, 0), key=key)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sizes_of_numpy(key):
+    """Counts that come out of NumPy are numbers like others, and stay outside of JAX."""
+    one = lambda n: np.array([n])[0]
+    given = dict(label_dim=one(3), augment_dim=one(2), dropout=one(0.1))
+    builds = [
+        partial(small_unet, (one(1), one(9), one(9)), width=one(8), **given),
+        partial(
+            dhariwal_unet,
+            *(one(9), one(1), one(1)),
+            model_channels=one(8),
+            channel_mult=np.array([1]),
+            num_blocks=one(1),
+            attn_resolutions=np.array([9]),
+            channels_per_head=one(8),
+            **given,
+        ),
+        partial(
+            song_unet,
+            *(9, 1, 1),
+            model_channels=8,
+            channel_mult=(1,),
+            attn_resolutions=(),
+            channel_mult_noise=one(1),
+            resample_filter=np.array([1.0, 3.0, 3.0, 1.0]),
+        ),
+    ]
+    for build in builds:
+        net = eqx.filter_eval_shape(build, key=jr.clone(key))
+        assert net.shape == (1, 9, 9) and {type(n) for n in net.shape} == {int}
+        out = eqx.filter_eval_shape(net, jnp.zeros((1, 9, 9)), jnp.array(0.3))
+        assert out.shape == (1, 9, 9)
+
+
 def test_unknown_keywords_are_refused(key):
     with pytest.raises(TypeError, match="model_chanels"):
         song_unet(8, 1, 1, model_chanels=8, key=key)
@@ -665,9 +764,11 @@ def test_unknown_keywords_are_refused(key):
     [
         (IMAGE[:, :7], None, "x must have shape"),
         (IMAGE.astype(int), None, "floating"),
-        (IMAGE, jnp.zeros(3), "ImageCondition"),
+        (IMAGE, jnp.zeros(3), r"got ArrayImpl: class k is ImageCondition\(jax.nn.one_hot\(k, 3"),
+        (IMAGE, 2, r"got int: class k is ImageCondition\(jax.nn.one_hot\(k, 3\)\)"),
+        (IMAGE, ImageCondition(2), r"\(3,\), jax.nn.one_hot\(k, 3\) for class k; got shape \(\)"),
         (IMAGE, ImageCondition(jnp.zeros(4)), r"class_labels must have shape \(3,\)"),
-        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\)"),
+        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\);"),
     ],
 )
 def test_refused_calls(x, cond, message):
