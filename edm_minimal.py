@@ -1007,7 +1007,7 @@ def _at(schedule: AbstractSchedule, t: Any, x: Array) -> tuple[Array, Array, Arr
 def _after_zero(t: Any, x: Array) -> Array:
     """`t`, or for 0 the smallest time: at 0 sigma' may be infinite, though not sigma sigma'."""
     t = as_float(t, x)
-    return jnp.where(t == 0, jnp.finfo(t.dtype).tiny ** 0.5, t)
+    return jnp.where(t == 0, float(jnp.finfo(t.dtype).tiny) ** 0.5, t)
 
 
 def _diagonal(value: Array, x: Array) -> lx.DiagonalLinearOperator:
