@@ -16,11 +16,11 @@ PACKAGE = ROOT / "edm_tutorial"
 # A file, or a folder as a whole, and the layer it stands on; the top of the package says the same
 # in words. Imports point downwards, or sideways without cycles.
 LAYERS = {
-    **dict.fromkeys(["_types", "_checks"], 0),
+    **dict.fromkeys(["_types", "_checks", "_deprecated"], 0),
     **dict.fromkeys(["schedules", "grids", "distributions", "networks"], 1),
     **dict.fromkeys(["preconditioning", "parameterisations", "noise_levels"], 2),
     **dict.fromkeys(["dynamics", "losses"], 2),
-    **dict.fromkeys(["denoiser", "solvers", "sampling", "likelihood", "training"], 3),
+    **dict.fromkeys(["denoiser", "adapters", "solvers", "sampling", "likelihood", "training"], 3),
     **dict.fromkeys(["designs", "sbi", "images", "networks.unet.official"], 4),
     **dict.fromkeys(["book", "__main__"], 5),
 }

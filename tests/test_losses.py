@@ -180,7 +180,7 @@ def test_the_old_name_of_sigma_dist_warns(key):
     """`noise` gives the same loss; both names at once are one too many."""
     denoiser, x, law = edm.Denoiser(wavy, edm.VEPreconditioning()), jnp.ones(3), edm.LogNormal()
     loss = edm.denoising_loss(denoiser, x, sigma_dist=law, key=jr.clone(key))
-    with pytest.warns(DeprecationWarning, match="noise=. is now sigma_dist="):
+    with pytest.warns(DeprecationWarning, match="noise=. is now called sigma_dist="):
         old = edm.denoising_loss(denoiser, x, noise=law, key=jr.clone(key))  # type: ignore[call-arg]
     assert loss == old
     with pytest.raises(TypeError, match="unexpected keyword argument 'noise'"):

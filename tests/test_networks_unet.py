@@ -10,7 +10,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 from golden_cases import Case, assert_close, check_file, each_case, manifest
-from golden_networks import NETWORKS, condition, config, network
+from golden_networks import (
+    NETWORKS,
+    condition,
+    config,
+    drawn_configs,
+    drawn_network,
+    network,
+)
+from hypothesis import Phase, given, settings, strategies as st
 
 import edm_tutorial as edm
 from edm_tutorial.networks import (
@@ -20,7 +28,7 @@ from edm_tutorial.networks import (
     small_unet,
     song_unet,
 )
-from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, Block
+from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, AuxSkip, Block
 from edm_tutorial.networks.unet.convolution import convolve
 from edm_tutorial.networks.unet.embedding import Fourier, Positional
 from edm_tutorial.networks.unet.layers import (
@@ -252,6 +260,37 @@ def test_network_and_gradient(file):
 def test_gradients_there_are():
     stored = [file for file in NETWORKS if "grad_x_f64" in Case(file, "e0")]
     assert len(stored) == 4
+
+
+FAST = "netx_106"  # labels, a residual encoder, and levels of 24, 12 and 24 channels
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != FAST)) for n in drawn_configs()]
+)
+def test_network_of_a_random_configuration(name):
+    """Outputs and gradients in float64, to 1e-10 of the largest entry as above."""
+    assert len(drawn_configs()) == 7
+    net, arrays = drawn_network(name)
+    unread = set(arrays) - {"class_labels", "augment_labels"}
+    labels = [arrays.get(label) for label in ("class_labels", "augment_labels")]
+    cond = ImageCondition(*(None if a is None else jnp.asarray(a, float) for a in labels))
+    x, c_noise = (jnp.asarray(arrays[n], float) for n in ("x", "noise_labels"))
+    got = evaluate_with_gradient(net, x, jnp.broadcast_to(c_noise, x.shape[:1]), cond)
+    for array, want in zip(got, (arrays["out_f64"], arrays["grad_x_f64"]), strict=True):
+        np.testing.assert_allclose(array, want, rtol=0, atol=1e-10 * np.abs(want).max())
+    assert unread == {"x", "noise_labels", "out_f64", "grad_x_f64"}
+
+
+def test_input_skip_adds_the_smaller_image():
+    """Block means of the image, times a 1x1 convolution, are added to the level's input."""
+    conv = Conv(1, 4, 1, xavier, key=jr.key(0))
+    conv = eqx.tree_at(lambda conv: conv.weight, conv, jnp.arange(1.0, 5)[None, None, None])
+    image, h = jnp.arange(16.0).reshape(4, 4, 1), jnp.ones((2, 2, 4))
+    out, smaller = AuxSkip(conv, Down((1, 1)))(h, image)
+    means = np.array([[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_allclose(smaller[..., 0], means)
+    np.testing.assert_allclose(out, 1 + means[..., None] * np.arange(1.0, 5), rtol=1e-12)
 
 
 # The convolution and its derivatives
@@ -496,6 +535,97 @@ def test_small_unet_halves_what_can_be_halved(size, levels, key):
     x = jax.ShapeDtypeStruct((3, size, size), jnp.float32)
     out = eqx.filter_eval_shape(net, x, jax.ShapeDtypeStruct((), jnp.float32))
     assert out.shape == x.shape and out.dtype == x.dtype
+
+
+@st.composite
+def configurations(draw, levels):
+    """A constructor and keywords of a small network: every option, widths that go up and down."""
+    size = draw(st.sampled_from([2, 3, 4])) * 2 ** (levels - 1)
+    resolutions = [size >> i for i in range(levels)]
+    small = st.integers(1, 3)
+    keywords = {
+        "img_resolution": size,
+        "in_channels": draw(small),
+        "out_channels": draw(small),
+        "label_dim": draw(st.sampled_from([0, 3])),
+        "augment_dim": draw(st.sampled_from([0, 2])),
+        "model_channels": draw(st.sampled_from([4, 8])),
+        "channel_mult": draw(st.permutations([1, 2, 2, 3]))[:levels],
+        "channel_mult_emb": draw(small),
+        "num_blocks": draw(st.integers(1, levels - 1)),
+        "attn_resolutions": sorted(draw(st.sets(st.sampled_from(resolutions)))),
+        "dropout": draw(st.sampled_from([0.0, 0.2])),
+    }
+    if draw(st.integers(0, 3)) == 3:
+        return dhariwal_unet, keywords | {"channels_per_head": draw(st.sampled_from([4, 64]))}
+    return song_unet, keywords | {
+        "embedding_type": draw(st.sampled_from(["positional", "fourier"])),
+        "channel_mult_noise": draw(small),
+        "encoder_type": draw(st.sampled_from(["standard", "residual", "skip"])),
+        "decoder_type": draw(st.sampled_from(["standard", "skip"])),
+        "resample_filter": draw(st.sampled_from([(1, 1), (1, 3, 3, 1)])),
+    }
+
+
+def drawn(max_examples):
+    """The same examples in every run; a smaller failure is not worth minutes of compilation."""
+    phases = [Phase.explicit, Phase.generate]
+    return settings(
+        derandomize=True, deadline=None, max_examples=max_examples, database=None, phases=phases
+    )
+
+
+def example(keywords):
+    """An input of a network, its label and its condition."""
+    rng = np.random.default_rng(0)
+    side = keywords["img_resolution"]
+    x = jnp.asarray(rng.standard_normal((keywords["in_channels"], side, side)), jnp.float32)
+    labels = (keywords[n] for n in ("label_dim", "augment_dim"))
+    cond = ImageCondition(*(jnp.ones(n) / n if n else None for n in labels))
+    return x, jnp.float32(0.4), cond
+
+
+@pytest.mark.slow
+@given(configurations(levels=3))
+@drawn(15)
+def test_shapes_of_any_configuration(configuration):
+    """The image comes back in its size, and every array has a name of its own."""
+    build, keywords = configuration
+    net = eqx.filter_eval_shape(partial(build, **keywords), key=jr.key(0))
+    names = state_names(net)
+    assert len(set(names)) == len(names) == len(jax.tree.leaves(net))
+    x, c_noise, cond = example(keywords)
+    out = eqx.filter_eval_shape(lambda net: net(x, c_noise, cond, key=jr.key(1)), net)
+    assert out.shape == (keywords["out_channels"], *x.shape[1:]) and out.dtype == x.dtype
+
+
+@pytest.mark.slow
+@given(configurations(levels=2))
+@drawn(2)
+def test_values_of_any_configuration(configuration):
+    """Untrained, F is 0; with numbers in every array it is not, and all gradients are finite."""
+    build, keywords = configuration
+    x, c_noise, cond = example(keywords)
+
+    @eqx.filter_jit
+    def run(net, x):
+        def total(arguments):
+            net, x = arguments
+            out = net(x, c_noise, cond, key=jr.key(2))
+            return jnp.sum(out**2), out
+
+        return eqx.filter_grad(total, has_aux=True)((net, x))
+
+    net = build(**keywords, key=jr.key(1))
+    net = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), net)
+    np.testing.assert_array_equal(run(net, x)[1], 0)
+    rng = np.random.default_rng(1)
+    awake = jax.tree.map(lambda a: jnp.float32(0.3 * rng.standard_normal(a.shape)), net)
+    gradients, out = run(awake, x)
+    assert np.all(out != 0)
+    for leaf in jax.tree.leaves(gradients):
+        assert np.all(np.isfinite(leaf))
+    assert np.all(gradients[1] != 0)  # every pixel matters
 
 
 REFUSED = {

@@ -576,6 +576,21 @@ def test_an_optimizer_that_asks_for_the_loss_gets_it():
     np.testing.assert_array_equal(rates, [1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
+def test_what_an_optimizer_is_told_is_the_loss_of_the_batch():
+    """The loss, its gradient, and the loss as a function, at w = (0, 0) and (1, 0) by hand."""
+
+    def update(updates, state, params, *, value, grad, value_fn, **rest):
+        elsewhere = Recorder(params.weight.at[0].set(1.0))
+        told = jnp.array([value, *grad.weight, value_fn(params), value_fn(elsewhere)])
+        return updates, told
+
+    init = lambda params: jnp.zeros(5)
+    optimizer = optax.GradientTransformationExtraArgs(init, update)
+    with jax.debug_key_reuse(False):  # the loss as a function has the noise of the batch
+        [(state, _)] = simple_run(optax.chain(optimizer, optax.sgd(0.1)), steps=1)
+    np.testing.assert_allclose(state.opt_state[0], [45, -3, -27, 45, 42.5], rtol=1e-14)
+
+
 def test_lbfgs_searches_along_its_lines():
     """A quadratic in two dimensions is solved in a few steps; steepest descent is far from it."""
     with jax.debug_key_reuse(False):  # every point of a line has the batch's own noise

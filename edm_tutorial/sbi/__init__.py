@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from .._deprecated.names import old_name
 from . import tasks as tasks
 from .early_stopping import FitState as FitState, History as History
 from .fit import fit_posterior as fit_posterior
@@ -28,4 +29,4 @@ def __getattr__(name: str) -> Any:
     if name == "calibration" or name in (*_CHECKS, "posterior_predictive"):
         calibration = import_module(".calibration", __name__)
         return calibration if name == "calibration" else getattr(calibration, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return old_name("sbi", name, stacklevel=3)

@@ -1,13 +1,16 @@
 """Posteriors in files: a line of JSON, then the numbers. Nothing in a file is ever run.
 
 The line says what the file is, its version, the checksum of all that follows, and how the
-posterior is built; the numbers fill the form that is built from it.
+posterior is built; the numbers fill the form that is built from it. Files of version 0.1.0 had
+another line and no checksum; they are read, not written.
 """
 
 import io
 import json
+import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from .._deprecated import posterior_0_1
 from ..denoiser import Denoiser
 from ..networks.mlp import MLP, Embedded
 from ..preconditioning import EDMPreconditioning
@@ -61,17 +65,24 @@ def load(
         ValueError: as `Posterior.load`.
     """
     first, _, body = Path(path).read_bytes().partition(b"\n")
-    header = _header(path, first)
-    if zlib.crc32(body) != header["checksum"]:
-        raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
+    header = _header(path, first, body)
     if header["embedded"] != (embedding is not None):
         needed = "an" if header["embedded"] else "no"
         raise ValueError(f"{path} was fitted with {needed} embedding=")
     if header["network"] is None and network is None:
         raise ValueError(f"{path} has a network of your own: pass network=")
     form = _form(header, network, embedding)
-    file = io.BytesIO(body)
-    fields = jax.tree.map(lambda leaf: _read(path, file, leaf), form)
+    read = partial(_read, path, io.BytesIO(body))
+    if "version" in header:
+        fields = jax.tree.map(read, form)
+    else:
+        fields = posterior_0_1.filled(form, read)
+        warnings.warn(
+            f"{path} is of version 0.1.0, which the next release does not read: `save` writes it "
+            "in the present format",
+            DeprecationWarning,
+            stacklevel=3,
+        )
     low, high = header["sigmas"]
     history: dict[str, Any] = header["history"]
     history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
@@ -89,23 +100,32 @@ def _arrays(posterior: Any) -> dict[str, Any]:
     return {name: getattr(posterior, name) for name in ("denoiser", "transform", "x_scale")}
 
 
-def _header(path: str | Path, line: bytes) -> dict[str, Any]:
-    """The first line, once it says that the file is a posterior of this version."""
+def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
+    """The first line, once it says that the file is a posterior of a version that is known."""
     try:
         header = json.loads(line)
-        kind, version = header["kind"], header["version"]
+        if "kind" not in header:
+            return posterior_0_1.header(header)
+        kind, version, checksum = header["kind"], header["version"], header["checksum"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a posterior that `Posterior.save` wrote") from None
     if (kind, version) != (KIND, VERSION):
         raise ValueError(
             f"{path} is {kind!r}, version {version}; this package reads {KIND!r}, version {VERSION}"
         )
+    if zlib.crc32(body) != checksum:
+        raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
     return header
 
 
 def _sizes(network: Any) -> dict[str, Any] | None:
-    """The keywords with which `MLP` makes the default network; None for any other."""
+    """The keywords with which `MLP` makes the default network; None for any other.
+
+    That of version 0.1.0 says so, beside the sizes of its MLP.
+    """
     inner = network.network if isinstance(network, Embedded) else network
+    if isinstance(inner, posterior_0_1.PosteriorMLP):
+        return {"release": "0.1.0"} | (_sizes(inner.joint) or {})
     if not isinstance(inner, MLP):
         return None
     return {
@@ -120,7 +140,9 @@ def _sizes(network: Any) -> dict[str, Any] | None:
 def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
     """A posterior's parts with the right shapes, to be filled from the file."""
     size, shape = header["size"], tuple(header["shape"])
-    if network is None:
+    if network is None and "release" in header["network"]:
+        network = posterior_0_1.default_network(header, embedding)
+    elif network is None:
         network = MLP(size, **header["network"], key=jr.key(0))
     if embedding is not None:
         network = Embedded(network, embedding)
@@ -136,12 +158,17 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
 
 def _read(path: str | Path, file: Any, leaf: Any) -> Any:
     """One leaf, in the dtype it was saved in."""
-    if not eqx.is_array(leaf):
-        return eqx.default_deserialise_filter_spec(file, leaf)
-    value = np.load(file)
-    if value.shape != leaf.shape:
+    array = eqx.is_array(leaf)
+    try:
+        value = np.load(file) if array else eqx.default_deserialise_filter_spec(file, leaf)
+    except (ValueError, EOFError):
+        raise ValueError(
+            f"{path} ends early or is damaged, or network= or embedding= has more numbers than the "
+            "ones the posterior was fitted with"
+        ) from None
+    if array and value.shape != leaf.shape:
         raise ValueError(
             f"{path} has an array of shape {value.shape} where network= or embedding= has "
             f"{leaf.shape}: pass those the posterior was fitted with"
         )
-    return jnp.asarray(value)
+    return jnp.asarray(value) if array else value

@@ -6,7 +6,6 @@ denoiser of the posterior: no likelihood is evaluated, no prior density is neede
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, final
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..losses import weighted_error
@@ -31,7 +31,7 @@ from .early_stopping import FitState, Progress
 from .noise_levels import LikelihoodNoise, PosteriorNoise
 from .posterior import Posterior
 from .settings import Settings, default_settings
-from .simulations import PoorFit, Simulations, checked
+from .simulations import PoorFit, Simulations, checked, warn
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
 from .validation import LARGEST_SIGMA_MIN, HeldOut, gaussian_nats
@@ -43,6 +43,7 @@ ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
+@renamed(plan="settings", noise="sigma_dist")
 def fit_posterior(
     key: PRNGKey,
     theta: Float[ArrayLike, "n d"],
@@ -286,12 +287,11 @@ def _no_worse_than_the_prior(
     if trained < min(untrained, history.prior):
         return posterior
     kind = "the untrained linear fit" if untrained < history.prior else "a fit that ignores x"
-    warnings.warn(
+    warn(
+        PoorFit,
         f"training did not help: on held-out simulations -ln q is {trained:.3f} nats, untrained "
         f"{untrained:.3f}, and {history.prior:.3f} if x is ignored. {kind.capitalize()} is "
         "returned. More simulations, fewer features of x, or an embedding= may help",
-        PoorFit,
-        stacklevel=3,
     )
     if untrained < history.prior:
         return posterior

@@ -155,6 +155,8 @@ class Posterior(eqx.Module):
     ) -> "Posterior":
         """Read what `save` wrote.
 
+        Files of version 0.1.0 are read too, with a DeprecationWarning: `save` what they give.
+
         Arguments:
             network, embedding: those given to `fit_posterior`, if any were: their structure
                 is used, their weights are replaced.

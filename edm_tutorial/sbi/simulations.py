@@ -5,6 +5,7 @@ a kind, so that a user can silence the one that he knows about.
 """
 
 import math
+import sys
 import warnings
 import zlib
 from typing import Any, NamedTuple
@@ -166,7 +167,7 @@ def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray
             "a column (with embedding=, a channel) that is 1 where an entry is present and 0 where "
             "it is missing"
         )
-    _warn(
+    warn(
         DroppedSimulations,
         f"{told}: they are dropped, so the prior becomes that of the simulations that succeed, and "
         "the posterior is conditioned on success",
@@ -185,7 +186,7 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
     skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
     for column in np.flatnonzero((high > low) & decades & skewed):
         which, ratio = f"{name}[:, {column}]", top[column] / bottom[column]
-        _warn(
+        warn(
             WideScales,
             f"{which} spreads over {np.log10(ratio):.0f} decades, and what is small in it is lost "
             f"beside what is large: fit np.log({which}) in its place, with its bounds transformed "
@@ -193,7 +194,7 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
         )
     for column in np.flatnonzero((high > low) & ~decades & far):
         which, share = f"{name}[:, {column}]", np.mean(widths[:, column] > FAR)
-        _warn(
+        warn(
             WideScales,
             f"{which} has {share:.2%} of its values beyond {FAR:g} robust widths of its median, "
             f"and its standard deviation describes those: fit np.clip({which}, *np.quantile("
@@ -206,7 +207,7 @@ def _look_at_values(theta: np.ndarray) -> None:
     for column in range(theta.shape[1]):
         count = len(np.unique(theta[:, column]))
         if count <= FEW_VALUES and count < len(theta) / 10:
-            _warn(
+            warn(
                 DiscreteParameter,
                 f"theta[:, {column}] takes only {count} distinct values. Posteriors here are "
                 "densities: draws will lie between them, and nats mean nothing. Fit one posterior "
@@ -225,16 +226,20 @@ def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
     inside = np.all((theta >= low) & (theta <= high))
     spread = np.ptp(theta, axis=0)
     if inside and np.all(spread > 0.8 * (high - low)) and np.any(stated[0] != low):
-        _warn(
+        warn(
             SupportOrder,
             "prior_support is (low, high), each with an entry a parameter; theta fills the box "
             "whose rows are the (low, high) of one parameter: pass np.transpose(prior_support)",
         )
 
 
-def _warn(kind: type[FitWarning], told: str) -> None:
-    """Warn where `fit_posterior` is called."""
-    warnings.warn(told, kind, stacklevel=5)
+def warn(kind: type[FitWarning], told: str) -> None:
+    """Warn at the line outside of this package from which it was called."""
+    inside = __name__.removesuffix("sbi.simulations")
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(told, kind, stacklevel=level)
 
 
 def _offset(rows: np.ndarray, axis: int | None) -> np.ndarray:
@@ -252,7 +257,7 @@ def _groups(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     _, group = np.unique(key.ravel(), return_inverse=True)
     distinct = int(group.max()) + 1
     if distinct < len(rows):
-        _warn(
+        warn(
             DuplicatedSimulations,
             f"only {distinct} of {len(rows)} simulations are distinct. Equal rows are kept on one "
             "side of the split between training and validation; they add no information",

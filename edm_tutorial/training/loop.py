@@ -169,45 +169,33 @@ def _step(
     batch_key, key = jr.split(jr.fold_in(run.key, state.step))
     drawn = isinstance(source, Examples)
     x, cond = source.draw(batch_key, run.batch_size, run.sharding) if drawn else source
+    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
 
-    def mean_loss(denoiser: Any) -> Array:
+    def loss(params: Any) -> Array:
+        denoiser = eqx.combine(params, static)
         if isinstance(run.loss, BatchLoss):
             return run.loss(denoiser, x, cond, key=key)
         keys = jr.split(key, run.batch_size)
         return jnp.mean(jax.vmap(partial(run.loss, denoiser))(x, cond, key=keys))
 
-    return descend(state, mean_loss, run.optimizer, run.ema, run.batch_size)
+    value, grads = jax.value_and_grad(loss)(params)
+    known = {"value": value, "grad": grads, "value_fn": loss}
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
+        updates, opt_state = _update(run.optimizer, grads, state.opt_state, params, **known)
+        denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
+    average = _average(run.ema, state, denoiser, run.batch_size)
+    seen = add_examples(state.seen, run.batch_size)
+    return TrainState(denoiser, average, opt_state, state.step + 1, seen), value
 
 
 _one_step = eqx.filter_jit(_step)
 
 
-def descend(
-    state: TrainState,
-    mean_loss: Callable[[Any], Array],
-    optimizer: optax.GradientTransformation,
-    ema: Averaging,
-    batch_size: int,
-) -> tuple[TrainState, Array]:
-    """One step of any training: down the gradient of `mean_loss(denoiser)`, then the average.
-
-    Arguments:
-        batch_size: the examples in `mean_loss`, by which averages count.
-    """
-    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
-    value_fn = lambda params: mean_loss(eqx.combine(params, static))
-    value, grads = jax.value_and_grad(value_fn)(params)
-    known = {"value": value, "grad": grads, "value_fn": value_fn}
-    update = optax.with_extra_args_support(optimizer).update
-    with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
-        try:
-            updates, opt_state = update(grads, state.opt_state, params, **known)
-        except TypeError as error:
-            raise TypeError(f"this optimizer cannot be used in train: {error}") from error
-        denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
-    average = _average(ema, state, denoiser, batch_size)
-    seen = add_examples(state.seen, batch_size)
-    return TrainState(denoiser, average, opt_state, state.step + 1, seen), value
+def _update(optimizer: optax.GradientTransformation, *args: Any, **known: Any) -> tuple[Any, Any]:
+    try:
+        return optax.with_extra_args_support(optimizer).update(*args, **known)
+    except TypeError as error:
+        raise TypeError(f"this optimizer cannot be used in train: {error}") from error
 
 
 def _average(ema: Averaging, state: TrainState, denoiser: Any, batch_size: int) -> Any:

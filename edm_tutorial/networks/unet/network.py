@@ -185,6 +185,7 @@ def _encoder(
     """The levels of the encoder, and how many channels each of its outputs has."""
     make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)
     down, channels = Down(sizes.resample_filter), sizes.first_channels
+    aux_channels = sizes.in_channels
     levels, skips = [], []
     for i, (resolution, width) in enumerate(zip(sizes.resolutions, sizes.channels, strict=True)):
         aux = NoAux()
@@ -194,11 +195,11 @@ def _encoder(
             entry = make(channels, channels, resample=down, key=next(keys))
             aux_key = next(keys)
             if encoder_type == "residual":
-                aux_channels = sizes.in_channels if i == 1 else channels
                 conv = Conv(aux_channels, channels, 3, style.init, key=aux_key)
                 aux = AuxResidual(conv, down, style.skip_scale)
+                aux_channels = channels
             elif encoder_type == "skip":
-                conv = Conv(sizes.in_channels, channels, 1, style.init, key=aux_key)
+                conv = Conv(aux_channels, channels, 1, style.init, key=aux_key)
                 aux = AuxSkip(conv, down)
         skips.append(channels)
         attends = resolution in sizes.attn_resolutions
