@@ -16,7 +16,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     skipped = _skipped(terminalreporter.config)
     if os.environ.get("CI") and skipped:
         terminalreporter.write_line(f"CI: {skipped} skipped, so this run fails.")

@@ -113,7 +113,7 @@ def trained(data: edm.GaussianMixture, sigma_data: float) -> edm.Denoiser:
     """A network that has learned the mixture roughly: its flow is as stiff as a real one's."""
     x = jax.vmap(data.sample)(jr.split(jr.key(3), 10_000))
     model = edm.Denoiser(edm.MLP(2, key=jr.key(4)), edm.EDMPreconditioning(sigma_data))
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options: dict = dict(steps=2_000, batch_size=256, key=jr.key(5), every=500)
     *_, (state, _) = edm.train(model, loss, x, optax.adam(1e-3), **options)
     return state.ema

@@ -1,264 +1,175 @@
-"""The page of the book that shows the tables of `results/`, their targets and plots.
-
-A target that is missed stands in red, and says why.
+"""Fills the tables and numbers of `book/benchmarks.md` from `results/`, and draws its pictures.
 
     python -m benchmarks.page
 
-Writes `book/benchmarks.md` and the pictures of `book/_static/benchmarks`.
+The page is written by hand, except for what stands between `<!-- name -->` and `<!-- end -->`: a
+table where the marker ends its line, else a number within a sentence or a cell. The name is one of
+`PARTS`, a table of `results/`, or one cell of a table: `unet_torch.cores where what=forward`. A
+target follows it, `name: at most 1`; it is written beside the number, which is red if it misses.
 """
 
+import re
+from functools import partial
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.targets import red, targets
 from benchmarks.timing import read
 
-BOOK = Path(__file__).parents[1] / "book"
-
-INTRODUCTION = """# Benchmarks
-
-Every ratio here is one of medians, of things timed in turn in one run, so that the load of the
-machine cancels. Seconds are CPU seconds, and each comparison is pinned to one core unless its
-table says otherwise. `make bench` measures all but the posteriors and the planted bugs again and
-writes this page, in less than half an hour on two cores; `python -m benchmarks.sbi --peers` takes
-hours, goes on where it was stopped, and `make mutants` plants the bugs."""
-
-SECTIONS = {
-    "sampler_limit": (
-        "The sampler against its limit",
-        "The limit of a sampler is as many separate calls of the same jitted, batched denoiser "
-        "as it makes. A ratio of 1 means that the sampler adds nothing; one program can be "
-        "faster than many calls.",
-    ),
-    "sampler_compile": (
-        "Compile time against the number of steps",
-        "The loop is a `scan`: 256 steps compile in the time of 18.",
-    ),
-    "peers": (
-        "The same work in other packages",
-        "Each has an environment of its own and code as one would write it there. The samplers "
-        "turn the same 10,000 noises into the same points (checked) by 35 calls of a network with "
-        "the same weights: in PyTorch by a plain loop over Algorithm 2, in `azula` by its "
-        "`HeunSampler`. Log-likelihoods, exact trace, are compared at the same error: on each "
-        "side the cheapest solver and tolerance, or grid, of those tried that stays below it. "
-        "Medians over five starts of the peer: its seconds depend on the start.",
-    ),
-    "training": (
-        "Training steps a second against a loop by hand",
-        "The limit is one jitted `scan` over loss, gradient and Adam of this one problem, the MLP "
-        "on points of the plane. Its ratio is that of seconds: 1 means that `train` adds nothing.",
-    ),
-    "likelihood_cost": (
-        "What a divergence costs",
-        "One evaluation of the likelihood's right-hand side. The exact trace linearises the "
-        "denoiser once for all d directions, against d + 1 calls of `jax.jvp`; one Hutchinson "
-        "probe against one call of `jax.vjp`, forward included.",
-    ),
-    "unet_limit": (
-        "U-Nets against their limits",
-        "A DDPM++ of a million parameters on 16x16 images, batch 16: the sampler against separate "
-        "calls, and `train` against a step written by hand. All cores; a device that was not at "
-        "hand is named.",
-    ),
-    "unet_torch": (
-        "The same U-Net in PyTorch",
-        "Images a second, for the same weights (outputs agree to 1e-4), on one core each.",
-    ),
-    "unet_layout": (
-        "Channels last or first",
-        "Two convolutions with norm and SiLU between them. Inside, the U-Net keeps channels last.",
-    ),
-    "unet_cost": ("What a U-Net costs to compile", "Seconds, and memory beside arguments."),
-}
-
-WORK_PRECISION = """## Which solver for the likelihood, at which tolerance, in which variable?
-
-:::{figure} _static/benchmarks/work_precision.png
-:alt: Two log-log panels of the largest error in nats against evaluations of the denoiser for \
-Tsit5, Dopri5 and Dopri8. In sigma each tolerance gives a smaller error than in log sigma. \
-Dopri8 in sigma is flat from tolerance 1e-5 on.
-:name: fig-benchmarks-work-precision
-
-Largest error of the log-likelihood over 256 points of each of three mixtures (exact denoisers,
-float32) against evaluations in accepted steps of the slowest point, for tolerances 1e-3, 1e-4,
-1e-5 and 1e-6 from left to right. In $\\sigma$ a tolerance gives a smaller error than in
-$\\ln\\sigma$. `Dopri8` at 1e-5 in $\\sigma$, the ringed point, is the default of
-`log_likelihood`: it is down at the round-off of float32, where a tighter tolerance gains nothing.
-:::
-"""
-
-SCALE = """## How time and memory grow
-
-:::{figure} _static/benchmarks/scale.png
-:alt: Six log-log panels. Above, CPU seconds of a sampler grow linearly with the batch, with the \
-number of steps, and with the dimension from a few hundred on. Below, memory grows with batch and \
-dimension, not with the number of steps; drawn in pieces by jax.lax.map it stays flat.
-:name: fig-benchmarks-scale
-
-Heun's method with the MLP: time is linear in the batch (d = 2, N = 18), in the number of
-steps, and in the dimension once its layers outgrow the hidden ones (batch 1,000). Memory
-does not grow with the steps. More points than memory holds are drawn in pieces by
-`jax.lax.map(draw, noise, batch_size=10_000)`, in the same time. Memory is the peak of a
-process above that of a batch of 1; below 10 MB it is shown as 10.
-:::
-"""
-
-POSTERIORS = """## Posteriors against reference posteriors
-
-C2ST is the accuracy of a classifier between 10,000 of our draws and 10,000 reference draws: 0.5
-is perfect, 1 useless. Each is the mean over five observations; one observation scatters by up to
-0.04. EDM is `edm_tutorial.sbi.fit_posterior` with one set of defaults for all. NPE and NPSE are
-a neural spline flow and a variance-exploding score of the package `sbi`, with its defaults for
-everything else, on the same simulations and by the same C2ST; a dash is a run that was not made.
-Seconds are CPU seconds, all threads together: of training, compilation included, of 10,000 draws
-and of the log-density of 1,000 points, without it. A missed target stands in red. Measured by
-`python -m benchmarks.sbi --peers`."""
-
-METHODS = ("EDM", "sbi NPE", "sbi NPSE")
-COSTS = ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s")
+PAGE = Path(__file__).parents[1] / "book" / "benchmarks.md"
+MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
+TARGET = re.compile(r": (at most|at least) (?=\S+$)")
+CELL = re.compile(r"(\w+)\.(\w+) where (.+)")
+ABSENT = "not measured"
 # CPU seconds that 10,000 simulations may cost on two cores: training, draws, log-densities.
-LIMITS = {"two_moons": (100, 2, 2), "gaussian_mixture": (100, 2, 2), "slcp": (150, 4, 2)}
-
-TUNING = """### How the defaults were chosen
-
-By the held-out loss of the benchmark's simulators, in nats, one seed each. An empty cell is a fit
-that was not made. Octaves are waves of the parameters that the network sees beside them. The
-spread is what a straight line leaves of a parameter, the width what neighbours see
-(`edm_tutorial/sbi/neighbours.py`).
-
-One choice did not come from that loss alone. Bending within 1 % of the box has the lowest loss on
-two moons and much the highest on the linear uniform problem. A look at the draws beside slcp's
-reference posteriors showed that it puts up to a third of them on a bound, where the network is
-unsure of a posterior beside it. The rule that is kept was written after that look. On slcp
-it has the same loss at 10,000 simulations, and a higher one at 1,000.
-
-What is missed, and where: mostly posteriors that a bound of the prior cuts off. On two moons the
-fifth observation, whose crescents end at a bound, lifts the mean; the other four are within the
-target at every budget. On the Gaussian mixture at 100,000 it is the first and the fifth, which lie
-closest to a bound. On slcp the parameter that sets the correlation of the data is hardly learned
-from 10,000 simulations."""
-
-MUTANTS = """## Does the suite notice bugs?
-
-{caught} of {count} planted bugs turn the short tests red{excused}. {patches} are bugs found in
-public implementations; {drawn} are small mutations, drawn with a fixed seed from every file of
-the core: an operator, a constant, a condition. `make mutants` plants each in a copy of the
-package and runs the tests until the first failure.
-
-:::{{admonition}} Every bug, and the test that caught it
-:class: dropdown
-{table}
-:::"""
+LIMITS = {"two_moons": ("100", "2", "2"), "gaussian_mixture": ("100", "2", "2")}
+LIMITS |= {"slcp": ("150", "4", "2")}
+COSTS = ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s")
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    head, *body = (f"| {' | '.join(line)} |" for line in (heads, *rows))
+def fill(text: str) -> str:
+    """The page, with everything between its markers written anew.
+
+    Raises:
+        ValueError: a marker without its other half, one that begins a line of prose, which
+            Markdown would take for HTML, or a name that stands for nothing.
+    """
+    if wrong := re.search(r"^ *<!--[^\n]*?-->.*\S.*$", text, re.MULTILINE):
+        raise ValueError(f"no line may begin with a number from a table, got {wrong[0]!r}")
+    if wrong := re.search("<!--.*", MARKED.sub("", text)):
+        raise ValueError(f"a marker needs its other half, got {wrong[0]!r}")
+
+    def written(found: re.Match[str]) -> str:
+        name, old = found.groups()
+        new = f"\n\n{part(name)}\n\n" if old.startswith("\n") else part(name)
+        return f"<!-- {name} -->{new}<!-- end -->"
+
+    return MARKED.sub(written, text)
+
+
+def part(marker: str) -> str:
+    """What stands behind a marker: a number, beside its target if it has one, or a table."""
+    name, *target = TARGET.split(marker)
+    if name in PARTS:
+        return judged(PARTS[name](), *target)
+    if cell := CELL.fullmatch(name):
+        table, column, conditions = cell.groups()
+        wanted = dict(one.split("=", 1) for one in conditions.split(" and "))
+        values = [row[column] for row in read(table) if wanted.items() <= row.items()]
+        if len(values) < 2:
+            return judged(values[0] if values else ABSENT, *target)
+    elif rows := read(name):
+        heads = [head for head in rows[0] if head != "machine"]
+        cells = [[row[head] for head in heads] for row in rows]
+        return markdown([head.replace("_", " ") for head in heads], cells) + machines(rows)
+    raise ValueError(f"no table and no single cell stands behind {name!r}")
+
+
+def judged(value: str, rule: str | None = None, bound: str | None = None, shown: str = "") -> str:
+    """`value`, or how it is to be `shown`, beside its target; in red where it misses that."""
+    shown = shown or value or "-"
+    if not bound:
+        return shown
+    if value not in ("", ABSENT):
+        number, goal = (float(re.findall(r"[-\d.]+", text)[0]) for text in (value, bound))
+        shown = red(shown) if (number > goal if rule == "at most" else number < goal) else shown
+    return f"{shown} ({rule} {bound})"
+
+
+def red(text: str) -> str:
+    """In red and bold; the theme knows the red of its mode."""
+    return f'<strong style="color: var(--pst-color-danger)">{text}</strong>'
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in (heads, *rows)]
+    head, *body = (f"| {line} |" for line in lines)
     return "\n".join([head, "|---" * len(heads) + "|", *body])
 
 
-def measured_on(rows: list[dict[str, str]]) -> str:
-    """Every machine of a table, each once."""
-    machines = dict.fromkeys(row["machine"] for row in rows)
-    return "; ".join(name for name in machines if name != "not measured")
-
-
-def section(name: str) -> str:
-    """A table as Markdown, with the machine below it."""
-    title, text = SECTIONS[name]
-    rows = read(name)
-    heads = [head for head in rows[0] if head != "machine"]
-    cells = [[row[head] for head in heads] for row in rows]
-    shown = table([head.replace("_", " ") for head in heads], cells)
-    return f"## {title}\n\n{text}\n\n{shown}\n\nMeasured on: {measured_on(rows)}.\n"
-
-
-def posterior_row(rows: dict[str, dict[str, str]]) -> list[str]:
-    """The cells of one task at one budget: C2ST of each method, then their costs."""
-    ours = rows["EDM"]
-    task, budget, target = ours["task"], ours["budget"], ours["target"]
-    limits = LIMITS.get(task, ()) if budget == "10000" else ()
-    cells = [task.replace("_", " "), f"{int(budget):,}"]
-    for method in METHODS:
-        mean = rows.get(method, {}).get("mean", "")
-        missed = method == "EDM" and bool(mean and target) and float(mean) > float(target)
-        cells.append(red(f"{float(mean):.3f}", missed) if mean else "-")
-        if method == "EDM":
-            cells.append(target or "-")
-    for i, cost in enumerate(COSTS):
-        values = [rows.get(method, {}).get(cost, "") for method in METHODS]
-        missed = bool(limits and values[0]) and float(values[0] or 0) > limits[i]
-        while len(values) > 1 and not values[-1]:
-            values.pop()
-        shown = [f"{float(value):.3g}" if value else "-" for value in values]
-        cells.append(" / ".join([red(shown[0], missed), *shown[1:]]))
-    return cells
+def machines(rows: list[dict[str, str]]) -> str:
+    """The line below a table: every machine, each once."""
+    names = dict.fromkeys(row["machine"] for row in rows if row.get("machine", ABSENT) != ABSENT)
+    return f"\n\nMeasured on: {'; '.join(names)}." if names else ""
 
 
 def posteriors() -> str:
-    """The table of `results/sbi.csv`, and why a method is missing where one is."""
-    rows = read("sbi")
-    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault((row["task"], row["budget"]), {})[row["method"]] = row
-    costs = ("training", "draws", "log-densities")
-    heads = ["task", "simulations", "EDM", "target", *METHODS[1:], *costs]
-    shown = table(heads, [posterior_row(g) for g in groups.values() if "EDM" in g])
-    notes = [
-        f"{row['method']} on {row['task'].replace('_', ' ')} ({row['budget']}): {row['note']}."
-        for row in rows
-        if row["note"]
-    ]
-    order = "Costs are EDM / NPE / NPSE."
-    return "\n\n".join([POSTERIORS, shown, order, *notes, f"Measured on: {measured_on(rows)}."])
-
-
-def tuning() -> str:
-    """The table of `results/sbi_tuning.csv`: what was tried, and what was kept."""
-    rows = read("sbi_tuning")
-    return TUNING + "\n\n" + table(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def mutants() -> str:
-    """The table of `results/mutants.csv`: every bug and who caught it."""
-    rows = read("mutants")
-    code = lambda text: "`" + text.replace("|", "\\|") + "`"
-    cells, drawn = [], 0
-    for row in rows:
-        file, mutation, what = row["mutant"].partition(": ")
-        drawn += bool(mutation)
-        bug = (
-            f"{code(file)} {row['what'].partition(': ')[0]}: {code(what)}"
-            if mutation
-            else row["what"]
+    """A row for each run: C2ST beside its target, and CPU seconds beside their limits."""
+    heads = ["problem", "simulations", "method", "C2ST, mean", "C2ST of each observation"]
+    cells = []
+    for row in (rows := read("sbi")):
+        limited = (row["method"], row["budget"]) == ("EDM", "10000")
+        limits = LIMITS.get(row["task"], ("",) * 3) if limited else ("",) * 3
+        numbers = [(row["mean"], row["target"], ".3f")]
+        numbers += [(row[name], most, ".3g") for name, most in zip(COSTS, limits, strict=True)]
+        mean, *costs = (
+            judged(value, "at most", most, format(float(value), spec) if value else "")
+            for value, most, spec in numbers
         )
-        caught = row["caught_by"]
-        missed = not caught.startswith(("test_", "equivalent"))
-        cells.append([bug, code(caught) if caught.startswith("test_") else red(caught, missed)])
-    caught = sum(row["caught_by"].startswith("test_") for row in rows)
-    excused = sum(row["caught_by"].startswith("equivalent") for row in rows)
-    return MUTANTS.format(
-        caught=caught,
-        count=len(rows),
-        excused=f"; {excused} changes nothing that anyone could see" if excused else "",
-        patches=len(rows) - drawn,
-        drawn=drawn,
-        table=table(["bug", "caught by"], cells),
-    )
+        each = " ".join(f"{float(row[f'c2st_{i}']):.2f}" for i in range(1, 6) if row["mean"])
+        name = [row["task"].replace("_", " "), f"{int(row['budget']):,}", row["method"]]
+        cells.append([*name, mean, row["note"] or each, *costs])
+    return markdown([*heads, "training", "draws", "log-densities"], cells) + machines(rows)
 
 
-def page() -> str:
-    parts = [INTRODUCTION, targets()]
-    for name in SECTIONS:
-        if read(name):
-            parts.append(section(name))
-        if name == "likelihood_cost":
-            parts += [WORK_PRECISION, SCALE]
-    for name, part in (("sbi", posteriors), ("sbi_tuning", tuning), ("mutants", mutants)):
-        if read(name):
-            parts.append(part())
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+def posteriors_met() -> str:
+    ours = [row for row in read("sbi") if row["mean"] and row["target"]]
+    return f"{sum(float(row['mean']) <= float(row['target']) for row in ours)} of {len(ours)}"
 
+
+def beside_npse(task: str, column: str) -> str:
+    """At 10,000 simulations: how many times our CPU seconds theirs are, or our C2ST less theirs."""
+    rows = [row for row in read("sbi") if (row["task"], row["budget"]) == (task, "10000")]
+    values = {row["method"]: row[column] for row in rows if row["mean"]}
+    if not values.keys() >= {"EDM", "sbi NPSE"}:
+        return ABSENT
+    ours, theirs = float(values["EDM"]), float(values["sbi NPSE"])
+    return f"{ours - theirs:.3f}" if column == "mean" else f"{theirs / ours:.1f}"
+
+
+def bugs() -> str:
+    """Every planted bug and its fate: the test that caught it, an excuse, or that it survived."""
+    cells = []
+    for row in read("mutants"):
+        file, drawn, change = row["mutant"].partition(": ")
+        what = f"`{file}` {row['what'].partition(': ')[0]}: `{change}`" if drawn else row["what"]
+        fate = row["caught_by"]
+        excused = fate.startswith("equivalent")
+        told = f"`{fate}`" if fate.startswith("test_") else fate if excused else red(fate)
+        cells.append([what, told])
+    return markdown(["bug", "caught by"], cells)
+
+
+def count(column: str, pattern: str) -> int:
+    """How many planted bugs have a `column` that begins with a `pattern`."""
+    return sum(bool(re.match(pattern, row[column])) for row in read("mutants"))
+
+
+def share_caught() -> str:
+    real = count("caught_by", "(?!equivalent)")
+    return f"{100 * count('caught_by', 'test_') // real}%" if real else ABSENT
+
+
+PARTS = {
+    "posteriors": posteriors,
+    "posteriors met": posteriors_met,
+    "bugs": bugs,
+    "bugs planted": lambda: str(count("mutant", "")),
+    "bugs caught": lambda: str(count("caught_by", "test_")),
+    "bugs without effect": lambda: str(count("caught_by", "equivalent")),
+    "bugs found elsewhere": lambda: str(count("mutant", r"\d\d")),
+    "bugs drawn": lambda: str(count("mutant", ".*: ")),
+    "share of bugs caught": share_caught,
+}
+for _task in (
+    "two_moons",
+    "gaussian_mixture",
+    "slcp",
+    "gaussian_linear",
+    "gaussian_linear_uniform",
+):
+    PARTS[f"NPSE seconds, {_task}"] = partial(beside_npse, _task, "sample_cpu_s")
+    PARTS[f"NPSE C2ST, {_task}"] = partial(beside_npse, _task, "mean")
 
 if __name__ == "__main__":
     plots.draw_all()
-    (BOOK / "benchmarks.md").write_text(page())
+    PAGE.write_text(fill(PAGE.read_text()))

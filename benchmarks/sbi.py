@@ -161,7 +161,7 @@ def store(row: dict[str, Any]) -> None:
     """Put the row in the table, in the place of an older one of its name; never half a file."""
     kept = [old for old in read() if name_of(old) != name_of(row)]
     order = {name: i for i, name in enumerate(TARGETS)}
-    rows = sorted([*kept, row], key=lambda r: (order[r["task"]], int(r["budget"])))
+    rows = sorted([*kept, row], key=lambda r: (order[r["task"]], int(r["budget"]), r["method"]))
     RESULTS.mkdir(exist_ok=True)
     draft = TABLE.with_suffix(".tmp")
     with draft.open("w", newline="") as file:

@@ -56,7 +56,7 @@ def measure(batch_size: int, ema: edm.HalfLifeEMA | None) -> dict[str, Any]:
     x = SIGMA_DATA * jr.normal(jr.key(1), (EXAMPLES, 2))
     network, optimizer = edm.MLP(2, key=jr.key(0)), optax.adam(1e-3)
     model = edm.Denoiser(network, edm.EDMPreconditioning(SIGMA_DATA))
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options: dict = dict(steps=10**6, batch_size=batch_size, key=jr.key(2), every=CHUNK, ema=ema)
     run = edm.train(model, loss, x, optimizer, **options)
     steps, first = by_hand(network, optimizer, x, batch_size)

@@ -110,7 +110,7 @@ def by_hand(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
 def training_row(every: int = 4) -> dict[str, Any]:
     """`train`, in chunks of `every` steps, against as many steps written by hand."""
     x, optimizer = data(), optax.adam(1e-4)
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=every)
     run = edm.train(denoiser(), loss, x, optimizer, **options)
     step, net = by_hand(optimizer), network()
@@ -202,7 +202,7 @@ def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
 def torch_rows() -> list[dict[str, Any]]:
     """Images a second beside the same network in PyTorch, as many CPU cores as this process has.
 
-    Where the training step loses its time: `benchmarks/targets.py`.
+    Where the training step loses its time: `book/benchmarks.md`.
     """
     model, x = denoiser(), data(BATCH)
     net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)
@@ -216,7 +216,7 @@ def torch_rows() -> list[dict[str, Any]]:
     raw = partial(eqx.filter_jit(lambda *args: jax.vmap(args[0])(*args[1:])), net)
     np.testing.assert_allclose(raw(x, c_noise), peer.outputs["out"], rtol=0, atol=1e-4)
 
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options: dict = dict(steps=10**6, batch_size=BATCH, key=jr.key(2), every=1, ema=None)
     run = edm.train(model, loss, x, optax.adam(1e-4), **options)
     jobs = {"forward": lambda: raw(x, c_noise), "training step": lambda: next(run)[1]}
@@ -241,7 +241,7 @@ def torch_rows() -> list[dict[str, Any]]:
 def cost_rows() -> list[dict[str, Any]]:
     """Seconds to compile, and the largest memory beside arguments and results."""
     model, x = denoiser(), data(BATCH)
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     keys = jr.split(jr.key(4), BATCH)
 
     @eqx.filter_jit

@@ -1,6 +1,22 @@
-"""EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it."""
+"""EDM diffusion models in Equinox: every part of Karras et al. (2022), and the book about it.
+
+Imports inside the package are relative and point one way, downwards, through these layers:
+
+0. `_types`, `_checks`: what every file may use;
+1. `schedules`, `grids`, `distributions`, `networks`: mathematics without a denoiser around it;
+2. `preconditioning`, `parameterisations`, `noise_levels`, `dynamics`, `losses`: the equations;
+3. `denoiser`, `solvers`, `sampling`, `likelihood`, `training`: what is run;
+4. `designs`, `sbi`, `images`: whole recipes, and the U-Nets' official weights;
+5. `book`: what only the chapters need. A copier leaves it behind.
+
+`_deprecated` holds what version 0.1.0 called otherwise; the next release deletes it.
+
+The subpackages `sbi`, `networks`, `training`, `images` and `book` are imported by name.
+"""
 
 from . import designs as designs
+from ._deprecated.names import keep_old_names
+from .adapters import from_ddpm as from_ddpm, from_flow_matching as from_flow_matching
 from .denoiser import Denoiser as Denoiser, Guided as Guided, Pinned as Pinned
 from .designs import Design as Design
 from .distributions import (
@@ -20,14 +36,15 @@ from .grids import (
     ve_sigmas as ve_sigmas,
     vp_sigmas as vp_sigmas,
 )
-from .initial_loss import check_initial_loss as check_initial_loss, initial_loss as initial_loss
 from .likelihood import (
     Likelihood as Likelihood,
     bits_per_dim as bits_per_dim,
     log_likelihood as log_likelihood,
 )
 from .losses import (
+    check_initial_loss as check_initial_loss,
     denoising_loss as denoising_loss,
+    initial_loss as initial_loss,
     loss_by_sigma as loss_by_sigma,
     weighted_error as weighted_error,
 )
@@ -59,10 +76,10 @@ from .schedules import (
     VarianceScaled as VarianceScaled,
 )
 from .solvers import (
+    ODE as ODE,
     AbstractSolver as AbstractSolver,
     DPMSolverPP2M as DPMSolverPP2M,
     Euler as Euler,
-    Flow as Flow,
     Heun as Heun,
 )
 from .training.averages import (
@@ -71,10 +88,13 @@ from .training.averages import (
     Snapshot as Snapshot,
     reconstruct as reconstruct,
 )
-from .training.loop import TrainState as TrainState, init_state as init_state, train as train
+from .training.loop import train as train
 from .training.optimizers import (
     clean_gradients as clean_gradients,
     cleaned as cleaned,
     ramp_up as ramp_up,
 )
 from .training.sharding import data_parallel as data_parallel
+from .training.state import TrainState as TrainState, init_state as init_state
+
+keep_old_names()

@@ -1,5 +1,10 @@
-"""The checks that doors use: each refuses one kind of bad input by name."""
+"""The checks that doors use: each refuses one kind of bad input by name.
 
+A ValueError says what is wrong with a value, a TypeError that an object is of another kind.
+Values inside `jit` or `vmap` cannot be looked at, and pass.
+"""
+
+import operator
 from typing import Any
 
 import jax
@@ -17,11 +22,7 @@ def concrete(*values: Any) -> bool:
 
 
 def check_floating(name: str, array: Any) -> None:
-    """Refuse an array whose dtype cannot hold noise.
-
-    Raises:
-        ValueError: `array` is not floating point.
-    """
+    """Refuse an array whose dtype cannot hold noise."""
     dtype = getattr(array, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         got = type(array).__name__ if dtype is None else dtype
@@ -29,90 +30,130 @@ def check_floating(name: str, array: Any) -> None:
 
 
 def check_finite(name: str, array: Any) -> None:
-    """Refuse an array that is not floating, or has an entry that is not finite.
-
-    Raises:
-        ValueError: another dtype, or (where it can be looked at) an infinite entry or NaN.
-    """
+    """Refuse an array that is not floating, or has an entry that is not finite."""
     check_floating(name, array)
     if concrete(array) and not np.all(np.isfinite(np.asarray(array, float))):
         raise ValueError(f"{name} must be finite, got {array}")
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Refuse what is not positive and finite; a traced value cannot be checked.
-
-    Raises:
-        ValueError: `value` has an entry that is zero, negative, infinite or not a number.
-    """
+    """Refuse what has an entry that is not positive and finite, or no entry."""
     if concrete(value):
         numbers = np.asarray(value, dtype=float)
         if not (numbers.size and np.all(np.isfinite(numbers)) and np.all(numbers > 0)):
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
-def check_number(name: str, value: Any, *, zero: bool = False) -> None:
-    """Refuse what is not one number, positive (or, if asked, zero) and finite.
-
-    Raises:
-        ValueError: an array with axes, or a value that `check_positive` refuses.
-    """
+def check_scalar(name: str, value: Any) -> None:
+    """Refuse a value with axes."""
     if jnp.ndim(value) != 0:
         raise ValueError(
             f"{name} must be one number, got shape {jnp.shape(value)}: use jax.vmap for more"
         )
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> None:
+    """Refuse what is not one number, positive (or, if asked, zero) and finite."""
+    check_scalar(name, value)
     if not (zero and concrete(value) and float(value) == 0):
         check_positive(name, value)
 
 
-def check_not_negative(name: str, value: Any) -> None:
-    """Refuse what is negative or not finite; a traced value cannot be checked.
+def whole(name: str, count: Any, *, least: int = 1) -> int:
+    """A size as an int, whichever integer it was; floats are refused, whole ones too."""
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = None
+    if number is None or isinstance(count, bool):
+        raise TypeError(f"{name} must be a whole number, got {count!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {name}={number}")
+    return number
 
-    Raises:
-        ValueError: `value` has an entry that is negative, infinite or not a number.
-    """
-    if concrete(value):
-        numbers = np.asarray(value, dtype=float)
-        if not (np.all(np.isfinite(numbers)) and np.all(numbers >= 0)):
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+def levels(sigmas: Any, dtype: Any, *, least: int = 1) -> Any:
+    """Descending noise levels in `dtype`, from an array or a list; refused unless positive."""
+    sigmas = jnp.asarray(sigmas) if isinstance(sigmas, list | tuple) else sigmas
+    if np.ndim(sigmas) != 1 or len(sigmas) < least:
+        needed = "one noise level" if least == 1 else f"{least} noise levels"
+        raise ValueError(
+            f"sigmas must be a 1-D array of at least {needed}, got shape {np.shape(sigmas)}"
+        )
+    if not concrete(sigmas):
+        return sigmas.astype(dtype)
+    with np.errstate(over="ignore"):  # infinity is refused below
+        sigmas = np.asarray(sigmas).astype(dtype)
+    if not descends(sigmas):
+        raise ValueError(f"sigmas must be positive, finite and descending in {dtype}, got {sigmas}")
+    return sigmas
+
+
+def descends(values: np.ndarray) -> bool:
+    """Whether numbers descend, all of them positive and finite."""
+    values = values.astype(float)
+    return bool(np.isfinite(values).all() and values[-1] > 0 and np.all(np.diff(values) < 0))
+
+
+def host(name: str, value: Any) -> float:
+    """One number as a float, for what is computed outside `jit`."""
+    if not concrete(value):
+        raise TypeError(f"{name} must be known outside jit, got {value}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be one number, got {value!r}") from None
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuse what is not one random key: a seed, or a batch of keys."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not (typed or (dtype == jnp.uint32 and len(shape) == 1)):  # the second is a PRNGKey
+        raise TypeError(f"{name} must be one random key, jax.random.key(seed), got {key!r}")
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
-    """Refuse an object of another class, such as a class in place of an instance.
-
-    Raises:
-        TypeError: `value` is not an instance of `kind`.
-    """
+    """Refuse an object of another class, such as a class in place of an instance."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse what cannot be called.
-
-    Raises:
-        TypeError: `value` is not callable.
-    """
+    """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
 
 
 def check_shape(name: str, array: Any, x: Array) -> None:
-    """Refuse an array that is not shaped like `x`, even where it would broadcast.
-
-    Raises:
-        ValueError: another shape.
-    """
+    """Refuse an array that is not shaped like `x`, even where it would broadcast."""
     if jnp.shape(array) != x.shape:
         raise ValueError(f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}")
 
 
-def check_data(name: str, data: Any) -> None:
-    """Refuse data that is empty or not finite.
+def check_denoised(denoised: Any, x: Array) -> None:
+    """Refuse what a denoiser makes of `x` unless it is shaped and typed like `x`."""
+    check_floating("x", x)
+    check_shape("the denoiser's output", denoised, x)
+    if jnp.result_type(denoised) != x.dtype:
+        raise ValueError(
+            f"the denoiser's output must have the dtype of x, {x.dtype}, "
+            f"got {jnp.result_type(denoised)}: cast it with .astype(x.dtype)"
+        )
 
-    Raises:
-        ValueError: no example along the first axis, or an entry that is not finite.
-    """
+
+def check_output(output: Any, x: Array) -> None:
+    """Refuse what a network returns unless it is one array shaped like its input `x`."""
+    if isinstance(output, tuple | list | dict):
+        raise ValueError(
+            f"the network must return one array, shaped like x, got a {type(output).__name__}: "
+            "networks.adapt(network) takes the first of a pair"
+        )
+    check_shape("the network's output", output, x)
+
+
+def check_data(name: str, data: Any) -> None:
+    """Refuse data without an example along the first axis, or with an infinity or a NaN."""
     check_floating(name, data)
     if data.ndim == 0 or data.size == 0:
         raise ValueError(
@@ -126,12 +167,10 @@ def check_data(name: str, data: Any) -> None:
 
 
 def check_cond(cond: Condition, count: int) -> None:
-    """Refuse conditions that are not one for each of `count` examples, or not finite.
-
-    Raises:
-        ValueError: an array of another length, or an entry that is not finite.
-    """
+    """Refuse conditions that are not one for each of `count` examples, or not finite."""
     for leaf in jax.tree.leaves(cond):
+        if getattr(leaf, "dtype", None) is None:
+            raise ValueError(f"cond must be made of arrays, got {leaf!r}: use jnp.asarray(cond)")
         if jnp.ndim(leaf) == 0 or len(leaf) != count:
             raise ValueError(
                 f"every example needs its condition: {count} examples, and cond of shape "

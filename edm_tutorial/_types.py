@@ -1,4 +1,4 @@
-"""The names that the signatures of this package share.
+"""Shared type aliases, the protocol of a denoiser, and the conversion of numbers to arrays.
 
 Arrays are annotated with jaxtyping, `Float[Array, "*shape"]`. One example at a time: no function
 here has a batch axis unless its docstring says so; batch with `jax.vmap`.
@@ -25,7 +25,9 @@ class DenoiserFn(Protocol):
     """The one interface of this package: $D(x; \\sigma)$, the mean of the data given `x`.
 
     Any callable will do: an exact formula, a trained network, a guided pair, a posterior.
-    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`.
+    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`. `key` is
+    for a denoiser that draws, and is passed only where a key was given: one that does not
+    draw needs no such parameter.
     """
 
     def __call__(
@@ -34,6 +36,8 @@ class DenoiserFn(Protocol):
         sigma: Scalar,
         cond: Condition = None,
         /,
+        *,
+        key: PRNGKey | None = None,
     ) -> Float[Array, "*shape"]: ...
 
 
@@ -43,3 +47,14 @@ def as_float(value: Any, like: Any = None) -> Array:
         return jnp.asarray(value, jax.dtypes.canonicalize_dtype(like.dtype))
     array = jnp.asarray(value)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def as_traced(tree: Any) -> Any:
+    """`tree` with arrays for its Python numbers, so that `jit` compiles once for all of them.
+
+    A plain list of numbers becomes one array. Booleans and everything else stay as they are.
+    """
+    number = lambda leaf: isinstance(leaf, int | float) and not isinstance(leaf, bool)
+    if type(tree) is list and tree and all(map(number, tree)):
+        return jnp.asarray(tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if number(leaf) else leaf, tree)

@@ -1,11 +1,13 @@
-r"""Denoisers made of other things: a network, a fixed condition, a pair that guides.
+r"""Denoisers made of a network, of a fixed condition, or of a guided pair.
 
 A denoiser is any callable `D(x, sigma, cond=None, *, key=None)` that returns the mean of
-the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else.
+the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else. One
+that draws nothing needs no parameter `key`: it is passed on only where one was given.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -13,8 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_callable, check_floating, check_kind, check_number, check_shape, concrete
-from ._types import Condition, PRNGKey, Scalar, as_float
+from ._checks import (
+    check_callable,
+    check_floating,
+    check_kind,
+    check_output,
+    check_scalar,
+    concrete,
+)
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
 from .preconditioning import AbstractPreconditioning
 
 
@@ -30,7 +39,8 @@ class Denoiser(eqx.Module):
         preconditioning: stays with the network for life, whatever sampler is used.
 
     Raises:
-        TypeError: `network` is not callable, or `preconditioning` is not one.
+        TypeError: `network` is not callable, has another signature (see `networks.adapt`) or
+            layers that keep a state, or `preconditioning` is not one.
     """
 
     network: Callable[..., Array]
@@ -39,6 +49,7 @@ class Denoiser(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
+        _check_network(self.network)
 
     def __call__(
         self,
@@ -51,14 +62,14 @@ class Denoiser(eqx.Module):
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
         Raises:
-            ValueError: `x` is not floating, `sigma` is not positive and finite, or the
-                network changes the shape of `x`.
+            ValueError: `x` is not floating, `sigma` has axes, or the network returns something
+                else than an array shaped like `x`.
         """
         check_floating("x", x)
-        check_number("sigma", sigma)
+        check_scalar("sigma", sigma)
         c = self.preconditioning(as_float(sigma, x))
         output = self.network(c.c_in * x, c.c_noise, cond, key=key)
-        check_shape("the network's output", output, x)
+        check_output(output, x)
         return c.c_skip * x + c.c_out * output
 
 
@@ -73,7 +84,7 @@ class Pinned(eqx.Module):
         TypeError: `denoiser` is not callable.
     """
 
-    denoiser: Callable[..., Array]
+    denoiser: DenoiserFn
     cond: Condition
 
     def __check_init__(self):
@@ -88,7 +99,7 @@ class Pinned(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "*shape"]:
         """The wrapped denoiser at the fixed condition."""
-        return self.denoiser(x, sigma, self.cond, key=key)
+        return _call(self.denoiser, x, sigma, self.cond, key)
 
 
 @final
@@ -109,9 +120,9 @@ class Guided(eqx.Module):
         TypeError: `main` or `guide` is not callable.
     """
 
-    main: Callable[..., Array]
-    guide: Callable[..., Array]
-    weight: Any
+    main: DenoiserFn
+    guide: DenoiserFn
+    weight: Scalar = eqx.field(converter=as_traced)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
@@ -132,10 +143,39 @@ class Guided(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """The guided denoiser at one example."""
         main_key, guide_key = (None, None) if key is None else jax.random.split(key)
-        main = self.main(x, sigma, cond, key=main_key)
-        guide = self.guide(x, sigma, cond, key=guide_key)
-        low, high = self.interval
-        sigma = as_float(sigma, x)
+        main = _call(self.main, x, sigma, cond, main_key)
+        guide = _call(self.guide, x, sigma, cond, guide_key)
+        low, high = (as_float(end, x) for end in self.interval)
+        sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
-        weight = as_float(self.weight, x)
         return jnp.where(inside, guide + weight * (main - guide), main)
+
+
+def _check_network(network: Callable[..., Array]) -> None:
+    """Refuse a network that cannot be called as one, or that keeps running statistics."""
+    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
+    if any(map(is_state, jax.tree.leaves(network, is_leaf=is_state))):
+        raise TypeError(
+            "network has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
+            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
+        )
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # a builtin does not tell
+        return
+    try:
+        signature.bind("x", "c_noise", "cond", key=None)
+    except TypeError as error:
+        raise TypeError(
+            "network is called as F(x, c_noise, cond, *, key=None) and returns an array shaped "
+            f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
+            "networks.adapt(network) makes one of a network that takes less, or one vector"
+        ) from None
+
+
+def _call(
+    denoiser: DenoiserFn, x: Array, sigma: Scalar, cond: Condition, key: PRNGKey | None
+) -> Array:
+    """The denoiser at `x`; a plain function has no parameter `key`, unless it draws."""
+    given = {} if key is None else {"key": key}
+    return denoiser(x, sigma, cond, **given)

@@ -6,18 +6,19 @@ sampling a denoiser in another design uses that design's grid, schedule and solv
 leaves the denoiser, its preconditioning included, as it was trained.
 """
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
-from . import grids, noise_levels as noise_laws, preconditioning, schedules, solvers
+from . import grids, noise_levels, preconditioning, schedules, solvers
 from ._checks import concrete
+from ._deprecated import renamed
 
 
 @final
@@ -29,56 +30,89 @@ class Design(eqx.Module):
         schedule: sigma(t) and s(t) of the sampler.
         solver: of the sampler.
         preconditioning: around the network.
-        noise: the law of the noise level in training.
+        sigma_dist: the law of the noise level in training.
     """
 
     grid: Callable[[int], Array]
     schedule: schedules.AbstractSchedule
     solver: solvers.AbstractSolver
     preconditioning: preconditioning.AbstractPreconditioning
-    noise: noise_laws.AbstractNoiseDistribution
+    sigma_dist: noise_levels.AbstractNoiseDistribution
+
+    @property
+    def noise(self) -> noise_levels.AbstractNoiseDistribution:
+        """The `sigma_dist`, as version 0.1.0 called it."""
+        message = "Design.noise is now Design.sigma_dist"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.sigma_dist
 
     def rows(self) -> dict[str, str]:
         """The column as text: each row of Table 1 with its formula and parameters.
 
-        A part of your own is shown by its name.
+        Each part says its own `formula`; one of your own that has none is shown by its name.
         """
-        clock, scale = _schedule(self.schedule)
-        c_skip, c_out, c_in, c_noise, weight = _formulas(self.preconditioning, 5)
+        clock, scale = _of_schedule(self.schedule)
+        c_skip, c_out, c_in, c_noise, weight = _formula(self.preconditioning, count=5)
         return {
-            "Solver": _join(_formulas(self.solver)[0], _values(self.solver)),
-            "Time steps": _grid(self.grid),
+            "Solver": _join(_formula(self.solver)[0], _values(self.solver)),
+            "Time steps": _join(_formula(_bare(self.grid))[0], _arguments(self.grid)),
             "Schedule sigma(t)": _join(clock, _values(self.schedule)),
             "Scaling s(t)": scale,
             **{"c_skip": c_skip, "c_out": c_out, "c_in": c_in, "c_noise": c_noise},
             "Parameters": _join("", _values(self.preconditioning)) or "none",
-            "Noise distribution": _join(_formulas(self.noise)[0], _values(self.noise)),
+            "Noise distribution": _join(_formula(self.sigma_dist)[0], _values(self.sigma_dist)),
             "Loss weighting": weight,
         }
 
     def __str__(self) -> str:
-        lines = [f"  {name:<18}  {text}" for name, text in self.rows().items()]
-        heads = [_PARTS[name] + "\n" if name in _PARTS else "" for name in self.rows()]
-        return "\n".join(map("".join, zip(heads, lines, strict=True)))
+        lines = []
+        for name, text in self.rows().items():
+            lines += [PARTS[name]] if name in PARTS else []
+            lines.append(f"  {name:<18}  {text}")
+        return "\n".join(lines)
+
+
+Design.__init__ = renamed(noise="sigma_dist")(Design.__init__)
+
+# The three parts of Table 1, by the first row of each.
+PARTS = {
+    "Solver": "Sampling",
+    "c_skip": "Network and preconditioning",
+    "Noise distribution": "Training",
+}
 
 
 def vp() -> Design:
     """The variance-preserving SDE of Song et al. (Table 1, column "VP")."""
-    sampling = grids.vp_sigmas, schedules.VariancePreserving(), solvers.Euler()
-    return Design(*sampling, preconditioning.VPPreconditioning(), noise_laws.UniformTime())
+    return Design(
+        grid=grids.vp_sigmas,
+        schedule=schedules.VariancePreserving(),
+        solver=solvers.Euler(),
+        preconditioning=preconditioning.VPPreconditioning(),
+        sigma_dist=noise_levels.UniformTime(),
+    )
 
 
 def ve() -> Design:
     """The variance-exploding SDE of Song et al. (Table 1, column "VE")."""
-    sampling = grids.ve_sigmas, schedules.VarianceExploding(), solvers.Euler()
-    return Design(*sampling, preconditioning.VEPreconditioning(), noise_laws.LogUniform())
+    return Design(
+        grid=grids.ve_sigmas,
+        schedule=schedules.VarianceExploding(),
+        solver=solvers.Euler(),
+        preconditioning=preconditioning.VEPreconditioning(),
+        sigma_dist=noise_levels.LogUniform(),
+    )
 
 
 def iddpm() -> Design:
     """Improved DDPM, sampled as DDIM (Table 1, column "iDDPM")."""
-    sampling = grids.iddpm_sigmas, schedules.Linear(), solvers.Euler()
-    training = preconditioning.IDDPMPreconditioning(), noise_laws.UniformLevels()
-    return Design(*sampling, *training)
+    return Design(
+        grid=grids.iddpm_sigmas,
+        schedule=schedules.Linear(),
+        solver=solvers.Euler(),
+        preconditioning=preconditioning.IDDPMPreconditioning(),
+        sigma_dist=noise_levels.UniformLevels(),
+    )
 
 
 def edm(sigma_data: float = 0.5) -> Design:
@@ -87,68 +121,46 @@ def edm(sigma_data: float = 0.5) -> Design:
     Arguments:
         sigma_data: 0.5 is the table's, for images; measure that of your data.
     """
-    sampling = grids.edm_sigmas, schedules.Linear(), solvers.Heun()
-    training = preconditioning.EDMPreconditioning(sigma_data), noise_laws.LogNormal()
-    return Design(*sampling, *training)
+    return Design(
+        grid=grids.edm_sigmas,
+        schedule=schedules.Linear(),
+        solver=solvers.Heun(),
+        preconditioning=preconditioning.EDMPreconditioning(sigma_data),
+        sigma_dist=noise_levels.LogNormal(),
+    )
 
 
-def table(columns: Mapping[str, Design] | None = None) -> str:
-    """Table 1 in Markdown: designs side by side, one row a choice.
-
-    Arguments:
-        columns: designs by name; the four of the paper unless given.
-    """
-    if columns is None:
-        columns = {"VP": vp(), "VE": ve(), "iDDPM": iddpm(), "EDM": edm()}
-    rows = {name: design.rows() for name, design in columns.items()}
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name in next(iter(rows.values()), {}):
-        if name in _PARTS:
-            lines.append(f"| **{_PARTS[name]}** |" + " |" * len(columns))
-        cells = " | ".join(f"`{row[name]}`" for row in rows.values())
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
+def _formula(part: Any, count: int = 1) -> tuple[str, ...]:
+    """What a part says it is, or its name."""
+    name = getattr(part, "__name__", type(part).__name__)
+    formula = getattr(part, "formula", (name,) * count)
+    return (formula,) if isinstance(formula, str) else formula
 
 
-def _formulas(part: Any, count: int = 1) -> tuple[str, ...]:
-    return _FORMULAS.get(type(part), (type(part).__name__,) * count)
+def _of_schedule(schedule: Any) -> tuple[str, ...]:
+    """sigma(t) and s(t), where a wrapper leaves blanks for those of what it wraps."""
+    formula = _formula(schedule, count=2)
+    if "{" not in "".join(formula):
+        return formula
+    sigma, scale = _of_schedule(schedule.schedule)
+    return tuple(text.format(sigma=sigma, scale=scale) for text in formula)
 
 
-def _schedule(schedule: Any) -> tuple[str, ...]:
-    """The formulas of sigma(t) and s(t), of a wrapped schedule too."""
-    if not isinstance(schedule, _WRAPPERS):
-        return _formulas(schedule, 2)
-    clock, scale = _schedule(schedule.schedule)
-    match schedule:
-        case schedules.Unscaled():
-            return clock, "1"
-        case schedules.VarianceScaled():
-            return clock, "1/sqrt(sigma^2 + 1)"
-    return f"{type(schedule).__name__}: {clock}", scale
+def _bare(grid: Any) -> Any:
+    return grid.func if isinstance(grid, functools.partial) else grid
 
 
-def _grid(grid: Callable[..., Array]) -> str:
-    """The formula of a grid, with the defaults or the keywords bound to it."""
-    inner = grid.func if isinstance(grid, functools.partial) else grid
-    name = getattr(inner, "__name__", type(inner).__name__)
+def _arguments(grid: Callable[..., Array]) -> dict[str, Any]:
+    """The defaults of a grid or the keywords bound to it, and the numbers they imply."""
     _, *rest = inspect.signature(grid).parameters.values()
     values = {p.name: p.default for p in rest}
-    if inner is grids.iddpm_sigmas:
-        values |= _used_levels(grid, values)
-    return _join(_FORMULAS.get(inner, (name,))[0], values)
-
-
-def _used_levels(grid: Callable[[int], Array], values: Mapping[str, Any]) -> dict[str, int]:
-    """The indices j_0 and j_1 of the first and the last trained level that `grid` visits."""
-    table = grids.iddpm_table(*(values[name] for name in ("levels", "c_1", "c_2")))
-    first, last = (int(np.argmin(np.abs(table - sigma))) for sigma in grid(2))
-    return {"j_0": first, "j_1": last}
+    return values | getattr(_bare(grid), "also", dict)(**values)
 
 
 def _values(part: Any) -> dict[str, Any]:
     """The numbers an object is made of, those of the objects inside it included."""
     values = {}
-    for name in (field.name for field in dataclasses.fields(part)):
+    for name in inspect.signature(type(part)).parameters:
         value = getattr(part, name)
         values |= _values(value) if isinstance(value, eqx.Module) else {name: value}
     return values
@@ -165,48 +177,3 @@ def _number(value: Any) -> str:
     if np.ndim(value) == 0:
         return f"{np.asarray(value):g}"
     return np.array2string(np.asarray(value), 1000, precision=4, threshold=4)
-
-
-_PARTS = {
-    "Solver": "Sampling",
-    "c_skip": "Network and preconditioning",
-    "Noise distribution": "Training",
-}
-_WRAPPERS = (schedules.VarianceScaled, schedules.Unscaled, schedules.Rounded)
-_FORMULAS: dict[Any, tuple[str, ...]] = {
-    solvers.Euler: ("Euler, N calls",),
-    solvers.Heun: ("Heun, 2 N - 1 calls",),
-    solvers.DPMSolverPP2M: ("DPM-Solver++(2M), N calls",),
-    grids.vp_sigmas: ("sigma(t_i) of VP at t_i = 1 + i/(N-1) (eps - 1)",),
-    grids.ve_sigmas: ("sigma_max (sigma_min/sigma_max)^(i/(N-1))",),
-    grids.iddpm_sigmas: (
-        "u_j with j = j_0 + round(i (j_1 - j_0)/(N-1)), halves to even; u_levels = 0, "
-        "u_(j-1) = sqrt((u_j^2 + 1)/max(a_(j-1)/a_j, c_1) - 1), "
-        "a_j = sin(pi/2 j/(levels (c_2 + 1)))^2",
-    ),
-    grids.edm_sigmas: ("(a + i/(N-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)",),
-    schedules.Linear: ("t", "1"),
-    schedules.VarianceExploding: ("sqrt(t)", "1"),
-    schedules.VariancePreserving: (
-        *("sqrt(exp(beta_d t^2/2 + beta_min t) - 1)", "1/sqrt(sigma^2 + 1)"),
-    ),
-    # c_skip, c_out, c_in, c_noise and the loss weighting
-    preconditioning.VPPreconditioning: (
-        *("1", "-sigma", "1/sqrt(sigma^2 + 1)", "(levels - 1) t(sigma)", "1/sigma^2"),
-    ),
-    preconditioning.VEPreconditioning: ("1", "sigma", "1", "ln(sigma/2)", "1/sigma^2"),
-    preconditioning.IDDPMPreconditioning: (
-        *("1", "-sigma", "1/sqrt(sigma^2 + 1)"),
-        *("levels - 1 - argmin_j abs(u_j - sigma)", "1/sigma^2"),
-    ),
-    preconditioning.EDMPreconditioning: (
-        "sigma_data^2/(sigma^2 + sigma_data^2)",
-        "sigma sigma_data/sqrt(sigma^2 + sigma_data^2)",
-        *("1/sqrt(sigma^2 + sigma_data^2)", "ln(sigma)/4"),
-        "(sigma^2 + sigma_data^2)/(sigma sigma_data)^2",
-    ),
-    noise_laws.UniformTime: ("sigma(t) of VP, t ~ U(eps, 1)",),
-    noise_laws.LogUniform: ("ln(sigma) ~ U(ln sigma_min, ln sigma_max)",),
-    noise_laws.UniformLevels: ("sigma = u_j, j ~ U{0, ..., levels - 1}",),
-    noise_laws.LogNormal: ("ln(sigma) ~ N(p_mean, p_std^2)",),
-}

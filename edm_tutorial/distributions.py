@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import check_data, check_floating, check_number, concrete
+from ._checks import check_data, check_floating, concrete
 from ._types import Condition, PRNGKey, Scalar, as_float
 
 
@@ -94,13 +94,7 @@ class GaussianMixture(eqx.Module):
 
     def _local(self, x: Array, sigma: Scalar) -> tuple[Array, Array]:
         """`x` in the axes of each component, and the variance along each axis."""
-        check_floating("x", x)
-        check_number("sigma", sigma, zero=True)
-        if jnp.shape(x) != self.means.shape[1:]:
-            raise ValueError(
-                f"x must have shape {self.means.shape[1:]}, got {jnp.shape(x)}: "
-                "one point at a time, use jax.vmap for more"
-            )
+        _check_point(x, self.means.shape[1:])
         offset = x[None] - self.means.astype(x.dtype)
         local = jnp.einsum("kij,ki->kj", self._axes(x), offset)
         return local, self.variances.astype(x.dtype) + as_float(sigma, x) ** 2
@@ -132,13 +126,7 @@ class EmpiricalDenoiser(eqx.Module):
 
     def weights(self, x: Float[Array, "*shape"], sigma: Scalar) -> Float[Array, " n"]:
         """The probability of each data point given the noisy `x`; sums to 1."""
-        check_floating("x", x)
-        check_number("sigma", sigma)
-        if jnp.shape(x) != self.data.shape[1:]:
-            raise ValueError(
-                f"x must have the shape of one data point, {self.data.shape[1:]}, "
-                f"got {jnp.shape(x)}"
-            )
+        _check_point(x, self.data.shape[1:])
         offset = (self.data.astype(x.dtype) - x[None]).reshape(len(self.data), -1)
         # Distances relative to the nearest point: nothing overflows as sigma -> 0.
         distance = jnp.sum(offset**2, axis=1)
@@ -155,6 +143,14 @@ class EmpiricalDenoiser(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """The mean of the data set given the noisy `x`."""
         return jnp.tensordot(self.weights(x, sigma), self.data.astype(x.dtype), axes=1)
+
+
+def _check_point(x: Array, shape: tuple[int, ...]) -> None:
+    check_floating("x", x)
+    if x.shape != shape:
+        raise ValueError(
+            f"x must have shape {shape}, got {x.shape}: one point at a time, use jax.vmap for more"
+        )
 
 
 def _check_mixture(weights: Array, means: Array, covs: Array) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from ._checks import check_finite, check_kind, check_not_negative, check_number, check_shape
+from ._checks import check_denoised, check_kind, check_number, check_scalar
 from ._types import Condition, DenoiserFn, Scalar, as_float
 from .schedules import AbstractSchedule, Linear
 
@@ -34,28 +34,12 @@ def score(
     r"""$\nabla_x \ln p(x;\sigma) = (D(x;\sigma) - x)/\sigma^2$ (Eq. 3), per data unit.
 
     Raises:
-        ValueError: `x` is not finite, `sigma` is not positive and finite, or the denoiser
-            changes the shape or the dtype of `x`.
+        ValueError: `sigma` has axes, or the denoiser changes the shape or the dtype of `x`.
     """
-    check_finite("x", x)
-    check_number("sigma", sigma)
+    check_scalar("sigma", sigma)
     denoised = denoiser(x, sigma, cond)
     check_denoised(denoised, x)
     return (denoised - x) / as_float(sigma, x) ** 2
-
-
-def check_denoised(denoised: Any, x: Array) -> None:
-    """Refuse what a denoiser makes of `x` unless it is shaped and typed like `x`.
-
-    Raises:
-        ValueError: another shape or dtype.
-    """
-    check_shape("the denoiser's output", denoised, x)
-    if jnp.result_type(denoised) != x.dtype:
-        raise ValueError(
-            f"the denoiser's output must have the dtype of x, {x.dtype}, "
-            f"got {jnp.result_type(denoised)}: cast it with .astype(x.dtype)"
-        )
 
 
 def with_derivative(f: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
@@ -90,7 +74,6 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
     ControlTerm(diffusion, brownian_motion))`, run upwards in time.
 
     Raises:
-        ValueError: either of them at a time that is negative or not finite.
         TypeError: `schedule` is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
@@ -157,10 +140,9 @@ def _at(schedule: AbstractSchedule, t: Any, x: Array) -> tuple[Array, Array, Arr
 
 
 def _after_zero(t: Any, x: Array) -> Array:
-    """`t`, or the smallest time where it is 0: there sigma' may be infinite, not sigma sigma'."""
-    check_not_negative("t", t)
+    """`t`, or for 0 the smallest time: at 0 sigma' may be infinite, though not sigma sigma'."""
     t = as_float(t, x)
-    return jnp.maximum(t, jnp.finfo(t.dtype).tiny ** 0.5)
+    return jnp.where(t == 0, float(jnp.finfo(t.dtype).tiny) ** 0.5, t)
 
 
 def _diagonal(value: Array, x: Array) -> lx.DiagonalLinearOperator:

@@ -7,13 +7,34 @@ dtype of the noise where they are used.
 """
 
 import functools
-import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._checks import host, whole
 
+Grid = TypeVar("Grid", bound=Callable[..., Array])
+
+
+def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[Grid], Grid]:
+    """Mark a grid with the formula of its i-th of N levels, for a printed design.
+
+    Arguments:
+        text: in the names of the grid's arguments.
+        also: numbers in the formula that follow from the arguments, as a function of them.
+    """
+
+    def mark(grid: Any) -> Any:
+        grid.formula, grid.also = text, also
+        return grid
+
+    return mark
+
+
+@formula("(a + i/(N-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)")
 def edm_sigmas(
     n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Array, " n"]:
@@ -21,26 +42,30 @@ def edm_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    (sigma_min, sigma_max), rho = _range(sigma_min, sigma_max), host("rho", rho)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return jnp.asarray((high + ramp * (low - high)) ** rho)
 
 
+@formula("sigma_max (sigma_min/sigma_max)^(i/(N-1))")
 def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Float[Array, " n"]:
     r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
 
     Raises:
         ValueError: n < 1 or not 0 < sigma_min < sigma_max.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
 
 
+@formula("sigma(t_i) of VP at t_i = 1 + i/(N-1) (eps - 1)")
 def vp_sigmas(
     n: int, eps: float = 1e-3, beta_d: float = 19.9, beta_min: float = 0.1
 ) -> Float[Array, " n"]:
@@ -51,7 +76,9 @@ def vp_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
+    eps, beta_d, beta_min = host("eps", eps), host("beta_d", beta_d), host("beta_min", beta_min)
     t = 1 + _ramp(n) * (eps - 1)
     if not 0 < eps < 1:
         raise ValueError(f"need 0 < eps < 1, got eps={eps}")
@@ -64,6 +91,23 @@ def vp_sigmas(
     return jnp.asarray(np.sqrt(np.expm1(t * (beta_d * t / 2 + beta_min))))
 
 
+def _inside(
+    sigma_min: float, sigma_max: float, levels: int, c_1: float, c_2: float
+) -> dict[str, int]:
+    """The indices j_0 and j_1 of the first and the last trained level in the range."""
+    table = iddpm_levels(levels, c_1, c_2)
+    # A bound that is itself a level counts, whatever its last digits (float32, another table).
+    slack = 1 + 1e-6
+    first, end = np.sum(table > sigma_max * slack), np.sum(table >= sigma_min / slack)
+    return {"j_0": int(first), "j_1": int(end) - 1}
+
+
+@formula(
+    "u_j with j = j_0 + round(i (j_1 - j_0)/(N-1)), halves to even; u_levels = 0, "
+    "u_(j-1) = sqrt((u_j^2 + 1)/max(a_(j-1)/a_j, c_1) - 1), "
+    "a_j = sin(pi/2 j/(levels (c_2 + 1)))^2",
+    also=_inside,
+)
 def iddpm_sigmas(
     n: int,
     sigma_min: float = 0.002,
@@ -79,21 +123,19 @@ def iddpm_sigmas(
 
     Raises:
         ValueError: n < 1, a bad range, or fewer than n levels inside it.
+        TypeError: `n` or `levels` is not a whole number, or a number is known only inside `jit`.
     """
-    _check_count(n)
-    _check_range(sigma_min, sigma_max)
-    table = iddpm_levels(levels, c_1, c_2)
-    # A bound that is itself a level counts, whatever its last digits (float32, another table).
-    slack = 1 + 1e-6
-    inside = table[(sigma_min / slack <= table) & (table <= sigma_max * slack)]
-    if n > len(inside):
+    n = whole("n", n)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
+    first, last = _inside(sigma_min, sigma_max, levels, c_1, c_2).values()
+    if n > last - first + 1:
         raise ValueError(
-            f"iDDPM has {len(inside)} levels between sigma_min={sigma_min} and "
+            f"iDDPM has {last - first + 1} levels between sigma_min={sigma_min} and "
             f"sigma_max={sigma_max}, got n={n}: ask for fewer, or raise `levels`"
         )
-    step = (len(inside) - 1) / max(n - 1, 1)
+    step = (last - first) / max(n - 1, 1)
     index = np.round(step * np.arange(n)).astype(int)  # ties to even
-    return jnp.asarray(inside[index])
+    return jnp.asarray(iddpm_levels(levels, c_1, c_2)[first + index])
 
 
 def iddpm_table(
@@ -106,14 +148,18 @@ def iddpm_table(
 
     Raises:
         ValueError: levels < 1, or C_1, C_2 outside (0, 1).
+        TypeError: `levels` is not a whole number, or a number is known only inside `jit`.
     """
     return jnp.asarray(iddpm_levels(levels, c_1, c_2))
 
 
-@functools.cache
 def iddpm_levels(levels: int, c_1: float, c_2: float) -> np.ndarray:
     """`iddpm_table` in float64 whatever JAX's default dtype is, shape (levels + 1,)."""
-    _check_count(levels, "levels")
+    return _recursion(whole("levels", levels), host("c_1", c_1), host("c_2", c_2))
+
+
+@functools.cache
+def _recursion(levels: int, c_1: float, c_2: float) -> np.ndarray:
     if not (0 < c_1 < 1 and 0 < c_2 < 1):
         raise ValueError(f"need c_1 and c_2 between 0 and 1, got {c_1} and {c_2}")
     angle = np.pi / 2 * np.arange(levels + 1) / (levels * (c_2 + 1))
@@ -128,19 +174,11 @@ def iddpm_levels(levels: int, c_1: float, c_2: float) -> np.ndarray:
 
 
 def _ramp(n: int) -> np.ndarray:
-    _check_count(n)
-    return np.linspace(0.0, 1.0, n)
+    return np.linspace(0.0, 1.0, whole("n", n))
 
 
-def _check_count(n: int, name: str = "n") -> None:
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {n!r}") from None
-    if count < 1:
-        raise ValueError(f"need at least 1 noise level, got {name}={n}")
-
-
-def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max < np.inf:
+def _range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
+    low, high = host("sigma_min", sigma_min), host("sigma_max", sigma_max)
+    if not 0 < low < high < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    return low, high

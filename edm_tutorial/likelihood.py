@@ -10,6 +10,8 @@ The result is the density of the data *with noise of level* `sigma_min`, in nats
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
@@ -18,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
-from ._checks import check_floating, concrete
-from ._types import Condition, DenoiserFn, PRNGKey, as_float
-from .dynamics import check_denoised
+from ._checks import check_denoised, check_key, check_scalar, concrete, levels, whole
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
 
 
 class Likelihood(NamedTuple):
@@ -44,18 +45,18 @@ class Likelihood(NamedTuple):
     ok: Bool[Array, ""]
 
 
-@eqx.filter_jit
 def log_likelihood(
     denoiser: DenoiserFn,
     x: Float[Array, "*shape"],
     cond: Condition = None,
     *,
-    sigma_min: float | Float[ArrayLike, ""] = 0.002,
-    sigma_max: float | Float[ArrayLike, ""] = 80.0,
-    prior_mean: float | Float[ArrayLike, "..."] | None = None,
-    prior_std: float | Float[ArrayLike, "..."] | None = None,
+    sigma_min: Scalar = 0.002,
+    sigma_max: Scalar = 80.0,
+    prior_mean: Real[ArrayLike, "..."] | Sequence[float] | None = None,
+    prior_std: Real[ArrayLike, "..."] | Sequence[float] | None = None,
     probes: int | None = None,
     key: PRNGKey | None = None,
+    sigmas: Real[ArrayLike, " n"] | Sequence[float] | None = None,
     solver: diffrax.AbstractSolver = diffrax.Dopri8(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(
         rtol=1e-5, atol=1e-5
@@ -71,7 +72,7 @@ def log_likelihood(
 
     Arguments:
         denoiser: any denoiser, called as `denoiser(x, sigma, cond)`.
-        x: one example, data units.
+        x: one example, data units, float32 or float64.
         sigma_min, sigma_max: the ends of the flow, data units.
         prior_mean, prior_std: the density at sigma_max is taken as N(prior_mean,
             sigma_max^2 + prior_std^2), numbers or shaped like x; one alone sets the other
@@ -80,50 +81,102 @@ def log_likelihood(
         probes: None for the exact trace, or how many Rademacher vectors to average; they
             are drawn once and stay fixed over the solve.
         key: needed with `probes`, and only then.
+        sigmas: at least two noise levels, descending, data units: the solver takes one step
+            from each to the next, the same for every point of a `vmap`. They replace
+            `sigma_min`, `sigma_max`, and the adaptive steps with their three arguments.
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
         throw: False returns NaN with `ok` False where a solve failed, for use in `vmap`.
 
     Raises:
-        ValueError: not 0 < sigma_min < sigma_max, probes < 1, one of `probes` and `key`
-            without the other, a prior of another shape or a negative `prior_std`, `x` that is
-            not floating, or a denoiser that changes its shape or dtype.
-        TypeError: `probes` is not a Python int.
-        RuntimeError: the solver failed, for instance by running out of steps, or the
-            density at sigma_max has no finite value.
+        ValueError: an argument out of its range or shape, one of `probes` and `key` without
+            the other, or a denoiser that changes the shape or dtype of x.
+        TypeError: `probes` or `max_steps` is not a whole number, or `key` is no key.
+        RuntimeError: the solve failed, for instance by running out of steps; inside `jit`
+            also for a range or a `prior_std` that a ValueError refuses outside.
     """
-    _check(x, sigma_min, sigma_max, prior_mean, prior_std, probes, key)
-    low, high = as_float(sigma_min, x), as_float(sigma_max, x)
-    if not concrete(sigma_min, sigma_max):
-        low = eqx.error_if(low, ~((0 < low) & (low < high)), "need 0 < sigma_min < sigma_max")
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(_flow),
-        solver,
-        low,
-        high,
-        None,
-        (x, jnp.zeros(probes or 1, x.dtype)),
-        (denoiser, cond, _directions(x, probes, key), probes is None),
-        stepsize_controller=stepsize_controller,
-        adjoint=adjoint,
-        max_steps=max_steps,
-        throw=False,
+    _check_dtype(x)
+    adaptive = {"stepsize_controller": stepsize_controller, "adjoint": adjoint}
+    adaptive |= {"max_steps": whole("max_steps", max_steps)}
+    fixed = sigmas is not None
+    ends = levels(sigmas, x.dtype, least=2) if fixed else _ends(x, sigma_min, sigma_max)
+    return _evaluate(
+        denoiser,
+        x,
+        as_traced(cond),
+        key,
+        sigmas=jnp.asarray(ends),
+        prior=_prior(x, prior_mean, prior_std),
+        probes=_probes(probes, key),
+        solver=solver,
+        adaptive=None if fixed else adaptive,
+        throw=throw,
     )
-    end, gained = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
-    if prior_mean is None and prior_std is None and probes is None:
+
+
+@eqx.filter_jit
+def _evaluate(
+    denoiser: DenoiserFn,
+    x: Array,
+    cond: Condition,
+    key: PRNGKey | None,
+    *,
+    sigmas: Array,
+    prior: tuple[Array | None, ...],
+    probes: int | None,
+    solver: diffrax.AbstractSolver,
+    adaptive: dict[str, Any] | None,
+    throw: bool,
+) -> Likelihood:
+    high = sigmas[0]
+    valid = (sigmas[-1] > 0) & jnp.all(jnp.diff(sigmas) < 0) & (high < jnp.inf)
+    valid &= prior[1] is None or jnp.all(prior[1] >= 0)
+    if throw:
+        sigmas = eqx.error_if(sigmas, ~valid, _INVALID)
+    start = x, jnp.zeros(probes or 1, x.dtype)
+    args = denoiser, cond, _directions(x, probes, key), probes is None
+    solve = _fixed_steps if adaptive is None else partial(_adaptive_steps, **adaptive)
+    (end, gained), steps, solved = solve(solver, sigmas, start, args)
+    if probes is None and all(part is None for part in prior):
         columns = _linearise(denoiser, end, high, cond, _directions(x, None, None))
         terminal = _matched_log_prob(end, *columns, high)
     else:
-        terminal = _gaussian_log_prob(end, prior_mean, prior_std, high)
+        terminal = _gaussian_log_prob(end, prior, high)
     log_probs = terminal + gained
     result = jnp.mean(log_probs), _std_error(log_probs, probes), end / high
-    ok = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(result[0])
+    ok = solved & valid & jnp.isfinite(result[0])
     result = jax.tree.map(lambda leaf: jnp.where(ok, leaf, jnp.nan), result)
     if throw:
         result = eqx.error_if(result, ~ok, _FAILED)
-    log_prob, std_error, latent = result
-    return Likelihood(log_prob, std_error, latent, solution.stats["num_accepted_steps"], ok)
+    return Likelihood(*result, num_steps=steps, ok=ok)
+
+
+def _adaptive_steps(
+    solver: diffrax.AbstractSolver, sigmas: Array, start: Any, args: Any, **options: Any
+) -> tuple[Any, Array, Array]:
+    """The end of the flow, the number of steps, and whether the solver got there."""
+    term, ends = diffrax.ODETerm(_flow), (sigmas[-1], sigmas[0])
+    solution = diffrax.diffeqsolve(term, solver, *ends, None, start, args, throw=False, **options)
+    end = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+    solved = solution.result == diffrax.RESULTS.successful
+    return end, solution.stats["num_accepted_steps"], solved
+
+
+def _fixed_steps(
+    solver: diffrax.AbstractSolver, sigmas: Array, start: Any, args: Any
+) -> tuple[Any, Array, Array]:
+    """The same by one step from each level to the next. `diffrax.StepTo` would not export."""
+    term, rising = diffrax.ODETerm(_flow), sigmas[::-1]
+
+    def step(carry: Any, ends: tuple[Array, Array]):
+        y, state, solved = carry
+        y, _, _, state, result = solver.step(term, *ends, y, args, state, made_jump=False)
+        return (y, state, solved & (result == diffrax.RESULTS.successful)), None
+
+    first = start, solver.init(term, rising[0], rising[1], start, args), jnp.array(True)
+    (end, _, solved), _ = jax.lax.scan(step, first, (rising[:-1], rising[1:]))
+    return end, jnp.array(len(sigmas) - 1), solved
 
 
 def bits_per_dim(
@@ -150,13 +203,12 @@ def bits_per_dim(
     size = math.prod(shape)
     width = 2 / bins if scale is None and bins >= 1 else scale
     if size < 1 or width is None or not 0 < width < math.inf:
-        raise ValueError(
-            "need a shape without a zero, bins of at least 1 and a positive scale, "
-            f"got {shape}, {bins} and {scale}"
-        )
+        needed = "a shape without a zero, bins of at least 1 and a positive scale"
+        raise ValueError(f"need {needed}, got {shape}, {bins} and {scale}")
     return -log_prob / (size * math.log(2)) - math.log2(width)
 
 
+_INVALID = "need 0 < sigma_min < sigma_max, descending sigmas, and a prior_std not negative"
 _FAILED = (
     "log_likelihood failed, most likely because the ODE solver ran out of steps before "
     "sigma_max: raise max_steps or loosen the tolerances of stepsize_controller. A denoiser or "
@@ -205,9 +257,8 @@ def _matched_log_prob(x: Array, denoised: Array, columns: Array, sigma: Array) -
     return (log_det - square - x.size * jnp.log(2 * jnp.pi * sigma**2)) / 2
 
 
-def _gaussian_log_prob(x: Array, mean: Any, std: Any, sigma: Array) -> Array:
-    mean, std = (as_float(0.0 if part is None else part, x) for part in (mean, std))
-    std = eqx.error_if(std, jnp.any(std < 0), "prior_std must not be negative")
+def _gaussian_log_prob(x: Array, prior: tuple[Array | None, ...], sigma: Array) -> Array:
+    mean, std = (as_float(0.0 if part is None else part, x) for part in prior)
     variance = jnp.broadcast_to(std**2 + sigma**2, x.shape)
     offset = x - jnp.broadcast_to(mean, x.shape)
     return -jnp.sum(offset**2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
@@ -221,28 +272,38 @@ def _std_error(log_probs: Array, probes: int | None) -> Array:
     return jnp.std(log_probs, ddof=1) / math.sqrt(probes)
 
 
-def _check(
-    x: Array,
-    sigma_min: Any,
-    sigma_max: Any,
-    prior_mean: Any,
-    prior_std: Any,
-    probes: Any,
-    key: PRNGKey | None,
-) -> None:
-    check_floating("x", x)
-    if concrete(sigma_min, sigma_max) and not 0 < sigma_min < sigma_max < np.inf:
+def _check_dtype(x: Any) -> None:
+    dtype = getattr(x, "dtype", type(x).__name__)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"x must be a floating-point array of float32 or float64, got {dtype}: cast it with "
+            "x.astype(jnp.float32); a network may compute in fewer digits inside, by networks.Cast"
+        )
+
+
+def _ends(x: Array, sigma_min: Any, sigma_max: Any) -> Array:
+    """[sigma_max, sigma_min], in the dtype of `x`."""
+    check_scalar("sigma_min", sigma_min)
+    check_scalar("sigma_max", sigma_max)
+    if concrete(sigma_min, sigma_max) and not 0 < float(sigma_min) < float(sigma_max) < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-    for name, value in (("prior_mean", prior_mean), ("prior_std", prior_std)):
-        if value is not None and jnp.shape(value) not in ((), x.shape):
+    return jnp.stack([as_float(sigma_max, x), as_float(sigma_min, x)])
+
+
+def _prior(x: Array, mean: Any, std: Any) -> tuple[Array | None, ...]:
+    for name, value in (("prior_mean", mean), ("prior_std", std)):
+        if value is not None and np.shape(value) not in ((), x.shape):
             raise ValueError(
-                f"{name} must be a number or have the shape of x, {x.shape}, got {jnp.shape(value)}"
+                f"{name} must be a number or have the shape of x, {x.shape}, got {np.shape(value)}"
             )
-    if prior_std is not None and concrete(prior_std) and not np.all(np.asarray(prior_std) >= 0):
-        raise ValueError(f"prior_std must not be negative, got {prior_std}")
-    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int)):
-        raise TypeError(f"probes must be None or a Python int, got {type(probes).__name__}")
-    if probes is not None and probes < 1:
-        raise ValueError(f"probes must be None or at least 1, got {probes}")
+    if std is not None and concrete(std) and not np.all(np.asarray(std) >= 0):
+        raise ValueError(f"prior_std must not be negative, got {std}")
+    return tuple(None if part is None else as_float(part, x) for part in (mean, std))
+
+
+def _probes(probes: Any, key: Any) -> int | None:
     if (probes is None) != (key is None):
         raise ValueError("pass key=jax.random.key(seed) with probes, and only with probes")
+    if key is not None:
+        check_key("key", key)
+    return None if probes is None else whole("probes", probes)

@@ -1,30 +1,57 @@
-r"""What is minimised: the weighted error of the denoiser, at noise levels drawn at random.
+r"""The denoising loss: the weighted error of a denoiser at noise levels drawn at random.
 
-Eq. 2 is $E\,\lambda(\sigma)\,\|D(y+n;\sigma)-y\|^2$ with $n \sim N(0,\sigma^2 I)$, and
-Eq. 8 is the same error in the units of the network's output: $\lambda c_{out}^2 = 1$, so
+For a clean example $x$ with noise $n \sim N(0,\sigma^2 I)$, Eq. 2 is
+$E\,\lambda(\sigma)\,\|D(x+n;\sigma)-x\|^2$, and Eq. 8 is the same error in the units of the
+network's output: $\lambda c_{out}^2 = 1$, so
 
-$$\lambda\,(D(y+n)-y)^2
-  = \Big(F(c_{in}(y+n)) - \frac{(1-c_{skip})\,y - c_{skip}\,n}{c_{out}}\Big)^2.$$
+$$\lambda\,(D(x+n)-x)^2
+  = \Big(F(c_{in}(x+n)) - \frac{(1-c_{skip})\,x - c_{skip}\,n}{c_{out}}\Big)^2.$$
 
 The right-hand side is what is computed. The huge numbers ($\lambda(0.002) = 250{,}000$)
 and the tiny ones they multiply are never formed.
+
+An untrained network has $F = 0$, and its expected loss is
+$\lambda\,[(c_{skip}-1)^2\,E x^2 + c_{skip}^2\sigma^2]$. In EDM that is 1 at every noise level
+exactly when $E x^2$ is `sigma_data` squared, which `check_initial_loss` verifies before training.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import check_cond, check_data, check_finite, check_number, check_positive, check_shape
-from ._types import Condition, PRNGKey, Scalar, as_float
+from ._checks import (
+    check_cond,
+    check_data,
+    check_floating,
+    check_key,
+    check_output,
+    check_positive,
+    check_shape,
+)
+from ._deprecated import renamed
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
+from .grids import edm_sigmas
 from .preconditioning import AbstractPreconditioning
 
 
+@runtime_checkable
+class Preconditioned(Protocol):
+    """A denoiser in its two parts, as `Denoiser` has them."""
+
+    @property
+    def network(self) -> Callable[..., Array]: ...
+
+    @property
+    def preconditioning(self) -> AbstractPreconditioning: ...
+
+
 def weighted_error(
-    denoiser: Any,
+    denoiser: Preconditioned,
     x: Float[Array, "*shape"],
     sigma: Scalar,
     n: Float[Array, "*shape"],
@@ -43,26 +70,26 @@ def weighted_error(
         key: for the network's dropout, if it has any.
 
     Raises:
-        ValueError: `denoiser` has no `network` and `preconditioning`, `n` is not shaped
-            like `x`, or `sigma` is not positive and finite.
+        ValueError: `denoiser` has no `network` and `preconditioning`, `x` is not floating, or
+            `n` or the network's output is not shaped like `x`.
     """
-    check_finite("x", x)
-    check_number("sigma", sigma)
-    check_shape("n", n, x)
     network, preconditioning = _parts(denoiser)
+    check_floating("x", x)
+    check_shape("n", n, x)
     c = preconditioning(as_float(sigma, x))
     output = network(c.c_in * (x + n), c.c_noise, cond, key=key)
+    check_output(output, x)
     target = ((1 - c.c_skip) * x - c.c_skip * n) / c.c_out
-    check_shape("the network's output", output, x)
     return (output - target) ** 2
 
 
+@renamed(noise="sigma_dist")
 def denoising_loss(
-    denoiser: Any,
+    denoiser: Preconditioned,
     x: Float[Array, "*shape"],
     cond: Condition = None,
     *,
-    noise: Callable[[PRNGKey], Array],
+    sigma_dist: Callable[[PRNGKey], Array],
     key: PRNGKey,
 ) -> Float[Array, ""]:
     """The training loss of one example: `weighted_error` at a random noise level, averaged.
@@ -70,21 +97,20 @@ def denoising_loss(
     Arguments:
         denoiser: a `Denoiser`, or anything with its two fields.
         x: one clean example, data units.
-        noise: the law of the noise level, such as `LogNormal()`.
+        sigma_dist: the law of the noise level, such as `LogNormal()`.
         key: split between the level, the noise and the network.
 
     Raises:
         ValueError: as `weighted_error`.
     """
-    check_finite("x", x)
     sigma_key, noise_key, network_key = jr.split(key, 3)
-    sigma = as_float(noise(sigma_key), x)
+    sigma = as_float(sigma_dist(sigma_key), x)
     n = sigma * jr.normal(noise_key, x.shape, x.dtype)
     return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
 
 
 def loss_by_sigma(
-    denoiser: Any,
+    denoiser: DenoiserFn | Preconditioned,
     x: Float[Array, " n *shape"],
     sigmas: Float[ArrayLike, " levels"],
     cond: Condition = None,
@@ -94,7 +120,8 @@ def loss_by_sigma(
 ) -> Float[Array, " levels"]:
     r"""The loss at each noise level, averaged over a data set: where does it learn?
 
-    One fresh noise for every example and level. 1 is an untrained network.
+    One fresh noise for every example and level. 1 is an untrained network. The denoiser is
+    called without a key, as samplers call it: a network with dropout uses all its units.
 
     Arguments:
         denoiser: any denoiser.
@@ -105,35 +132,102 @@ def loss_by_sigma(
 
     Raises:
         ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
-            `sigmas` not positive, or not one condition for each example.
+            `sigmas` not 1-D and positive, or not one condition for each example.
+        TypeError: `key` is no random key.
     """
-    return errors_by_sigma(denoiser, x, sigmas, cond, preconditioning, key).mean(axis=1)
+    errors = _errors_by_sigma(denoiser, x, sigmas, cond, key=key, preconditioning=preconditioning)
+    return errors.mean(axis=1)
 
 
-def errors_by_sigma(
+def initial_loss(
+    preconditioning: AbstractPreconditioning,
+    sigma: Scalar,
+    mean_square: Scalar,
+) -> Float[Array, "..."]:
+    r"""The expected loss of a zero network: $\lambda[(c_{skip}-1)^2 E x^2 + c_{skip}^2\sigma^2]$.
+
+    Arguments:
+        sigma: noise level, data units.
+        mean_square: $E x^2$ of the data about zero, data units squared.
+    """
+    sigma = as_float(sigma)
+    c_skip = preconditioning(sigma).c_skip
+    spread = (c_skip - 1) ** 2 * as_float(mean_square, sigma) + c_skip**2 * sigma**2
+    return preconditioning.loss_weight(sigma) * spread
+
+
+def check_initial_loss(
+    denoiser: Preconditioned,
+    x: Float[Array, " n *shape"],
+    cond: Condition = None,
+    *,
+    sigmas: Float[ArrayLike, " levels"] | None = None,
+    key: PRNGKey | None = None,
+) -> Float[Array, " levels"]:
+    """Measure the loss of an *untrained* denoiser and refuse it where it is not 1.
+
+    Call it once before training: it finds a wrong `sigma_data`, data that were not
+    centred or scaled, and a network whose last layer does not start at zero.
+
+    Arguments:
+        denoiser: a `Denoiser` before its first training step.
+        x: data, stacked along the first axis (`cond` likewise). The finer the better:
+            the check allows 4 of its own standard errors, about 4 sqrt(2/(n d)).
+        sigmas: noise levels to check; nine of `edm_sigmas` unless given.
+        key: for the noise; a fixed one unless given, so that the check is repeatable.
+
+    Returns:
+        The measured losses.
+
+    Raises:
+        ValueError: a loss differs from 1 by more than 4 standard errors, or as `loss_by_sigma`.
+        TypeError: `key` is no random key.
+    """
+    check_data("x", x)
+    if len(x) < 2:
+        raise ValueError(f"need at least 2 examples for a standard error, got {len(x)}")
+    sigmas = edm_sigmas(9) if sigmas is None else jnp.asarray(sigmas)
+    key = jr.key(0) if key is None else key
+    errors = np.asarray(_errors_by_sigma(denoiser, x, sigmas, cond, key=key), float)
+    loss = errors.mean(axis=1)
+    # Few examples tend to underestimate their spread: it is at least that of a Gaussian's.
+    spread = np.maximum(errors.std(axis=1, ddof=1), np.sqrt(2 / x[0].size))
+    allowed = 4 * spread / np.sqrt(errors.shape[1])
+    worst = int(np.argmax(np.abs(loss - 1) / allowed))
+    if not abs(loss[worst] - 1) <= allowed[worst]:
+        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
+    return as_float(loss, x)
+
+
+def _errors_by_sigma(
     denoiser: Any,
     x: Array,
     sigmas: Any,
     cond: Condition,
-    preconditioning: AbstractPreconditioning | None,
+    *,
     key: PRNGKey,
+    preconditioning: Any = None,
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
     check_positive("sigmas", sigmas)
+    if np.ndim(sigmas) != 1:
+        raise ValueError(
+            f"sigmas must be a 1-D array of noise levels, got shape {np.shape(sigmas)}"
+        )
     check_cond(cond, len(x))
+    check_key("key", key)
     if preconditioning is None:
         _parts(denoiser)
 
-    def one(x, cond, sigma, key):
-        noise_key, network_key = jr.split(key)
-        n = sigma * jr.normal(noise_key, x.shape, x.dtype)
+    def one(x: Array, cond: Condition, sigma: Array, key: PRNGKey) -> Array:
+        n = sigma * jr.normal(jr.split(key)[0], x.shape, x.dtype)
         if preconditioning is None:
-            return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
-        error = denoiser(x + n, sigma, cond, key=network_key) - x
+            return jnp.mean(weighted_error(denoiser, x, sigma, n, cond))
+        error = denoiser(x + n, sigma, cond) - x
         return jnp.mean(preconditioning.loss_weight(sigma) * error**2)
 
-    def level(args):
+    def level(args: tuple[Array, PRNGKey]) -> Array:
         sigma, key = args
         keys = jr.split(key, len(x))
         return jax.vmap(one, in_axes=(0, 0, None, 0))(x, cond, sigma, keys)
@@ -151,3 +245,15 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
             "preconditioning), or pass preconditioning= to loss_by_sigma; "
             f"got {denoiser}"
         ) from None
+
+
+def _advice(denoiser: Preconditioned, x: Array, sigma: float, loss: float, allowed: float) -> str:
+    measured = float(jnp.sqrt(jnp.mean(x**2)))
+    mean = float(jnp.mean(x))
+    return (
+        f"an untrained network must score 1 at every noise level, but scores {loss:.3f} at "
+        f"sigma = {sigma:.3g} (allowed: 1 +- {allowed:.3f}). The data's root mean square is "
+        f"{measured:.4g} and their mean {mean:.3g}; the preconditioning is "
+        f"{denoiser.preconditioning}. Centre the data, use EDMPreconditioning.from_data(x), "
+        "and start the network's last layer at zero."
+    )

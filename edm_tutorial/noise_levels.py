@@ -1,11 +1,11 @@
-r"""The law of the training noise level: which sigma the network meets, and how often.
+r"""Laws of the training noise level: which sigma the network meets, and how often.
 
 Table 1, row "Noise distribution". Each law turns one standard draw, N(0, 1) or U(0, 1),
 into a noise level, so that it can be sampled, swept and compared with recorded draws.
 """
 
 from abc import abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ from .schedules import VariancePreserving
 
 
 class AbstractNoiseDistribution(eqx.Module):
-    """The law of the training noise level: call it with a key to draw one."""
+    """The law of the training noise level: call it with a key to draw one.
+
+    A class may say in `formula` what it is, for a printed design.
+    """
 
     @abstractmethod
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -28,11 +31,7 @@ class AbstractNoiseDistribution(eqx.Module):
 
     @abstractmethod
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1).
-
-        Raises:
-            ValueError: `r` is not a number, or outside [0, 1] where it should be uniform.
-        """
+        """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1)."""
 
 
 @final
@@ -45,6 +44,7 @@ class LogNormal(AbstractNoiseDistribution):
 
     p_mean: float = -1.2
     p_std: float = 1.2
+    formula: ClassVar = "ln(sigma) ~ N(p_mean, p_std^2)"
 
     def __check_init__(self):
         check_positive("p_std", self.p_std)
@@ -55,8 +55,6 @@ class LogNormal(AbstractNoiseDistribution):
         return self.from_variate(jr.normal(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        if concrete(r) and np.any(np.isnan(np.asarray(r))):
-            raise ValueError(f"r must be a number, got {r}")
         return jnp.exp(self.p_mean + self.p_std * as_float(r))
 
 
@@ -70,6 +68,7 @@ class LogUniform(AbstractNoiseDistribution):
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0
+    formula: ClassVar = "ln(sigma) ~ U(ln sigma_min, ln sigma_max)"
 
     def __check_init__(self):
         if not 0 < self.sigma_min < self.sigma_max < np.inf:
@@ -81,7 +80,7 @@ class LogUniform(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(r)
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_float(r)
 
 
 @final
@@ -94,6 +93,7 @@ class UniformTime(AbstractNoiseDistribution):
 
     schedule: VariancePreserving = VariancePreserving()
     eps: float = 1e-5
+    formula: ClassVar = "sigma(t) of VP, t ~ U(eps, 1)"
 
     def __check_init__(self):
         if not 0 < self.eps < 1:
@@ -103,7 +103,7 @@ class UniformTime(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(1 + _uniform(r) * (self.eps - 1))
+        return self.schedule.sigma(1 + as_float(r) * (self.eps - 1))
 
 
 @final
@@ -117,6 +117,7 @@ class UniformLevels(AbstractNoiseDistribution):
     levels: int = 1000
     c_1: float = 1e-3
     c_2: float = 8e-3
+    formula: ClassVar = "sigma = u_j, j ~ U{0, ..., levels - 1}"
 
     def __check_init__(self):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
@@ -125,14 +126,8 @@ class UniformLevels(AbstractNoiseDistribution):
         return self.from_variate(jr.uniform(key))
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
-        r = _uniform(r)
+        r = as_float(r)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), r.dtype)
         index = jnp.floor(r * self.levels).astype(int)
-        return table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
-
-
-def _uniform(r: Scalar) -> Array:
-    """A draw of U(0, 1), both ends included, as an array."""
-    if concrete(r) and not np.all((np.asarray(r) >= 0) & (np.asarray(r) <= 1)):
-        raise ValueError(f"r must be between 0 and 1, got {r}")
-    return as_float(r)
+        level = table[jnp.clip(index, 0, self.levels - 1)]  # r = 1 belongs to the last
+        return jnp.where(jnp.isnan(r), r, level)  # there is no such index

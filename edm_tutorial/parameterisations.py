@@ -1,10 +1,10 @@
-r"""What a network may predict: five names for one function, and the way between them.
+r"""Parameterisations of a network: five predictions, and the conversion between them.
 
 For $x = y + \sigma n$ each of them is a line in $x$ and the denoiser, $a(\sigma)\,x +
 b(\sigma)\,D(x;\sigma)$, with $(a, b)$
 
 - $(0, 1)$ for `denoised`, the mean of the data $y$ given $x$;
-- $(1, -1)/\sigma$ for `noise`, the mean of $n$;
+- $(1, -1)/\sigma$ for `epsilon`, the mean of $n$;
 - $(-1, 1)/\sigma^2$ for `score`, which is $\nabla_x \ln p(x;\sigma)$ (Eq. 3);
 - $(1, -1-\sigma)/\sigma$ for `velocity`, the mean of $n - y$ (flow matching);
 - $(1, -1-\sigma^2)/(\sigma\sqrt{1+\sigma^2})$ for `v_prediction`, the mean of
@@ -13,6 +13,7 @@ b(\sigma)\,D(x;\sigma)$, with $(a, b)$
 So a network trained on one of them answers for all. `x` is without scaling: divide by s first.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,8 +40,8 @@ def denoised(sigma: Float[Array, ""]) -> Line:
     return Line(jnp.zeros_like(sigma), jnp.ones_like(sigma))
 
 
-def noise(sigma: Float[Array, ""]) -> Line:
-    r"""The mean of the unit noise given x, $(x - D)/\sigma$: "epsilon"."""
+def epsilon(sigma: Float[Array, ""]) -> Line:
+    r"""The mean of the unit noise given x, $(x - D)/\sigma$."""
     return Line(1 / sigma, -1 / sigma)
 
 
@@ -77,7 +78,7 @@ def convert(
     """The same prediction under another name, for one example.
 
         D = lambda x, sigma, cond=None, *, key=None: convert(
-            network(x, sigma), x, sigma, source=noise)  # a denoiser of a network of noise
+            network(x, sigma), x, sigma, source=epsilon)  # of a network that predicts the noise
 
     Arguments:
         prediction: what the network said at `x`.
@@ -98,3 +99,13 @@ def convert(
     # D = (prediction - a x)/b, put into the other line. Equal lines give the prediction back.
     gain = wanted.b / known.b
     return gain * prediction + (wanted.a - gain * known.a) * x
+
+
+def __getattr__(name: str) -> Parameterisation:
+    """`noise`, as `epsilon` was called in version 0.1.0."""
+    if name != "noise":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "parameterisations.noise is now parameterisations.epsilon", DeprecationWarning, stacklevel=2
+    )
+    return epsilon

@@ -7,14 +7,16 @@ makes the error of $F$ count alike at every noise level.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple, final
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, UInt
 
-from ._checks import check_data, check_positive
+from ._checks import check_data, check_positive, concrete
 from ._types import Scalar, as_float
 from .grids import iddpm_levels
 from .schedules import VariancePreserving
@@ -34,15 +36,15 @@ class Coefficients(NamedTuple):
 
 
 class AbstractPreconditioning(eqx.Module):
-    """Call it with a noise level (data units) to get its `Coefficients`."""
+    """Call it with a noise level (data units) to get its `Coefficients`.
+
+    A class may say in `formula` what c_skip, c_out, c_in, c_noise and the loss weighting are,
+    for a printed design.
+    """
 
     @abstractmethod
     def __call__(self, sigma: Scalar) -> Coefficients:
-        """The four coefficients at noise level `sigma`, in the dtype of `sigma`.
-
-        Raises:
-            ValueError: `sigma` is not positive and finite.
-        """
+        """The four coefficients at noise level `sigma`, in the dtype of `sigma`."""
 
     def loss_weight(self, sigma: Scalar) -> Float[Array, "..."]:
         r"""$\lambda(\sigma) = 1 / c_{out}(\sigma)^2$ (Eq. 2 and Table 1, "Training")."""
@@ -62,14 +64,47 @@ class EDMPreconditioning(AbstractPreconditioning):
             (`from_data`): there is no default. A number, or one per feature in a shape
             that broadcasts against one example, such as (d,) or (C, 1, 1).
 
+    It is a measured constant, so it is kept in a form that no optimizer takes for a
+    parameter: as Python floats or, inside a transformation such as `jax.jit`, where its
+    value is not known, as the bits of a float in an array of integers.
+
     Raises:
         ValueError: `sigma_data` is not positive and finite.
     """
 
-    sigma_data: float | Float[ArrayLike, "..."]
+    _sigma_data: float | list[Any] | UInt[Array, "..."]
+    formula: ClassVar = (
+        "sigma_data^2/(sigma^2 + sigma_data^2)",
+        "sigma sigma_data/sqrt(sigma^2 + sigma_data^2)",
+        "1/sqrt(sigma^2 + sigma_data^2)",
+        "ln(sigma)/4",
+        "(sigma^2 + sigma_data^2)/(sigma sigma_data)^2",
+    )
 
-    def __check_init__(self):
-        check_positive("sigma_data", self.sigma_data)
+    def __init__(self, sigma_data: float | Float[ArrayLike, "..."] | Sequence[Any]):
+        check_positive("sigma_data", sigma_data)
+        if concrete(sigma_data):
+            self._sigma_data = np.asarray(sigma_data, float).tolist()
+        else:
+            value = as_float(sigma_data)
+            double = value.dtype == jnp.float64
+            value = value if double else value.astype(jnp.float32)
+            bits = jnp.uint64 if double else jnp.uint32
+            self._sigma_data = jax.lax.bitcast_convert_type(value, bits)
+
+    @property
+    def sigma_data(self) -> float | Float[Array, "..."]:
+        """The root mean square of the data, as a number or as one per feature."""
+        value = self._sigma_data
+        if isinstance(value, list):
+            return jnp.asarray(value)
+        if isinstance(value, Array) and jnp.issubdtype(value.dtype, jnp.unsignedinteger):
+            double = value.dtype == jnp.uint64
+            return jax.lax.bitcast_convert_type(value, jnp.float64 if double else jnp.float32)
+        return value
+
+    def __repr__(self) -> str:
+        return f"EDMPreconditioning(sigma_data={self.sigma_data})"
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
@@ -85,7 +120,7 @@ class EDMPreconditioning(AbstractPreconditioning):
         return cls(jnp.sqrt(jnp.mean(x**2)))
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         sigma_data = jax.lax.stop_gradient(as_float(self.sigma_data, sigma))
         total = jnp.hypot(sigma, sigma_data)
         return Coefficients(
@@ -100,8 +135,10 @@ class EDMPreconditioning(AbstractPreconditioning):
 class VEPreconditioning(AbstractPreconditioning):
     r"""$1,\ \sigma,\ 1,\ \ln(\sigma/2)$ (Table 1, column "VE"): the input is not scaled."""
 
+    formula: ClassVar = ("1", "sigma", "1", "ln(sigma/2)", "1/sigma^2")
+
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         one = jnp.ones_like(sigma)
         return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=jnp.log(sigma / 2))
 
@@ -120,13 +157,20 @@ class VPPreconditioning(AbstractPreconditioning):
 
     schedule: VariancePreserving = VariancePreserving()
     levels: int = 1000
+    formula: ClassVar = (
+        "1",
+        "-sigma",
+        "1/sqrt(sigma^2 + 1)",
+        "(levels - 1) t(sigma)",
+        "1/sigma^2",
+    )
 
     def __check_init__(self):
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         return Coefficients(
             c_skip=jnp.ones_like(sigma),
             c_out=-sigma,
@@ -149,12 +193,19 @@ class IDDPMPreconditioning(AbstractPreconditioning):
     levels: int = 1000
     c_1: float = 1e-3
     c_2: float = 8e-3
+    formula: ClassVar = (
+        "1",
+        "-sigma",
+        "1/sqrt(sigma^2 + 1)",
+        "levels - 1 - argmin_j abs(u_j - sigma)",
+        "1/sigma^2",
+    )
 
     def __check_init__(self):
         iddpm_levels(self.levels, self.c_1, self.c_2)  # refuses what has no table
 
     def __call__(self, sigma: Scalar) -> Coefficients:
-        sigma = _level(sigma)
+        sigma = as_float(sigma)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
         index = jnp.argmin(jnp.abs(table - sigma))
         return Coefficients(
@@ -163,9 +214,3 @@ class IDDPMPreconditioning(AbstractPreconditioning):
             c_in=(1 + sigma**2) ** -0.5,
             c_noise=(self.levels - 1 - index).astype(sigma.dtype),
         )
-
-
-def _level(sigma: Scalar) -> Array:
-    """A noise level as an array, in its own dtype."""
-    check_positive("sigma", sigma)
-    return as_float(sigma)

@@ -6,19 +6,19 @@ denoiser once. Noise levels, schedule, solver and churn are chosen here, after t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from ._checks import check_finite, check_kind, concrete
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
-from .schedules import AbstractSchedule, Linear, Rounded, Unscaled, VarianceScaled
-from .solvers import AbstractSolver, Flow, Heun
+from ._checks import check_finite, check_key, check_kind, concrete, descends, levels
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
+from .schedules import AbstractSchedule, Linear
+from .solvers import ODE, AbstractSolver, Heun
 
 
 def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -72,7 +72,7 @@ class Churn(eqx.Module):
 def sample(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),
@@ -88,30 +88,34 @@ def sample(
     down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
     memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
 
+    It can start from an example y that was noised up to a level s only, x = y + s n: pass
+    `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.
+
     Arguments:
         denoiser: called as `denoiser(x, sigma, cond)`; `x` and `sigma` in data units.
         noise: standard normal, in the shape and dtype of one example.
         sigmas: positive noise levels, descending; the final 0 is implied.
-        cond: handed to the denoiser untouched.
+        cond: handed to the denoiser; its Python numbers, or a list of numbers, as arrays.
         schedule: the time in which the steps are taken, and the scaling of x.
         solver: `Heun()`, `Euler()`, `DPMSolverPP2M()`, or your own.
         churn: noise to add before each step.
         key: needed with `churn`, and only then; step i draws with `fold_in(key, i)`.
 
     Raises:
-        ValueError: `churn` without `key`, `noise` that is not floating, or `sigmas` that
-            are not positive, finite and descending, also after a schedule's rounding; a
-            denoiser whose output is not shaped and typed like `noise`.
-        TypeError: a `schedule`, `solver` or `churn` that is not one.
+        ValueError: `churn` without `key`, `noise` that is not floating or not finite, or
+            `sigmas` that are not positive, finite and descending, also as times of the
+            schedule (one may round); a denoiser whose output is not shaped and typed like
+            `noise`.
+        TypeError: a `schedule`, `solver`, `churn` or `key` that is not one.
     """
-    sigmas = _checked(noise, sigmas, schedule, solver, churn, key)
-    return _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key)[0]
+    sampler = _sampler(noise, sigmas, key, schedule=schedule, solver=solver, churn=churn)
+    return _integrate(sampler, denoiser, noise, as_traced(cond), key=key)[0]
 
 
 def sample_path(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),
@@ -124,40 +128,52 @@ def sample_path(
     Arguments and errors are those of `sample`. States include the schedule's scaling:
     the i-th has the marginal of s(t) (y + sigma noise) at `sigmas[i]`.
     """
-    sigmas = _checked(noise, sigmas, schedule, solver, churn, key)
-    last, path = _integrate(denoiser, noise, sigmas, cond, schedule, solver, churn, key, keep=True)
+    sampler = _sampler(noise, sigmas, key, schedule=schedule, solver=solver, churn=churn)
+    last, path = _integrate(sampler, denoiser, noise, as_traced(cond), key=key, keep=True)
     return jnp.concatenate([path, last[None]])
+
+
+class _Sampler(eqx.Module):
+    """What belongs to the sampler: chosen after training, and unknown to every denoiser."""
+
+    times: Float[Array, " n"]
+    schedule: AbstractSchedule
+    solver: AbstractSolver
+    churn: Churn | None
+
+    def raise_noise(
+        self, key: PRNGKey | None, i: Any, x: Array, t: Array, state: Any
+    ) -> tuple[Array, Array, Any]:
+        """x, its time and the solver's state once churn has acted before step i."""
+        if self.churn is None or key is None:
+            return x, t, state
+        key = jax.random.fold_in(key, i)
+        x_hat, t_hat = _add_noise(self.churn, self.schedule, key, n=len(self.times), x=x, t=t)
+        fresh = self.solver.init(x)  # fresh noise makes what a multistep solver remembers stale
+        state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
+        return x_hat, t_hat, state
 
 
 @eqx.filter_jit
 def _integrate(
+    sampler: _Sampler,
     denoiser: DenoiserFn,
     noise: Array,
-    sigmas: Any,
     cond: Condition,
-    schedule: AbstractSchedule,
-    solver: AbstractSolver,
-    churn: Churn | None,
+    *,
     key: PRNGKey | None,
     keep: bool = False,
 ) -> tuple[Array, Any]:
-    n = len(sigmas)
-    times = jax.vmap(schedule.time)(jnp.asarray(sigmas, noise.dtype))
-    flow = Flow(denoiser, schedule, cond)
-
-    def raise_noise(i: Any, x: Array, t: Array, state: Any) -> tuple[Array, Array, Any]:
-        if churn is None or key is None:
-            return x, t, state
-        x_hat, t_hat = _add_noise(churn, schedule, jax.random.fold_in(key, i), n, x, t)
-        fresh = solver.init(x)  # fresh noise makes what a multistep solver remembers stale
-        state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
-        return x_hat, t_hat, state
+    """The sample, and (if asked) the states at the start of every step."""
+    times, schedule, solver = sampler.times, sampler.schedule, sampler.solver
+    n = len(times)
+    ode = ODE(denoiser, schedule, cond)
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
         x, state = carry
         i, t, t_next = step
-        x_hat, t_hat, state = raise_noise(i, x, t, state)
-        return solver.step(flow, x_hat, t_hat, t_next, state), x if keep else None
+        x_hat, t_hat, state = sampler.raise_noise(key, i, x, t, state)
+        return solver.step(ode, x_hat, t_hat, t_next, state), x if keep else None
 
     x = noise * schedule.sigma(times[0]) * schedule.scale(times[0])
     carry: Any = (x, solver.init(x))
@@ -167,8 +183,8 @@ def _integrate(
         carry, path = jax.lax.scan(body, carry, steps)
     x, state = carry
     path = jnp.concatenate([path, x[None]]) if keep else None
-    x_hat, t_hat, state = raise_noise(n - 1, x, times[-1], state)
-    return solver.last(flow, x_hat, t_hat, state), path
+    x_hat, t_hat, state = sampler.raise_noise(key, n - 1, x, times[-1], state)
+    return solver.last(ode, x_hat, t_hat, state), path
 
 
 def _add_noise(
@@ -188,43 +204,37 @@ def _add_noise(
     return scale / schedule.scale(t) * x + added * scale * unit, t_hat
 
 
-def _checked(
+def _sampler(
     noise: Array,
     sigmas: Any,
+    key: Any,
+    *,
     schedule: AbstractSchedule,
     solver: AbstractSolver,
     churn: Churn | None,
-    key: PRNGKey | None,
-) -> Any:
-    """`sigmas`, once nothing speaks against the arguments; inside jit it is checked on use."""
+) -> _Sampler:
+    """The sampler, once nothing speaks against the arguments that can be looked at."""
     check_finite("noise", noise)
     check_kind("schedule", schedule, AbstractSchedule)
     check_kind("solver", solver, AbstractSolver)
     if churn is not None:
         check_kind("churn", churn, Churn)
-    if churn is not None and key is None:
+    if key is not None:
+        check_key("key", key)
+    elif churn is not None:
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
-    if jnp.ndim(sigmas) != 1 or len(sigmas) < 1:
+    sigmas = levels(sigmas, noise.dtype)
+    with jax.ensure_compile_time_eval():  # under jit, known levels have known times
+        times = _times(schedule, jnp.asarray(sigmas))
+    if concrete(times) and not descends(np.asarray(times)):
         raise ValueError(
-            f"sigmas must be a 1-D array of at least one noise level, got shape {jnp.shape(sigmas)}"
+            "sigmas must lead to distinct, positive times of the schedule, which may round to "
+            "levels of its own: take fewer, or a larger sigma_min; got "
+            f"{sigmas}, and the times {times}"
         )
-    if not concrete(sigmas):
-        valid = jnp.all(jnp.isfinite(sigmas)) & (sigmas[-1] > 0) & jnp.all(jnp.diff(sigmas) < 0)
-        return eqx.error_if(sigmas, ~valid, "sigmas must be positive, finite and descending")
-    with np.errstate(over="ignore"):  # infinity is refused below
-        levels = np.asarray(sigmas).astype(noise.dtype).astype(float)  # as the loop sees them
-    if not (np.isfinite(levels).all() and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
-        raise ValueError(
-            f"sigmas must be positive, finite and descending in {noise.dtype}, got {sigmas}"
-        )
-    while isinstance(schedule, VarianceScaled | Unscaled):
-        schedule = schedule.schedule  # neither changes which levels there are
-    if isinstance(schedule, Rounded) and concrete(schedule.levels):
-        table = np.asarray(schedule.levels, float)
-        rounded = table[np.argmin(np.abs(table - levels[:, None]), axis=1)]
-        if not (rounded[-1] > 0 and np.all(np.diff(rounded) < 0)):
-            raise ValueError(
-                "sigmas must round to distinct, positive levels of the schedule: take "
-                f"fewer, or a larger sigma_min; got {levels}, rounded to {rounded}"
-            )
-    return sigmas
+    return _Sampler(times, schedule, solver, as_traced(churn))
+
+
+@eqx.filter_jit
+def _times(schedule: AbstractSchedule, sigmas: Array) -> Array:
+    return jax.vmap(schedule.time)(sigmas)

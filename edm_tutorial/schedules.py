@@ -8,14 +8,14 @@ and no calculus.
 """
 
 from abc import abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import check_kind, check_not_negative, check_positive, concrete
+from ._checks import check_kind, check_positive, concrete
 from ._types import Scalar, as_float
 
 
@@ -23,10 +23,9 @@ class AbstractSchedule(eqx.Module):
     """Noise level `sigma(t)`, its inverse `time(sigma)`, and scaling `scale(t)`.
 
     `sigma` rises from 0 at t = 0. Times, noise levels (data units) and scales are
-    scalars; each method follows the dtype of its argument.
-
-    Raises:
-        ValueError: a time or noise level that is negative or not finite.
+    scalars; each method follows the dtype of its argument. A class may say in `formula` what
+    sigma(t) and s(t) are, for a printed design; `{sigma}` and `{scale}` stand there for the
+    formulas of the schedule that it wraps as `schedule`.
     """
 
     @abstractmethod
@@ -46,28 +45,32 @@ class AbstractSchedule(eqx.Module):
 class Linear(AbstractSchedule):
     r"""EDM's own: $\sigma(t) = t$ and $s(t) = 1$ (Table 1, column "Ours")."""
 
+    formula: ClassVar = ("t", "1")
+
     def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return _level("t", t)
+        return as_float(t)
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        return _level("sigma", sigma)
+        return as_float(sigma)
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.ones_like(_level("t", t))
+        return jnp.ones_like(as_float(t))
 
 
 @final
 class VarianceExploding(AbstractSchedule):
     r"""$\sigma(t) = \sqrt t$ and $s(t) = 1$ (Table 1, column "VE")."""
 
+    formula: ClassVar = ("sqrt(t)", "1")
+
     def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.sqrt(_level("t", t))
+        return jnp.sqrt(as_float(t))
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        return _level("sigma", sigma) ** 2
+        return as_float(sigma) ** 2
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.ones_like(_level("t", t))
+        return jnp.ones_like(as_float(t))
 
 
 @final
@@ -88,12 +91,12 @@ class VariancePreserving(AbstractSchedule):
 
     beta_d: float = 19.9
     beta_min: float = 0.1
+    formula: ClassVar = ("sqrt(exp(beta_d t^2/2 + beta_min t) - 1)", "1/sqrt(sigma^2 + 1)")
 
     def __check_init__(self):
         beta_d, beta_min = self.beta_d, self.beta_min
-        if concrete(beta_d, beta_min):
-            check_positive("the noise rate at t = 1, beta_min + beta_d,", beta_min + beta_d)
-            check_positive("beta_min + beta_d / 2", beta_min + beta_d / 2)
+        check_positive("the noise rate at t = 1, beta_min + beta_d,", beta_min + beta_d)
+        check_positive("beta_min + beta_d / 2", beta_min + beta_d / 2)
 
     @classmethod
     def from_range(
@@ -126,15 +129,15 @@ class VariancePreserving(AbstractSchedule):
         return t * (self.beta_d * t / 2 + self.beta_min)
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.sqrt(jnp.expm1(self._log_scale(_level("t", t))))
+        return jnp.sqrt(jnp.expm1(self._log_scale(as_float(t))))
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        level = 2 * jnp.log1p(_level("sigma", sigma) ** 2)
+        level = 2 * jnp.log1p(as_float(sigma) ** 2)
         root = jnp.sqrt(self.beta_min**2 + self.beta_d * level)
         return level / (root + self.beta_min)  # no difference of nearly equal roots
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.exp(-self._log_scale(_level("t", t)) / 2)
+        return jnp.exp(-self._log_scale(as_float(t)) / 2)
 
 
 @final
@@ -146,6 +149,7 @@ class VarianceScaled(AbstractSchedule):
     """
 
     schedule: AbstractSchedule
+    formula: ClassVar = ("{sigma}", "1/sqrt(sigma^2 + 1)")
 
     def __check_init__(self):
         check_kind("schedule", self.schedule, AbstractSchedule)
@@ -169,6 +173,7 @@ class Unscaled(AbstractSchedule):
     """
 
     schedule: AbstractSchedule
+    formula: ClassVar = ("{sigma}", "1")
 
     def __check_init__(self):
         check_kind("schedule", self.schedule, AbstractSchedule)
@@ -180,7 +185,7 @@ class Unscaled(AbstractSchedule):
         return self.schedule.time(sigma)
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
-        return jnp.ones_like(_level("t", t))
+        return jnp.ones_like(as_float(t))
 
 
 @final
@@ -201,6 +206,7 @@ class Rounded(AbstractSchedule):
 
     schedule: AbstractSchedule
     levels: Float[ArrayLike, " levels"]
+    formula: ClassVar = ("Rounded: {sigma}", "{scale}")
 
     def __check_init__(self):
         check_kind("schedule", self.schedule, AbstractSchedule)
@@ -217,15 +223,9 @@ class Rounded(AbstractSchedule):
         return self.schedule.sigma(t)
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
-        sigma = _level("sigma", sigma)
+        sigma = as_float(sigma)
         levels = jnp.asarray(self.levels, sigma.dtype)
         return self.schedule.time(levels[jnp.argmin(jnp.abs(levels - sigma))])
 
     def scale(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.scale(t)
-
-
-def _level(name: str, value: Scalar) -> Array:
-    """A time or noise level as an array, in its own dtype."""
-    check_not_negative(name, value)
-    return as_float(value)

@@ -1,28 +1,28 @@
 r"""One step of the probability-flow ODE, from time $t$ to the next.
 
-A solver sees the ODE through a `Flow`: `velocity(t, x)` is the right-hand side of Eq. 4 and
+A solver sees it as an `ODE`: `velocity(t, x)` is the right-hand side of Eq. 4 and
 `denoise(t, x)` the denoiser under it. It may keep a state from step to step, which is how a
 multistep method remembers. The last step goes to t = 0, where the velocity is not defined:
 it is taken with one denoiser call, at the time before.
 """
 
 from abc import abstractmethod
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import check_positive
+from ._checks import check_denoised, check_number
 from ._types import Condition, DenoiserFn
-from .dynamics import check_denoised, probability_flow
+from .dynamics import probability_flow
 from .schedules import AbstractSchedule
 
 
 @final
-class Flow(eqx.Module):
-    """The ODE as a solver sees it: a denoiser and its condition in one schedule.
+class ODE(eqx.Module):
+    """The probability-flow ODE of a denoiser and its condition, in the time of a schedule.
 
     Raises:
         ValueError: the denoiser changes the shape or the dtype of x.
@@ -47,7 +47,7 @@ class Flow(eqx.Module):
 
 
 def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
-    """Both as they are, but one thing to the compiler, which keeps each call to itself.
+    """Both unchanged, behind a barrier that keeps XLA from merging two denoiser calls.
 
     Where two calls are in one program, XLA would spread each bias over the whole batch once
     for both, and each call would fetch that copy from memory: a quarter more time on a CPU
@@ -59,7 +59,10 @@ def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
 
 
 class AbstractSolver(eqx.Module):
-    """A rule for one step; times descend, and `state` is whatever `init` returned."""
+    """A rule for one step; times descend, and `state` is whatever `init` returned.
+
+    A class may say in `formula` what it is, for a printed design.
+    """
 
     @abstractmethod
     def init(self, x: Float[Array, "*shape"]) -> Any:
@@ -67,13 +70,13 @@ class AbstractSolver(eqx.Module):
 
     @abstractmethod
     def step(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, t_next: Array, state: Any
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: Any
     ) -> tuple[Float[Array, "*shape"], Any]:
         """Move `x` from `t` to `t_next`; both have positive noise."""
 
     @abstractmethod
     def last(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: Any
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: Any
     ) -> Float[Array, "*shape"]:
         """Move `x` from `t` to time 0, with one denoiser call."""
 
@@ -82,23 +85,20 @@ class AbstractSolver(eqx.Module):
 class Euler(AbstractSolver):
     """First order, one denoiser call a step (Algorithm 1 without its correction)."""
 
+    formula: ClassVar = "Euler, N calls"
+
     def init(self, x: Float[Array, "*shape"]) -> None:
         return None
 
     def step(
-        self,
-        flow: Flow,
-        x: Float[Array, "*shape"],
-        t: Array,
-        t_next: Array,
-        state: None,
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
     ) -> tuple[Float[Array, "*shape"], None]:
-        return x + (t_next - t) * flow.velocity(t, x), None
+        return x + (t_next - t) * ode.velocity(t, x), None
 
     def last(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: None
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: None
     ) -> Float[Array, "*shape"]:
-        return _euler_to_zero(flow, x, t)
+        return _euler_to_zero(ode, x, t)
 
 
 @final
@@ -113,32 +113,28 @@ class Heun(AbstractSolver):
     """
 
     alpha: float = 1.0
+    formula: ClassVar = "Heun, 2 N - 1 calls"
 
     def __check_init__(self):
-        check_positive("alpha", self.alpha)
+        check_number("alpha", self.alpha)
 
     def init(self, x: Float[Array, "*shape"]) -> None:
         return None
 
     def step(
-        self,
-        flow: Flow,
-        x: Float[Array, "*shape"],
-        t: Array,
-        t_next: Array,
-        state: None,
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
     ) -> tuple[Float[Array, "*shape"], None]:
         h = t_next - t
-        first = flow.velocity(t, x)
+        first = ode.velocity(t, x)
         # At alpha = 1 this is t_next to the last bit: t + h may round to 0, where sigma is.
-        second = flow.velocity(t_next - (1 - self.alpha) * h, x + self.alpha * h * first)
+        second = ode.velocity(t_next - (1 - self.alpha) * h, x + self.alpha * h * first)
         half = 1 / (2 * self.alpha)
         return x + h * ((1 - half) * first + half * second), None
 
     def last(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: None
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: None
     ) -> Float[Array, "*shape"]:
-        return _euler_to_zero(flow, x, t)
+        return _euler_to_zero(ode, x, t)
 
 
 @final
@@ -152,33 +148,35 @@ class DPMSolverPP2M(AbstractSolver):
     D is the sample.
     """
 
+    formula: ClassVar = "DPM-Solver++(2M), N calls"
+
     def init(self, x: Float[Array, "*shape"]) -> tuple[Array, Array]:
         return jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)  # at infinite distance
 
     def step(
         self,
-        flow: Flow,
+        ode: ODE,
         x: Float[Array, "*shape"],
         t: Array,
         t_next: Array,
         state: tuple[Array, Array],
     ) -> tuple[Float[Array, "*shape"], tuple[Array, Array]]:
         old, old_log = state
-        sigma, next_sigma = flow.schedule.sigma(t), flow.schedule.sigma(t_next)
-        denoised = flow.denoise(t, x)
+        sigma, next_sigma = ode.schedule.sigma(t), ode.schedule.sigma(t_next)
+        denoised = ode.denoise(t, x)
         shrink = next_sigma / sigma
         log = jnp.log(sigma)
         ratio = (jnp.log(next_sigma) - log) / (log - old_log)  # 0 without a past
         ahead = denoised + ratio / 2 * (denoised - old)
-        s, next_s = flow.schedule.scale(t), flow.schedule.scale(t_next)
+        s, next_s = ode.schedule.scale(t), ode.schedule.scale(t_next)
         x_next = next_s * (shrink * (x / s) + (1 - shrink) * ahead)
         return x_next, (denoised, log)
 
     def last(
-        self, flow: Flow, x: Float[Array, "*shape"], t: Array, state: Any
+        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: Any
     ) -> Float[Array, "*shape"]:
-        return flow.schedule.scale(jnp.zeros_like(t)) * flow.denoise(t, x)
+        return ode.schedule.scale(jnp.zeros_like(t)) * ode.denoise(t, x)
 
 
-def _euler_to_zero(flow: Flow, x: Array, t: Array) -> Array:
-    return x - t * flow.velocity(t, x)
+def _euler_to_zero(ode: ODE, x: Array, t: Array) -> Array:
+    return x - t * ode.velocity(t, x)

@@ -16,9 +16,8 @@ import numpy as np
 import optax
 
 import edm_tutorial as edm
-from edm_tutorial.training import checkpoint
+from edm_tutorial.training import checkpoint, init_state
 from edm_tutorial.training.averages import PowerEMA
-from edm_tutorial.training.loop import init_state
 from edm_tutorial.training.optimizers import clean_gradients, ramp_up
 
 STEPS, EVERY = 300, 3
@@ -53,7 +52,7 @@ def main(folder, result):
     rules = (edm.HalfLifeEMA(500.0), PowerEMA(5.0))
     start = checkpoint.restore(folder, init_state(denoiser, optimizer, rules))
     print(0 if start is None else int(start.step), flush=True)
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     plan = {"steps": STEPS, "every": EVERY, "batch_size": 16, "key": jr.key(2), "ema": rules}
     for state, _ in edm.train(denoiser, loss, batch, optimizer, state=start, **plan):
         checkpoint.save(folder, state)

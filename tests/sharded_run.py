@@ -37,7 +37,7 @@ def stream(step):
 def run(data, sharding):
     network = edm.MLP(2, 1, width=8, depth=1, key=jr.key(0))
     denoiser = edm.Denoiser(network, edm.EDMPreconditioning(1.0))
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal())
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options = {"steps": STEPS, "every": STEPS, "batch_size": BATCH, "key": jr.key(3)}
     [(state, losses)] = edm.train(
         denoiser, loss, data, optax.adam(3e-3), sharding=sharding, **options

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -20,8 +22,7 @@ import optax
 import pytest
 
 import edm_tutorial as edm
-from edm_tutorial.training import checkpoint
-from edm_tutorial.training.loop import init_state
+from edm_tutorial.training import checkpoint, init_state
 
 SCRIPT = str(Path(__file__).with_name("kill_run.py"))
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # how Orbax calls what it has not finished
@@ -35,7 +36,7 @@ def model(key, width=4, sigma_data=1.0):
 @pytest.fixture
 def state(key):
     """A state with something of every kind in it."""
-    optimizer = optax.chain(optax.add_noise(0.1, 0.1, jr.key(7)), optax.adam(1e-3))
+    optimizer = optax.chain(optax.add_noise(0.1, 0.1, 7), optax.adam(1e-3))
     state = init_state(model(key), optimizer, (edm.HalfLifeEMA(), edm.HalfLifeEMA()))
     half = jnp.array([0.1, -0.0, jnp.inf], jnp.bfloat16)
     return state._replace(ema=(*state.ema, {"half": half, "none": jnp.zeros((0, 3))}))
@@ -100,6 +101,16 @@ def test_a_checkpoint_of_the_same_step_is_replaced(state, tmp_path):
     assert_identical(checkpoint.restore(tmp_path, state), at(state, 4))
 
 
+def test_what_a_killed_write_has_left_is_removed(state, tmp_path):
+    checkpoint.save(tmp_path, at(state, 1))
+    left = tmp_path / "2.orbax-checkpoint-tmp-7"
+    left.mkdir()
+    (left / "half").write_bytes(b"123")
+    assert int(checkpoint.restore(tmp_path, state).step) == 1
+    checkpoint.save(tmp_path, at(state, 2))
+    assert steps(tmp_path) == [1, 2] and not list(tmp_path.glob(UNFINISHED))
+
+
 def turned(whole, i):
     return bytes([*whole[:i], whole[i] ^ 16, *whole[i + 1 :]])
 
@@ -162,7 +173,7 @@ FOREIGN = {
     "another width": (lambda key: model(key, width=5), r"float64\[4, 2\], here float64\[5, 2\]"),
     "another sigma_data": (
         lambda key: model(key, sigma_data=0.5),
-        "preconditioning.sigma_data is 1.0, here 0.5",
+        "preconditioning._sigma_data is 1.0, here 0.5",
     ),
     "one more weight": (lambda key: (model(key), jnp.ones(3)), "and [0-9]+ more"),
     "another dtype": (
@@ -203,7 +214,7 @@ def test_what_is_not_our_checkpoint_is_refused(state, tmp_path):
         assert_identical(checkpoint.restore(tmp_path, state), at(state, 1))
     said = [str(w.message) for w in caught if "refused" in str(w.message)]
     assert len(said) == 3
-    assert "4 is refused: it is not an edm_tutorial checkpoint 1" in said[0]
+    assert "4 is refused: it is not an edm_tutorial checkpoint 2" in said[0]
     assert "3 is refused: it cannot be read" in said[1]
     assert "2 is refused: it cannot be read" in said[2]
 
@@ -225,7 +236,7 @@ def test_a_run_from_the_start_does_not_hide_behind_a_later_one(state, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"keep": 0}, "keep must be at least 1, got keep=0"),
         ({"metric": float("nan")}, "metric must be finite, got nan"),
         ({"metric": float("inf")}, "metric must be finite, got inf"),
     ],
@@ -234,6 +245,88 @@ def test_what_save_refuses(options, message, state, tmp_path):
     with pytest.raises(ValueError, match=message):
         checkpoint.save(tmp_path, state, **options)
     assert not steps(tmp_path)
+
+
+RELEASE_0_1 = Path(__file__).parent / "release_0_1"
+
+
+@pytest.fixture
+def release_0_1(tmp_path):
+    """Checkpoints that version 0.1.0 wrote, what they held, and the losses of its next steps."""
+    with tarfile.open(RELEASE_0_1 / "checkpoints.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    with jax.enable_x64(False):  # as they were made
+        yield tmp_path, dict(np.load(RELEASE_0_1 / "expected.npz"))
+
+
+def of_release_0_1(name):
+    """The training of tests/release_0_1/make.py, as one writes it now."""
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(-1, 1, (400, 2)).astype(np.float32)
+    x = jnp.asarray((theta + 0.3 * rng.normal(size=(400, 2))).astype(np.float32))
+    preconditioning = {
+        "measured": lambda: edm.EDMPreconditioning.from_data(x),
+        "number": lambda: edm.EDMPreconditioning(0.5),
+        "features": lambda: edm.EDMPreconditioning(jnp.array([0.5, 0.7], jnp.float32)),
+    }[name]()
+    network = edm.MLP(2, width=8, depth=1, key=jr.key(4))
+    return edm.Denoiser(network, preconditioning), x, optax.adam(1e-3)
+
+
+@pytest.mark.parametrize("name", ["measured", "number", "features"])
+def test_a_checkpoint_of_version_0_1_goes_on(release_0_1, name):
+    """Its weights to the bit, its sigma_data, the examples it had seen, and its next losses."""
+    folder, expected = release_0_1
+    denoiser, x, optimizer = of_release_0_1(name)
+    template = init_state(denoiser, optimizer)
+    state = checkpoint.restore(folder / f"checkpoint_{name}", template, batch_size=8)
+    assert (int(state.step), int(state.seen), state.seen.dtype) == (3, 24, np.uint32)
+    weights = jax.tree.leaves(eqx.filter(state.ema.network, eqx.is_inexact_array))
+    found = np.concatenate([np.ravel(leaf) for leaf in weights])
+    np.testing.assert_array_equal(found, expected[f"checkpoint_{name}"])
+    assert state.denoiser.preconditioning == denoiser.preconditioning
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
+    options = {"steps": 6, "batch_size": 8, "key": jr.key(5), "every": 3, "state": state}
+    [(after, losses)] = edm.train(denoiser, loss, x, optimizer, **options)
+    # float32, here by a compiler that is told not to optimise
+    np.testing.assert_allclose(losses, expected[f"next_{name}"], rtol=1e-5)
+    assert int(after.seen) == 48
+    # and what is saved from now on is of today, beside the old one
+    checkpoint.save(folder / f"checkpoint_{name}", after)
+    assert_identical(checkpoint.restore(folder / f"checkpoint_{name}", template), after)
+
+
+def test_a_checkpoint_of_version_0_1_needs_its_batch_size(release_0_1):
+    """It did not count examples, and averages go on by their count."""
+    folder, _ = release_0_1
+    denoiser, _, optimizer = of_release_0_1("number")
+    template = init_state(denoiser, optimizer)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="0.1.0.*pass batch_size"):
+        checkpoint.restore(folder / "checkpoint_number", template)
+    early = template._replace(step=jnp.array(1))  # but it is in the way as any other
+    with pytest.raises(ValueError, match="later checkpoint of this model, of step 3"):
+        checkpoint.save(folder / "checkpoint_number", early)
+
+
+@pytest.mark.parametrize("name, other", [("number", "features"), ("measured", "number")])
+def test_another_sigma_data_of_version_0_1_is_refused(release_0_1, name, other):
+    folder, _ = release_0_1
+    denoiser, _, optimizer = of_release_0_1(other)
+    template = init_state(denoiser, optimizer)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="_sigma_data(.0.)? is"):
+        checkpoint.restore(folder / f"checkpoint_{name}", template, batch_size=8)
+
+
+def test_a_number_measured_on_another_machine_may_round_otherwise(key, tmp_path):
+    """sigma_data is measured anew for the template; the stored number is the model's."""
+    optimizer = optax.sgd(0.1)
+    ours = init_state(model(key, sigma_data=0.7), optimizer)
+    checkpoint.save(tmp_path, ours)
+    near = init_state(model(key, sigma_data=0.7 * (1 + 1e-6)), optimizer)
+    assert_identical(checkpoint.restore(tmp_path, near), ours)
+    far = init_state(model(key, sigma_data=0.7 * (1 + 1e-4)), optimizer)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="_sigma_data is 0.7, here 0.7"):
+        checkpoint.restore(tmp_path, far)
 
 
 class Killed:

@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+import optax
+import PIL.Image
 import pytest
 
 from edm_tutorial.images import command_line as cli, data
-from edm_tutorial.networks import small_unet
-from edm_tutorial.training import checkpoint
-from edm_tutorial.training.loop import init_state
+from edm_tutorial.images.augmentation import Augmentation, AugmentedLoss
+from edm_tutorial.losses import denoising_loss
+from edm_tutorial.networks import Cast, UNet, small_unet
+from edm_tutorial.training import checkpoint, clean_gradients, cleaned, init_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["train", "--width", "4", "--batch-size", "8", "--every", "5", "--sample-every", "20"]
@@ -71,8 +74,148 @@ def test_dry_run_says_what_would_be_done(capsys, tmp_path, name, count):
 
 
 def test_shapes_and_counts_are_those_of_the_data():
+    """Of digits by looking; of the others by what their loaders say, in words."""
     digits = data.digits()
     assert digits.images.shape == (cli.COUNTS["digits"], *cli.SHAPES["digits"])
+    for name, load in {"fashion-mnist": data.fashion_mnist, "cifar10": data.cifar10}.items():
+        said = load.__doc__
+        assert f"{cli.COUNTS[name]:,}" in said
+        assert " x ".join(map(str, cli.SHAPES[name])) in said
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_the_data_are_those_asked_for(monkeypatch, unchecked, name):
+    monkeypatch.setattr(data, name, lambda cache: (name, cache))
+    args = ["--data", name.replace("_", "-"), "--cache", "there"]
+    assert cli._load(parsed(*args)) == (name, "there")
+
+
+def parsed(*arguments):
+    return cli.parser().parse_args([*SMALL, "--out", "x", *arguments])
+
+
+def built(*arguments):
+    return cli.build(parsed(*arguments), jnp.asarray(data.digits().images))
+
+
+def test_flags_reach_the_network():
+    plain = built().denoiser.network
+    assert isinstance(plain, UNet)
+    short = built("--bfloat16").denoiser.network
+    assert isinstance(short, Cast) and short.dtype == jnp.bfloat16
+    dropped = eqx.tree_pformat(built("--dropout", "0.37").denoiser.network)
+    assert "dropout=0.37" in dropped and "dropout=0.37" not in eqx.tree_pformat(plain)
+    weights = lambda net: jnp.concatenate(
+        [leaf.ravel() for leaf in jax.tree.leaves(eqx.filter(net, eqx.is_inexact_array))]
+    )
+    assert np.any(weights(built("--seed", "1").denoiser.network) != weights(plain))
+    assert weights(built("--width", "8").denoiser.network).size > 2 * weights(plain).size
+
+
+def test_flags_reach_the_optimizer():
+    """Adam's steps on a constant gradient are as long as the rate, which ramps up."""
+    for ramp, share in (("0", 1.0), ("32", 0.25)):  # in batches of 8
+        optimizer = built("--learning-rate", "0.25", "--ramp-up", ramp).optimizer
+        state, weight = optimizer.init(jnp.ones(())), jnp.ones(())
+        for _ in range(2):
+            with jax.numpy_dtype_promotion("standard"):
+                update, state = optimizer.update(jnp.ones(()), state, weight)
+        np.testing.assert_allclose(update, -0.25 * share, rtol=1e-6)
+    assert int(cleaned(state).steps) == 0
+
+
+def test_flags_reach_the_loss():
+    assert built().loss.func is denoising_loss
+    loss = built("--augment", "0.3").loss
+    assert isinstance(loss, AugmentedLoss) and loss.loss.func is denoising_loss
+    assert loss.augmentation == Augmentation(p=0.3, p_mirror=0.3)
+    assert built("--augment", "0.9").loss.augmentation == Augmentation(p=0.9, p_mirror=0.5)
+
+
+class SaysItsClass(eqx.Module):
+    """A denoiser whose every pixel is `weight` plus a tenth of the class."""
+
+    weight: jax.Array
+
+    def __call__(self, x, sigma, cond=None, *, key=None):
+        label = jnp.argmax(cond.class_labels).astype(x.dtype)
+        return jnp.full_like(x, 0.1) * label + self.weight.astype(x.dtype)
+
+
+def test_columns_are_classes_around_the_mean():
+    mean = np.random.default_rng(0).normal(size=(1, 8, 8))
+    drawn = cli.draw(SaysItsClass(jnp.array(0.0)), mean, rows=3)
+    # a constant denoiser ends where it says: the last step returns D itself
+    expected = np.arange(10)[None, :, None, None, None] / 10 + mean
+    np.testing.assert_allclose(drawn, np.broadcast_to(expected, drawn.shape), rtol=1e-6, atol=1e-6)
+    assert drawn.shape == (3, 10, 1, 8, 8)
+
+
+def test_what_is_trained_and_drawn(monkeypatch, tmp_path):
+    """A whole run with a stub for the network: its loss sees every image with its own class.
+
+    The gradient is -1 and the rate 1, so the weight counts the steps, and the average of the
+    weights, of which pictures are drawn, lags behind it.
+    """
+    seen, pictured = [], []
+
+    def loss(denoiser, x, cond, *, key):
+        jax.debug.callback(lambda *told: seen.append(told), x, cond.class_labels)
+        return -denoiser.weight
+
+    def build(args, x):
+        optimizer = optax.chain(clean_gradients(), optax.sgd(1.0))
+        return cli.Setup(SaysItsClass(jnp.array(0.0)), loss, optimizer)
+
+    def picture(images):
+        pictured.append(images)
+        return PIL.Image.new("L", (1, 1))
+
+    monkeypatch.setattr(cli, "build", build)
+    monkeypatch.setattr(cli, "picture", picture)
+    out = ["--out", str(tmp_path), "--steps", "10"]
+    assert cli.main([*SMALL, *out]) == 0  # 8 a step, a checkpoint every 5
+    jax.effects_barrier()
+    digits = data.digits()
+    mean = digits.images.mean(axis=0)
+    classes = {}
+    for image, label in zip(digits.images - mean, digits.labels, strict=True):
+        classes.setdefault(image.tobytes(), set()).add(int(label))
+    assert len(seen) == 80
+    for x, one_hot in seen:
+        assert np.sum(one_hot) == 1
+        assert int(np.argmax(one_hot)) in classes[np.asarray(x).tobytes()]
+    assert len({int(np.argmax(one_hot)) for _, one_hot in seen}) > 5
+    template = init_state(SaysItsClass(jnp.array(0.0)), build(None, None).optimizer)
+    state = checkpoint.restore(tmp_path / "checkpoints", template)
+    assert float(state.denoiser.weight) == 10 and float(state.ema.weight) < 9.9
+    [images] = pictured  # at the end: 10 is less than --sample-every
+    expected = np.broadcast_to(0.3 + float(state.ema.weight) + mean, images[:, 3].shape)
+    np.testing.assert_allclose(images[:, 3], expected, rtol=1e-5)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["samples-0000010.png"]
+
+
+WITHOUT = """
+import runpy, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+sys.argv[1:] = ["train", "--help"]
+runpy.run_module("edm_tutorial", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["tqdm", "PIL", "orbax"])
+def test_a_missing_extra_is_named(module):
+    script = WITHOUT.format(module=module)
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout == ""
+    [line] = run.stderr.splitlines()
+    assert f"needs {module}" in line and 'pip install "edm-tutorial[train]"' in line
 
 
 def test_another_run_in_the_same_folder_is_refused(capsys, tmp_path):
@@ -84,20 +227,21 @@ def test_another_run_in_the_same_folder_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_is_read_back_by_another_decoder(key, tmp_path, channels):
-    image = np.asarray(jax.random.randint(key, (5, 7, channels), 0, 256)).astype(np.uint8)
-    cli.save_png(tmp_path / "image.png", image)
-    read = np.rint(matplotlib.image.imread(tmp_path / "image.png") * 255).astype(np.uint8)
-    np.testing.assert_array_equal(read.reshape(image.shape), image)
+def test_a_picture_is_read_back_by_another_decoder(key, tmp_path, channels):
+    levels = np.asarray(jax.random.randint(key, (1, 1, channels, 32, 40), 0, 256))
+    cli.picture(levels / 127.5 - 1).save(tmp_path / "image.png")
+    read = np.rint(matplotlib.image.imread(tmp_path / "image.png") * 255).astype(int)
+    expected = np.moveaxis(levels[0, 0], 0, -1)
+    np.testing.assert_array_equal(read.reshape(expected.shape), expected)
 
 
-def test_table_places_rows_and_columns():
+def test_a_picture_places_rows_and_columns():
     images = np.zeros((2, 3, 1, 16, 16))
     images[1, 2, 0, 0, 15] = 1.0  # the top right pixel of the last image
     images[0, 0] = -2.0  # clipped to black
-    picture = cli.table(images)
-    assert picture.shape == (64, 96, 1)
-    white = np.argwhere(picture[..., 0] == 255)
+    picture = np.asarray(cli.picture(images))
+    assert picture.shape == (64, 96)
+    white = np.argwhere(picture == 255)
     np.testing.assert_array_equal(np.unique(white[:, 0]), [32, 33])
     np.testing.assert_array_equal(np.unique(white[:, 1]), [94, 95])
     assert np.all(picture[:32, :32] == 0) and picture[0, 40] == 128

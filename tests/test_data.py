@@ -9,6 +9,7 @@ import io
 import struct
 import tarfile
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -196,9 +197,10 @@ def test_a_server_without_the_file(server, tmp_path):
         (b"PK\3\4 something else", "is not an IDX file"),
         (bytes([0, 0, 13, 1]) + struct.pack(">I", 1) + b"\0" * 4, "is not an IDX file"),
         (bytes([0, 0, 8, 3]) + struct.pack(">I", 5), "is not an IDX file"),
+        (bytes([0, 0, 8]), "is not an IDX file"),
         (bytes([0, 0, 8, 1]) + struct.pack(">I", 5) + b"1234", r"promises shape \(5,\).*holds 4"),
     ],
-    ids=["foreign", "floats", "short header", "short"],
+    ids=["foreign", "floats", "short header", "three bytes", "short"],
 )
 def test_bad_idx(tmp_path, content, message):
     path = tmp_path / "file.gz"
@@ -228,6 +230,29 @@ def test_bad_cifar10(tmp_path, batch, message):
         data.read_cifar10(path, ["data_batch_1.bin"])
 
 
+DAMAGES = {
+    "empty": lambda whole: b"",
+    "text": lambda whole: b"<html>not found</html>" * 40,
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "short of its end": lambda whole: whole[:-6],
+    "turned": lambda whole: bytes([*whole[:200], whole[200] ^ 255, *whole[201:]]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_archive_is_named(tmp_path, damage):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 3073), np.uint8)  # does not compress
+    noise[:, 0] %= 10
+    archive, array = tmp_path / "cifar.tar.gz", tmp_path / "images.gz"
+    content = cifar_archive({"data_batch_1.bin": noise.tobytes(), "test_batch.bin": b"\0" * 3073})
+    archive.write_bytes(DAMAGES[damage](content))
+    array.write_bytes(DAMAGES[damage](idx(noise)))
+    with pytest.raises(ValueError, match="images.gz is (damaged|not an IDX)"):
+        data.read_idx(array)
+    with pytest.raises(ValueError, match="cifar.tar.gz is (damaged|no tar archive)"):
+        data.read_cifar10(archive, ["data_batch_1.bin", "test_batch.bin"])
+
+
 def test_images_and_labels_must_fit(fashion, server, tmp_path):
     labels = np.zeros(3, np.uint8)
     data.FASHION_MNIST["train-labels"] = serve(server, "train-labels.gz", idx(labels))
@@ -235,7 +260,16 @@ def test_images_and_labels_must_fit(fashion, server, tmp_path):
         data.fashion_mnist(tmp_path)
 
 
-def test_addresses_and_checksums_are_well_formed():
-    for source in (*data.FASHION_MNIST.values(), data.CIFAR10):
-        assert source.url.startswith("http") and source.url.endswith(".gz")
-        assert len(source.sha256) == 64 and int(source.sha256, 16) >= 0
+def test_addresses_and_checksums_are_those_of_the_data_sets():
+    """The checksums stand in many public programs; each is held to a checksum of its digits."""
+    known = {
+        "train-images-idx3-ubyte.gz": 1910781375,
+        "train-labels-idx1-ubyte.gz": 1532305275,
+        "t10k-images-idx3-ubyte.gz": 1780630697,
+        "t10k-labels-idx1-ubyte.gz": 1324495039,
+        "cifar-10-binary.tar.gz": 2787724925,
+    }
+    sources = (*data.FASHION_MNIST.values(), data.CIFAR10)
+    found = {s.url.rsplit("/", 1)[-1]: zlib.crc32(s.sha256.encode()) for s in sources}
+    assert found == known
+    assert all(source.url.startswith("http") and len(source.sha256) == 64 for source in sources)

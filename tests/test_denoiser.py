@@ -217,6 +217,24 @@ def test_guided_splits_its_key(key):
     np.testing.assert_allclose(difference, 2 * main_part - guide_part, rtol=1e-12)
 
 
+def test_a_plain_function_is_a_denoiser_everywhere(key):
+    """It draws nothing, so it has no parameter `key`; Gaussian data of standard deviation 1/2."""
+    plain = lambda x, sigma, cond=None: x * 0.25 / (0.25 + sigma**2)
+    pinned, guided = edm.Pinned(plain, COND), edm.Guided(plain, plain, 2.0)
+    noise, exact = jnp.array([0.7, -1.1]), edm.sample(plain, X, edm.edm_sigmas(9))
+    for denoiser in (pinned, guided):
+        np.testing.assert_allclose(edm.sample(denoiser, X, edm.edm_sigmas(9)), exact, rtol=1e-12)
+    for denoiser in (plain, pinned, guided):
+        np.testing.assert_allclose(edm.score(denoiser, noise, 1.0), -noise / 1.25, rtol=1e-12)
+        # N(0, 1/4 + sigma_min^2) in two dimensions
+        variance = 0.25 + 0.002**2
+        log_prob = -np.sum(noise**2) / (2 * variance) - np.log(2 * np.pi * variance)
+        got = edm.log_likelihood(denoiser, noise).log_prob
+        np.testing.assert_allclose(got, log_prob, atol=1e-4)  # the solver's tolerance is 1e-5
+    with pytest.raises(TypeError, match="key"):  # given one, it is handed on
+        pinned(X, SIGMA, key=key)
+
+
 def test_both_stages_of_heun_are_guided_and_conditioned():
     """Each of the 2 N - 1 evaluations calls main and guide, both with the condition."""
     calls = []

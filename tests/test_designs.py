@@ -47,18 +47,18 @@ def test_published_values():
     assert (iddpm.preconditioning.c_1, iddpm.preconditioning.c_2) == (0.001, 0.008)
     assert ours.preconditioning.sigma_data == 0.5
 
-    assert vp.noise.eps == 1e-5
-    assert (ve.noise.sigma_min, ve.noise.sigma_max) == (0.02, 100)
-    assert iddpm.noise.levels == 1000
-    assert (ours.noise.p_mean, ours.noise.p_std) == (-1.2, 1.2)
+    assert vp.sigma_dist.eps == 1e-5
+    assert (ve.sigma_dist.sigma_min, ve.sigma_dist.sigma_max) == (0.02, 100)
+    assert iddpm.sigma_dist.levels == 1000
+    assert (ours.sigma_dist.p_mean, ours.sigma_dist.p_std) == (-1.2, 1.2)
 
 
 @pytest.mark.parametrize("design", COLUMNS.values(), ids=COLUMNS)
 def test_training_and_sampling_agree_about_the_noise(design):
     """The network is trained on all the noise levels that its own sampler visits."""
     sigmas = np.asarray(design.grid(100))
-    low, high = (-6.0, 6.0) if isinstance(design.noise, edm.LogNormal) else (0.0, 1.0)
-    trained = sorted(float(design.noise.from_variate(r)) for r in (low, high))
+    low, high = (-6.0, 6.0) if isinstance(design.sigma_dist, edm.LogNormal) else (0.0, 1.0)
+    trained = sorted(float(design.sigma_dist.from_variate(r)) for r in (low, high))
     assert trained[0] <= sigmas[-1] * (1 + 1e-9)
     assert trained[1] >= sigmas[0] * (1 - 1e-9)
 

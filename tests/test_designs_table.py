@@ -12,6 +12,7 @@ import pytest
 
 import edm_tutorial as edm
 from edm_tutorial import designs
+from edm_tutorial.book.table1 import table
 
 COLUMNS = {f.__name__: f() for f in (designs.vp, designs.ve, designs.iddpm, designs.edm)}
 each_column = pytest.mark.parametrize("design", COLUMNS.values(), ids=COLUMNS)
@@ -34,8 +35,8 @@ def evaluate(text: str, **names: float) -> float:
 
 
 def numbers(part: Any) -> dict[str, Any]:
-    """The numeric fields of an object and of the objects in it, read independently."""
-    fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    """The numeric arguments of an object and of the objects in it, read independently."""
+    fields = {f.name.lstrip("_"): getattr(part, f.name) for f in dataclasses.fields(part)}
     inner = [value for value in fields.values() if dataclasses.is_dataclass(value)]
     out = {k: v for k, v in fields.items() if isinstance(v, float | int)}
     for part in inner:
@@ -50,7 +51,7 @@ def test_printed_values_are_those_of_the_objects(design):
         ("Solver", design.solver),
         ("Schedule sigma(t)", design.schedule),
         ("Parameters", design.preconditioning),
-        ("Noise distribution", design.noise),
+        ("Noise distribution", design.sigma_dist),
     ]:
         assert values(rows[name]) == pytest.approx(numbers(part)), name
     defaults = inspect.signature(design.grid).parameters.values()
@@ -130,7 +131,7 @@ def test_the_printed_recursion_computes_the_grid_of_iddpm(changed):
     """
     base = COLUMNS["iddpm"]
     grid = functools.partial(edm.iddpm_sigmas, **changed)
-    design = edm.Design(grid, base.schedule, base.solver, base.preconditioning, base.noise)
+    design = edm.Design(grid, base.schedule, base.solver, base.preconditioning, base.sigma_dist)
     text = design.rows()["Time steps"]
     u_formula = text.split("u_(j-1) = ")[1].split(", a_j")[0]
     a_formula = text.split("a_j = ")[1].split(";")[0]
@@ -175,7 +176,7 @@ def test_changed_parameters_show():
 def test_sigma_data_per_feature_shows():
     base = COLUMNS["edm"]
     sigma_data = edm.EDMPreconditioning(jnp.array([0.25, 3.0]))
-    design = edm.Design(base.grid, base.schedule, base.solver, sigma_data, base.noise)
+    design = edm.Design(base.grid, base.schedule, base.solver, sigma_data, base.sigma_dist)
     assert "sigma_data = [0.25 3.  ]" in str(design)
 
 
@@ -183,7 +184,7 @@ def test_wrapped_schedules_show_their_own_scaling():
     def rows(schedule):
         parts = COLUMNS["vp"]
         return edm.Design(
-            parts.grid, schedule, parts.solver, parts.preconditioning, parts.noise
+            parts.grid, schedule, parts.solver, parts.preconditioning, parts.sigma_dist
         ).rows()
 
     vp = rows(edm.VariancePreserving())
@@ -216,14 +217,14 @@ def test_a_part_of_ones_own_is_shown_by_name():
             return jnp.ones_like(jnp.asarray(t))
 
     base = COLUMNS["edm"]
-    design = edm.Design(my_grid, Clock(), base.solver, base.preconditioning, base.noise)
+    design = edm.Design(my_grid, Clock(), base.solver, base.preconditioning, base.sigma_dist)
     rows = design.rows()
     assert rows["Time steps"] == "my_grid; top = 5"
     assert rows["Schedule sigma(t)"] == "Clock; power = 1.5"
 
 
 def test_table_is_the_columns_side_by_side():
-    lines = designs.table().splitlines()
+    lines = table().splitlines()
     assert {line.count("|") for line in lines} == {6}  # a cell with "|" would break it
     cells = [[cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0] == ["", "VP", "VE", "iDDPM", "EDM"]
@@ -239,6 +240,6 @@ def test_table_is_the_columns_side_by_side():
 
 
 def test_table_of_chosen_designs():
-    table = designs.table({"mine": designs.edm(0.2), "theirs": designs.ve()})
-    assert table.startswith("| | mine | theirs |")
-    assert "sigma_data = 0.2" in table
+    text = table({"mine": designs.edm(0.2), "theirs": designs.ve()})
+    assert text.startswith("| | mine | theirs |")
+    assert "sigma_data = 0.2" in text

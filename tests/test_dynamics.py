@@ -339,14 +339,21 @@ def test_the_forward_sde_starts_from_clean_data(schedule, rate, dtype):
     assert np.all(np.isfinite(drift(0.0, x, None)))
 
 
-def test_dynamics_refuse_what_would_be_nan():
-    denoise = lambda x, sigma, cond=None: x / (1 + sigma**2)
-    with pytest.raises(ValueError, match="sigma must be positive"):
-        edm.score(denoise, jnp.ones(2), 0.0)
-    with pytest.raises(ValueError, match="x must be finite"):
-        edm.score(denoise, jnp.array([jnp.nan, 1.0]), 1.0)
+def test_the_reverse_sde_refuses_a_negative_beta():
     with pytest.raises(ValueError, match="beta must be positive"):
-        edm.reverse_sde(denoise, beta=-1.0)
+        edm.reverse_sde(Gaussian(STD), beta=-1.0)
+
+
+def test_what_has_no_value_is_nan():
+    """Vector fields look at no value: a NaN, and a time before 0, come out as NaN."""
+    nan, one = jnp.array([jnp.nan, 1.0]), jnp.ones(2)
+    assert np.isnan(edm.score(Gaussian(STD), nan, 1.0)).tolist() == [True, False]
+    field = edm.probability_flow(Gaussian(STD))
+    assert np.isnan(field(1.0, nan, None)).tolist() == [True, False]
+    for schedule in (edm.VarianceExploding(), edm.VariancePreserving()):
+        for t in (-1e-3, jnp.nan):
+            _, diffusion = edm.forward_sde(schedule)
+            assert np.isnan(diffusion(t, one, None).diagonal).all()
 
 
 @pytest.mark.parametrize(
@@ -366,3 +373,23 @@ def test_dynamics_refuse_a_denoiser_that_answers_in_another_form(denoiser, messa
     for name, field in fields.items():
         with pytest.raises(ValueError, match=f"the denoiser's output must have the {message}"):
             pytest.fail(f"{name} returned {field()}")
+
+
+@pytest.mark.slow
+def test_a_denoiser_needs_no_key_parameter():
+    """Nor a keyword: only a key that was given is handed on, and nothing here is given one."""
+    denoise = lambda x, sigma, cond=None: Gaussian(STD)(x, sigma)
+    x, key = jnp.array([0.3, -0.4]), jax.random.key(0)
+    fields = [edm.probability_flow(denoise), *edm.reverse_sde(denoise)]
+    for field in fields:
+        field(1.0, x, None)
+    churn = {"churn": edm.Churn(1.0), "key": key}
+    values = [
+        edm.score(denoise, x, 1.0),
+        edm.sample(denoise, x, edm.edm_sigmas(3)),
+        edm.sample(denoise, x, edm.edm_sigmas(3), solver=edm.DPMSolverPP2M(), **churn),
+        edm.sample_path(denoise, x, edm.edm_sigmas(3)),
+        edm.log_likelihood(denoise, x).log_prob,
+        edm.log_likelihood(denoise, x, probes=2, key=jax.random.clone(key)).log_prob,
+    ]
+    assert all(np.isfinite(value).all() for value in values)

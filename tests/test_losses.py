@@ -105,7 +105,7 @@ def test_denoising_loss_is_the_mean_over_features(key):
     d, n = 10, 4000
 
     def loss(key):
-        return edm.denoising_loss(denoiser, jnp.ones(d), noise=edm.LogUniform(), key=key)
+        return edm.denoising_loss(denoiser, jnp.ones(d), sigma_dist=edm.LogUniform(), key=key)
 
     losses = jax.jit(jax.vmap(loss))(jr.split(key, n))
     # a chi-square of d degrees over d has variance 2/d; 4 standard errors
@@ -139,10 +139,10 @@ class Probe(eqx.Module):
 def test_level_noise_and_network_draw_from_different_keys(shape, key):
     """No draw is correlated with another; a key used twice would give 1."""
     n = 4000
-    noise = edm.LogNormal(0.0, 1.0)
+    law = edm.LogNormal(0.0, 1.0)
 
     def draw(which, key):
-        loss = edm.denoising_loss(Probe(which), jnp.zeros(shape), noise=noise, key=key)
+        loss = edm.denoising_loss(Probe(which), jnp.zeros(shape), sigma_dist=law, key=key)
         return jnp.log(loss)
 
     def draws(key):
@@ -172,8 +172,21 @@ def test_condition_and_dtype_reach_the_network():
 def test_denoising_loss_follows_the_dtype_of_x(key):
     denoiser = edm.Denoiser(wavy, edm.EDMPreconditioning(0.5))
     x = jnp.ones(3, jnp.float32)
-    loss = edm.denoising_loss(denoiser, x, noise=edm.LogNormal(), key=key)
+    loss = edm.denoising_loss(denoiser, x, sigma_dist=edm.LogNormal(), key=key)
     assert loss.dtype == jnp.float32 and loss.shape == ()
+
+
+def test_the_old_name_of_sigma_dist_warns(key):
+    """`noise` gives the same loss; both names at once are one too many."""
+    denoiser, x, law = edm.Denoiser(wavy, edm.VEPreconditioning()), jnp.ones(3), edm.LogNormal()
+    loss = edm.denoising_loss(denoiser, x, sigma_dist=law, key=jr.clone(key))
+    with pytest.warns(DeprecationWarning, match="noise=. is now called sigma_dist="):
+        old = edm.denoising_loss(denoiser, x, noise=law, key=jr.clone(key))  # type: ignore[call-arg]
+    assert loss == old
+    with pytest.raises(TypeError, match="unexpected keyword argument 'noise'"):
+        edm.denoising_loss(denoiser, x, sigma_dist=law, noise=law, key=key)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="missing .* argument: 'sigma_dist'"):
+        edm.denoising_loss(denoiser, x, key=key)  # type: ignore[call-arg]
 
 
 def test_lognormal_is_exp_of_p_mean_plus_p_std_r():
@@ -306,6 +319,21 @@ def test_loss_by_sigma_is_one_number_by_both_routes(key):
         preconditioning=preconditioning,
     )
     np.testing.assert_allclose(inside, outside, rtol=1e-10)
+
+
+def test_loss_by_sigma_calls_without_a_key(key):
+    """As a sampler does: so a plain function needs no `key`, and dropout is off."""
+
+    def dropping(z, c_noise, cond=None, *, key=None):
+        return wavy(z, c_noise) if key is None else jnp.full_like(z, jnp.nan)
+
+    x, sigmas = jnp.zeros((3, 2)), np.array([0.5, 2.0])
+    denoiser = edm.Denoiser(dropping, edm.EDMPreconditioning(0.5))
+    inside = edm.loss_by_sigma(denoiser, x, sigmas, key=jr.clone(key))
+    plain = lambda x, sigma, cond=None: denoiser(x, sigma)
+    outside = edm.loss_by_sigma(plain, x, sigmas, key=key, preconditioning=denoiser.preconditioning)
+    assert np.all(np.isfinite(inside))
+    np.testing.assert_allclose(outside, inside, rtol=1e-10)
 
 
 def test_loss_by_sigma_uses_fresh_noise_for_each_example_and_level(key):

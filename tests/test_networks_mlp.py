@@ -132,7 +132,7 @@ def test_embedded_class_labels_are_trained_with_the_network(key):
     labels = jnp.array([0, 1] * 8)
     x = 2.0 * labels[:, None].astype(float) - 1
     denoiser = edm.Denoiser(network, edm.EDMPreconditioning.from_data(x))
-    loss = partial(edm.denoising_loss, noise=edm.LogNormal(0.0, 1.0))
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal(0.0, 1.0))
     run = edm.train(
         denoiser,
         loss,

@@ -1,13 +1,23 @@
 """What the prose pages speak of exists: every name of the notation page, every section, test and
-thread of the page of questions, every reference that is cited. (About a second.)"""
+thread of the page of questions, every reference that is cited, every name that a chapter takes from
+a library. (About two seconds.)"""
 
+import ast
+import json
 import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import edm_tutorial as edm
 from edm_tutorial import parameterisations, sbi
+from edm_tutorial.book import double_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTATION = (ROOT / "book/notation.md").read_text()
@@ -46,7 +56,7 @@ def test_a_name_of_the_notation_page_exists(name):
 def test_the_map_of_table_1_names_the_parts_of_each_design(number, column):
     solver, grid, schedule, *training, whole = (code(row[number]) for row in table("A map"))
     design = COLUMNS[column]()
-    parts = [design.solver, design.schedule, design.preconditioning, design.noise]
+    parts = [design.solver, design.schedule, design.preconditioning, design.sigma_dist]
     assert [solver, schedule, *training] == [[type(part).__name__] for part in parts]
     assert grid == [design.grid.__name__] and whole == [f"designs.{column.lower()}"]
 
@@ -104,3 +114,74 @@ def test_a_paper_is_found_under_its_own_number_and_once():
     numbers = re.findall(r"^ *eprint *= *\{(.+)\}", BIBLIOGRAPHY, re.M)
     links = re.findall(r"^ *url *= *\{https://arxiv\.org/abs/(.+)\}", BIBLIOGRAPHY, re.M)
     assert numbers and numbers == links and len(set(numbers)) == len(numbers)
+
+
+# Names from libraries: `make oldest` looks at them in the oldest versions, where no chapter is run.
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OWN = {*sys.stdlib_module_names, "edm_tutorial", "IPython"}  # IPython is what runs a notebook
+
+
+def code_of(notebook: Path) -> ast.Module:
+    """Its code cells, without the one that installs the package."""
+    _, *cells = (c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code")
+    return ast.parse("\n".join("".join(cell["source"]) for cell in cells))
+
+
+def names_of_libraries(code: ast.Module) -> Iterator[str]:
+    """`scipy.special.ndtr` for what is imported, `jax.numpy.sum` for what is used as `jnp.sum`."""
+    modules = {}
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name: alias.name for alias in node.names}
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute):
+            first, dot, rest = ast.unparse(node).partition(".")
+            if first in modules and re.fullmatch(r"[\w.]+", rest):
+                yield f"{modules[first]}{dot}{rest}"
+
+
+def found(name: str) -> bool:
+    """Whether it can be imported, or got from what can be; of an object, any attribute will do."""
+    owner, *rest = name.split(".")
+    thing = import_module(owner)
+    for part in rest:
+        owner = f"{owner}.{part}"
+        if not isinstance(thing, ModuleType):
+            return True
+        try:
+            thing = getattr(thing, part) if hasattr(thing, part) else import_module(owner)
+        except ModuleNotFoundError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_name_that_a_chapter_takes_from_a_library_exists(notebook):
+    names = {name for name in names_of_libraries(code_of(notebook))}
+    names = {name for name in names if name.partition(".")[0] not in OWN}
+    assert len(names) > 10
+    assert not [name for name in sorted(names) if not found(name)]
+
+
+def test_a_name_that_no_library_has_is_missed():
+    """The check itself."""
+    code = "import jax, jax.numpy as jnp\nfrom scipy import nothing\njax.no(jnp.sum, jnp.pi.other)"
+    names = set(names_of_libraries(ast.parse(code)))
+    assert [name for name in sorted(names) if not found(name)] == ["jax.no", "scipy.nothing"]
+
+
+def test_double_precision_is_for_its_block_only():
+    assert jnp.zeros(()).dtype == jnp.float64  # as conftest.py has it
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(KeyError), double_precision():
+            assert jnp.zeros(()).dtype == jnp.float64
+            raise KeyError
+        assert jnp.zeros(()).dtype == jnp.float32
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    with double_precision():
+        pass
+    assert jnp.zeros(()).dtype == jnp.float64  # what was on stays on

@@ -12,7 +12,7 @@ import edm_tutorial as edm
 from edm_tutorial import parameterisations as names
 from edm_tutorial.parameterisations import convert
 
-NAMES = (names.denoised, names.noise, names.score, names.velocity, names.v_prediction)
+NAMES = (names.denoised, names.epsilon, names.score, names.velocity, names.v_prediction)
 PAIRS = list(itertools.permutations(NAMES, 2))
 SIGMAS = (0.002, 0.3, 1.0, 7.0, 80.0)
 
@@ -24,7 +24,7 @@ def means(y, n, sigma):
     slope = jax.jacfwd(lambda t: (1 - t) * y + t * n)(jnp.asarray(t))
     return {
         names.denoised: y,
-        names.noise: n,
+        names.epsilon: n,
         # The score of N(y, sigma^2), whose data are the one point y.
         names.score: jax.grad(lambda x: -jnp.sum((x - y) ** 2) / (2 * sigma**2))(y + sigma * n),
         names.velocity: slope,
@@ -65,7 +65,7 @@ def test_a_network_of_noise_is_a_denoiser(key):
     epsilon = lambda x, sigma: (x - mixture.denoise(x, sigma)) / sigma
 
     def denoiser(x, sigma, cond=None, *, key=None):
-        return convert(epsilon(x, sigma), x, sigma, source=names.noise)
+        return convert(epsilon(x, sigma), x, sigma, source=names.epsilon)
 
     unit, sigmas = jr.normal(key, (2,)), edm.edm_sigmas(16)
     end, direct = (edm.sample(d, unit, sigmas) for d in (denoiser, mixture.denoise))
@@ -79,9 +79,16 @@ def test_edm_output_is_minus_v(key):
     np.testing.assert_allclose(v, -prediction, rtol=0, atol=1e-14)
 
 
+def test_the_old_name_of_epsilon_warns():
+    with pytest.warns(DeprecationWarning, match="is now parameterisations.epsilon"):
+        assert names.noise is names.epsilon
+    with pytest.raises(AttributeError, match="has no attribute 'nois'"):
+        names.nois  # noqa: B018
+
+
 def test_float32_stays():
     x = jnp.ones(2, jnp.float32)
-    assert convert(x, x, 0.5, source=names.noise, target=names.score).dtype == jnp.float32
+    assert convert(x, x, 0.5, source=names.epsilon, target=names.score).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -97,4 +104,4 @@ def test_float32_stays():
 )
 def test_refuses(unchecked, prediction, x, sigma, message):
     with pytest.raises(ValueError, match=message):
-        convert(prediction, x, sigma, source=names.noise)
+        convert(prediction, x, sigma, source=names.epsilon)

@@ -1,10 +1,13 @@
 """Preconditioning: the demands it must meet, rather than its formulas retyped."""
 
 import math
+import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import edm_tutorial as edm
@@ -86,11 +89,122 @@ def test_from_data_is_the_root_mean_square_about_zero():
     assert np.asarray(part.sigma_data) == pytest.approx(math.sqrt(6.5), rel=1e-14)
 
 
-def test_sigma_data_is_not_trained():
+def test_sigma_data_has_no_gradient():
     def c_out(sigma_data):
         return edm.EDMPreconditioning(sigma_data)(2.0).c_out
 
     assert jax.grad(c_out)(jnp.asarray(0.5)) == 0
+
+
+MEASURED = jnp.array([[0.3, -0.7], [-0.3, 0.7]])
+MADE = {
+    "a number": lambda: edm.EDMPreconditioning(0.508),
+    "an array": lambda: edm.EDMPreconditioning(jnp.array(0.508, jnp.float32)),
+    "one per feature": lambda: edm.EDMPreconditioning(jnp.array([0.3, 0.7])),
+    "from data": lambda: edm.EDMPreconditioning.from_data(MEASURED),
+    "from data in jit": lambda: eqx.filter_jit(edm.EDMPreconditioning.from_data)(MEASURED),
+}
+# Returned from jit it is an array of integers. `is_array` takes that for a parameter, and optax
+# refuses parameters without a gradient.
+TRAINED = [(name, eqx.is_inexact_array) for name in MADE]
+TRAINED += [(name, eqx.is_array) for name in MADE if name != "from data in jit"]
+
+
+@pytest.mark.parametrize("name, of", TRAINED, ids=lambda value: getattr(value, "__name__", value))
+def test_sigma_data_is_no_parameter_of_any_optimizer(key, name, of):
+    """A training loop of one's own, with a weight decay that would take 5% off at each step."""
+    net = eqx.nn.Linear(2, 2, key=key)
+    model = edm.Denoiser(Plain(net), MADE[name]())
+    before = np.asarray(model.preconditioning.sigma_data)
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    state = optimizer.init(eqx.filter(model, of))
+
+    @eqx.filter_jit
+    def step(model, state):
+        loss = lambda model: jnp.mean(jax.vmap(lambda x: model(x, 0.4))(MEASURED) ** 2)
+        grads = eqx.filter_grad(loss)(model)
+        updates, state = optimizer.update(grads, state, eqx.filter(model, of))
+        return eqx.apply_updates(model, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
+        for _ in range(3):
+            model, state = step(model, state)
+    assert np.all(model.network.net.weight != net.weight)
+    np.testing.assert_array_equal(model.preconditioning.sigma_data, before)
+
+
+class Plain(eqx.Module):
+    """A trainable network that ignores the noise level."""
+
+    net: eqx.nn.Linear
+
+    def __call__(self, x, c_noise, cond=None, *, key=None):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1, 1)])
+def test_sigma_data_is_kept_to_the_last_bit(dtype, shape):
+    """Known, traced, batched, computed with, written and read: the number that was given."""
+    value = jnp.asarray(np.linspace(0.1, 0.7, math.prod(shape)).reshape(shape), dtype)
+    traced = eqx.filter_jit(edm.EDMPreconditioning)(value)
+    assert traced.sigma_data.dtype == dtype and not eqx.is_inexact_array(jax.tree.leaves(traced)[0])
+    for part in (edm.EDMPreconditioning(value), edm.EDMPreconditioning(value.tolist()), traced):
+        assert np.shape(part.sigma_data) == shape
+        np.testing.assert_array_equal(part.sigma_data, value)
+        # c_out tends to sigma_data; 1e8 times as much noise leaves nothing else
+        np.testing.assert_array_equal(part(jnp.asarray(1e12, dtype)).c_out, value)
+    many = eqx.filter_vmap(edm.EDMPreconditioning)(jnp.stack([value, 2 * value]))
+    c_out = eqx.filter_vmap(lambda part: part(jnp.asarray(1e12, dtype)).c_out)(many)
+    np.testing.assert_array_equal(c_out, [value, 2 * value])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_preconditioning_is_written_and_read(tmp_path, name):
+    part = MADE[name]()
+    other = jax.tree.map(lambda leaf: leaf + 1, part)
+    eqx.tree_serialise_leaves(tmp_path / "part.eqx", part)
+    read = eqx.tree_deserialise_leaves(tmp_path / "part.eqx", other)
+    np.testing.assert_array_equal(read.sigma_data, part.sigma_data)
+    assert read == part and read != other
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_preconditioning_prints_its_number(name):
+    numbers = re.findall(r"\d\.\d+", repr(MADE[name]()))
+    np.testing.assert_allclose(
+        np.array(numbers, float), np.ravel(MADE[name]().sigma_data), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_its_numbers_may_become_arrays(name):
+    """As they do at the door of the sampler, so that another value compiles nothing anew."""
+    part = MADE[name]()
+    arrays = jax.tree.map(jnp.asarray, part)
+    for c, exact in zip(eqx.filter_jit(arrays)(jnp.array(0.7)), part(0.7), strict=True):
+        np.testing.assert_allclose(c, exact, rtol=1e-15)
+
+
+def test_one_compilation_for_all_values():
+    """Inside jit sigma_data is an array like any other."""
+    compiled = []
+
+    @eqx.filter_jit
+    def c_skip(part):
+        compiled.append(part)
+        return part(0.5).c_skip
+
+    make = eqx.filter_jit(edm.EDMPreconditioning)
+    values = [float(c_skip(make(jnp.array(value)))) for value in (0.5, 1.0, 1.5)]
+    np.testing.assert_allclose(values, [0.5, 0.8, 0.9], rtol=1e-14)
+    assert len(compiled) == 1
+
+
+@each
+def test_nan_comes_out_as_nan(preconditioning):
+    c = eqx.filter_jit(preconditioning)(jnp.array(math.nan))
+    assert np.isnan(c.c_out)
 
 
 def test_vp_label_is_the_time():
@@ -149,7 +263,7 @@ def test_from_data_refuses(unchecked, data, message):
 
 
 def test_discrete_models_need_levels():
-    with pytest.raises(ValueError, match="need at least 1 noise level, got levels=0"):
+    with pytest.raises(ValueError, match="levels=0"):
         edm.IDDPMPreconditioning(levels=0)
     with pytest.raises(ValueError, match="need c_1 and c_2 between 0 and 1"):
         edm.IDDPMPreconditioning(c_1=2.0)

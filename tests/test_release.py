@@ -1,7 +1,11 @@
-"""The changelog of a release; `make release` itself builds and tries the archives."""
+"""The changelog of a release, and the tests in an sdist; `make release` tries both archives."""
 
 import datetime
 import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -13,6 +17,7 @@ assert SPEC is not None and SPEC.loader is not None
 release = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(release)
 
+PYPROJECT = tomllib.loads((release.ROOT / "pyproject.toml").read_text())
 DAY = datetime.date(2027, 1, 31)
 FILES = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
 OLD = "## 0.1.0 - 2026-12-01\n\n- First.\n"
@@ -82,3 +87,47 @@ def test_a_refused_release_writes_nothing(copy):
 def test_a_version_is_three_numbers(version):
     with pytest.raises(ValueError, match="three numbers"):
         release.write_version(version, DAY)
+
+
+def test_without_a_version_nothing_is_written_and_both_archives_are_tried(copy, monkeypatch):
+    before = {name: (copy / name).read_text() for name in FILES}
+    tried = []
+    monkeypatch.setattr(sys, "argv", ["release.py"])
+    monkeypatch.setattr(release, "build", lambda: ["wheel", "sdist"])
+    monkeypatch.setattr(release, "try_out", tried.append)
+    release.main()
+    assert tried == ["wheel", "sdist"]
+    assert before == {name: (copy / name).read_text() for name in FILES}
+
+
+BUILD = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
+# Where the repository is installed in place, `benchmarks` would be found there.
+COLLECT = """
+import sys
+from pathlib import Path
+import pytest
+sys.path[:] = [folder for folder in sys.path if not Path(folder, "benchmarks").is_dir()]
+sys.exit(pytest.main(["-n0", "-q", "--collect-only", "-p", "no:cacheprovider"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_tests_in_the_sdist_can_be_collected(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    hatchling = str(tmp_path / "hatchling")
+    subprocess.run([*pip, "install", "-q", "--target", hatchling, "hatchling"], check=True)
+    build = [sys.executable, "-c", BUILD, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": hatchling}
+    subprocess.run(build, cwd=release.ROOT, env=environment, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "alone", filter="data")
+    (folder,) = (tmp_path / "alone").iterdir()
+    assert (folder / "tests/golden/precond.npz").is_file()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    collect = [sys.executable, "-c", COLLECT]
+    ran = subprocess.run(collect, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    left_out = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["exclude"]
+    for name in left_out:
+        assert Path(f"{release.ROOT}{name}").exists() and not Path(f"{folder}{name}").exists()

@@ -3,6 +3,9 @@
 About 40 seconds on one core.
 """
 
+import dataclasses
+import json
+import re
 from typing import Any
 
 import equinox as eqx
@@ -14,10 +17,10 @@ import pytest
 from scipy.stats import norm
 
 import edm_tutorial as edm
-from edm_tutorial.sbi.network import PosteriorMLP
-from edm_tutorial.sbi.posterior import History, Posterior
-from edm_tutorial.sbi.transforms.bounds import Support
-from edm_tutorial.sbi.transforms.chain import Coordinates
+from edm_tutorial.sbi.early_stopping import History
+from edm_tutorial.sbi.posterior import Posterior
+from edm_tutorial.sbi.transforms.bounds import Bounds
+from edm_tutorial.sbi.transforms.chain import Chain
 from edm_tutorial.sbi.transforms.linear import LinearRegression
 from edm_tutorial.sbi.transforms.standardize import Standardizer
 
@@ -46,12 +49,11 @@ def gaussian(std, low=(-INF, -INF), high=(INF, INF), **kwargs):
     count = jnp.arange(float(size))
     theta_scale = Standardizer(count / 10, 0.7 + count / 10)
     x_scale = Standardizer(2 + count, 3 + count)
-    maps = Coordinates(
-        Support(jnp.array(low), jnp.array(high), jnp.ones(len(low))), theta_scale, x_scale, None
-    )
+    bounds = Bounds(jnp.array(low), jnp.array(high), jnp.ones(len(low)))
     network = Exact(jnp.eye(size) / 2, jnp.asarray(std))
-    given = {"sigma_min": 2e-3, "sigma_max": 20.0, "steps": 48} | kwargs
-    return Posterior(edm.Denoiser(network, PRECONDITIONING), maps, **given)
+    given = {"sigma_min": 2e-3, "sigma_max": 20.0} | kwargs
+    denoiser = edm.Denoiser(network, PRECONDITIONING)
+    return Posterior(denoiser, Chain((bounds, theta_scale)), x_scale, **given)
 
 
 X_O = jnp.array([5.0, -1.0])
@@ -68,8 +70,8 @@ def truth(std):
 @pytest.mark.slow
 def test_draws_have_the_mean_spread_and_coverage_of_the_truth(std, key):
     """Also where the posterior is 20 times narrower than the prior."""
-    steps = {1.0: {"sigma_min": 0.02, "steps": 38}, 0.05: {"sigma_min": 0.007, "steps": 44}}[std]
-    draws = np.asarray(gaussian(std, **steps).sample(key, X_O, N))
+    sigma_min = {1.0: 0.02, 0.05: 0.007}[std]
+    draws = np.asarray(gaussian(std, sigma_min=sigma_min).sample(key, X_O, N))
     mean, spread = truth(std)
     np.testing.assert_allclose((draws.mean(0) - mean) / spread, 0, atol=4 / np.sqrt(N) + 1e-3)
     # The last step loses (sigma_min / std)^2 / 2, up to 1 %; 4 standard errors are 2 %.
@@ -109,7 +111,7 @@ BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}
 def test_bounded_draws_stay_inside_and_mass_is_one(key):
     posterior = gaussian(0.6, **BOX)
     draws = posterior.sample(key, X_O, 4000)
-    assert jnp.all(jax.vmap(posterior.coordinates.support.contains)(draws))
+    assert jnp.all(jax.vmap(posterior.transform.bounds.contains)(draws))
     n = 40
     sides = [low + (high - low) * (np.arange(n) + 0.5) / n for low, high in [(-1, 1), (-2, 0.5)]]
     grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
@@ -150,15 +152,16 @@ def test_batched_equals_single(key):
 
 def learned(key):
     """A posterior with the default network and a linear fit, at random weights."""
-    keys = jr.split(key, 4)
-    network = PosteriorMLP(2, 2, width=8, depth=2, dropout=0.25, key=keys[0])
-    noise = jr.normal(keys[1], network.joint.output.weight.shape)
-    network = eqx.tree_at(lambda net: net.joint.output.weight, network, noise / 9)
-    maps = gaussian(0.5, **BOX).coordinates
+    keys = jr.split(key, 3)
+    network = edm.MLP(2, 2, width=8, depth=2, octaves=3, dropout=0.25, key=keys[0])
+    noise = jr.normal(keys[1], network.output.weight.shape)
+    network = eqx.tree_at(lambda net: net.output.weight, network, noise / 9)
+    maps = gaussian(0.5, **BOX)
     fit = LinearRegression(jr.normal(keys[2], (2, 2)), jnp.ones(2), 2 * jnp.eye(2))
-    maps = Coordinates(maps.support, maps.theta_scale, maps.x_scale, fit)
-    history = History((5, 10), (1.0, 0.5), (3.0, 0.1 + 0.2))
-    return Posterior(edm.Denoiser(network, PRECONDITIONING), maps, 0.01, 15.0, 9, history)
+    chain = Chain((*maps.transform.steps, fit))
+    history = History((5, 10), (1.0, 0.5), (3.0, 0.1 + 0.2), 4.0, 5.0)
+    denoiser = edm.Denoiser(network, PRECONDITIONING)
+    return Posterior(denoiser, chain, maps.x_scale, 0.01, 15.0, history, (0.25, 1e6), (3.0, 0.5))
 
 
 @pytest.mark.slow
@@ -168,10 +171,33 @@ def test_saved_and_loaded_gives_the_same_bits(key, tmp_path):
     posterior.save(tmp_path / "posterior")
     again = Posterior.load(tmp_path / "posterior")
     assert again.history == posterior.history
-    assert (again.sigma_min, again.sigma_max, again.steps) == (0.01, 15.0, 9)
-    assert eqx.tree_equal(eqx.filter(again, eqx.is_array), eqx.filter(posterior, eqx.is_array))
+    assert (again.sigma_min, again.sigma_max, again.steps) == (0.01, 15.0, 40)
+    assert eqx.tree_equal(again, posterior)
     expected = posterior.sample(key, X_O, 3)
     np.testing.assert_array_equal(again.sample(jr.clone(key), X_O, 3), expected)
+
+
+def test_a_file_that_is_not_whole_is_refused_by_name(key, tmp_path):
+    """Cut off, one byte flipped, of another version, or of another kind."""
+    path = tmp_path / "posterior"
+    learned(key).save(path)
+    whole = path.read_bytes()
+    line, _, body = whole.partition(b"\n")
+    flipped = bytearray(whole)
+    flipped[-9] ^= 1
+    newer = json.dumps(json.loads(line) | {"version": 99}).encode() + b"\n" + body
+    for content, told in {
+        whole[:-100]: "is damaged",
+        bytes(flipped): "is damaged",
+        whole[:50]: "is not a posterior",
+        b"": "is not a posterior",
+        b"\x80\x04\x95 not a posterior": "is not a posterior",
+        b'{"kind": "another"}\n': "is not a posterior",
+        newer: "version 99; this package reads",
+    }.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))} {told}|{told}"):
+            Posterior.load(path)
 
 
 def test_a_network_of_your_own_is_saved_with_its_structure(key, tmp_path):
@@ -200,3 +226,67 @@ def test_messages(key, unchecked):
         posterior.sample(key, X_O, 0)
     with pytest.raises(ValueError, match="shape"):
         posterior.log_prob(jnp.zeros(3), X_O)
+    with pytest.raises(ValueError, match=r"shape \(2,\) or one a row, \(n, 2\), got \(2, 5, 2\)"):
+        posterior.log_prob(jnp.zeros((2, 5, 2)), X_O)
+    for count in (1.5, 1e3, "3", True):
+        with pytest.raises(TypeError, match="n must be a whole number"):
+            posterior.sample(key, X_O, count)
+
+
+def test_numbers_and_arrays_of_all_kinds_are_taken(key, unchecked):
+    """NumPy's integers, lists, and many points at once."""
+    posterior = gaussian(0.4, sigma_min=0.1)
+    expected = posterior.sample(key, X_O, 5)
+    for n in (np.int64(5), jnp.asarray(5)):
+        np.testing.assert_array_equal(posterior.sample(jr.clone(key), X_O.tolist(), n), expected)
+    one = [posterior.log_prob(list(map(float, theta)), X_O) for theta in expected]
+    np.testing.assert_allclose(posterior.log_prob(expected, X_O), one, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [edm.VariancePreserving(), edm.VarianceExploding()])
+@pytest.mark.slow
+def test_the_same_posterior_in_other_schedules(schedule, key):
+    mean, spread = truth(0.5)
+    posterior = gaussian(0.5, sigma_min=0.02)
+    draws = np.asarray(posterior.sample(key, X_O, 4000, schedule=schedule, steps=60))
+    np.testing.assert_allclose((draws.mean(0) - mean) / spread, 0, atol=4 / np.sqrt(4000))
+    np.testing.assert_allclose(draws.std(0) / spread, 1, atol=0.06)  # 4 standard errors: 4.5 %
+
+
+@pytest.mark.slow
+def test_the_mode_of_a_gaussian_is_its_mean():
+    """To a hundredth of a width: the density there is flat to the square of that."""
+    mean, spread = truth(0.3)
+    np.testing.assert_allclose((gaussian(0.3).mode(X_O) - mean) / spread, 0, atol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("std", [1.0, 0.02])
+def test_the_gradient_of_log_prob_is_that_of_the_gaussian(std):
+    """Also 1,000 widths away, and fifty times narrower than the box, where it once was NaN."""
+    posterior, (mean, spread) = gaussian(std, low=(-50.0, -50.0), high=(60.0, 50.0)), truth(std)
+    slope = jax.jit(jax.grad(lambda theta: posterior.log_prob(theta, X_O)))
+    for away in (0.5, 3.0, 30.0):
+        theta = mean + away * spread * np.array([1.0, -0.5])
+        exact = -(theta - mean) / spread**2
+        # sigma_min adds (0.002 / 0.02)^2 = 1 % to the variance; the solver errs by as much.
+        np.testing.assert_allclose(slope(jnp.asarray(theta)), exact, rtol=0.03)
+    far = jnp.asarray(mean + 1000 * spread * np.array([0.04, -0.04]) / std)
+    assert np.isfinite(slope(far)).all()
+
+
+def test_an_offset_that_float32_cannot_hold_is_added_in_float64(key):
+    """A Julian date: draws differ by less than float32 could tell apart."""
+    plain = gaussian(0.4, sigma_min=0.1)
+    shift = (2_459_000.5, 0.0)
+    posterior = dataclasses.replace(plain, theta_offset=shift, x_offset=(1e7, 0.0))
+    x_o = np.asarray(X_O) + np.array([1e7, 0.0])
+    draws = posterior.sample(key, x_o, 5)
+    assert draws.dtype == np.float64
+    expected = np.asarray(plain.sample(jr.clone(key), X_O, 5)) + shift
+    np.testing.assert_allclose(draws, expected, rtol=1e-14)
+    np.testing.assert_allclose(
+        posterior.log_prob(draws, x_o), plain.log_prob(draws - shift, X_O), rtol=1e-9
+    )
+    with pytest.raises(ValueError, match="outside of jit"):
+        jax.jit(lambda x: posterior.sample(jr.clone(key), x, 5))(x_o)

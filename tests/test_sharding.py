@@ -89,16 +89,58 @@ def test_replicate_copies_arrays_and_leaves_the_rest(key):
     np.testing.assert_array_equal(jax.random.key_data(copy["key"]), jax.random.key_data(key))
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    script = """
-import jax, pytest
-from edm_tutorial.training.sharding import automatic, data_parallel
-assert automatic(data_parallel(), 24).shard_shape((24,)) == (3,)
+ON_EIGHT = """
+import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np, optax, pytest
+import edm_tutorial as edm
+from edm_tutorial.training import BatchLoss
+from edm_tutorial.training.batches import load
+from edm_tutorial.training.sharding import automatic, data_parallel, replicate, split
+
+everywhere = automatic(data_parallel(), 24)
+assert everywhere.shard_shape((24,)) == (3,)
 with pytest.raises(ValueError, match="multiple of the 8 devices it is split over, got 20"):
     automatic(data_parallel(), 20)
+
+def parts(array):
+    assert len(array.addressable_shards) == 8
+    return {shard.data.shape for shard in array.addressable_shards}
+
+batch = split({"x": np.arange(48.0).reshape(24, 2)}, everywhere)
+assert parts(batch["x"]) == {(3, 2)}
+rows = [float(shard.data[0, 0]) for shard in batch["x"].addressable_shards]
+np.testing.assert_array_equal(sorted(rows), np.arange(0.0, 48.0, 6))
+assert parts(replicate(jnp.ones((24, 2)), everywhere)) == {(24, 2)}
+
+data = (np.ones((40, 2)), {"label": np.arange(40.0)})
+examples = load(data, 24, everywhere)
+assert parts(examples.data.x) == {(40, 2)}
+drawn = eqx.filter_jit(lambda e, key: e.draw(key, 24, everywhere))(examples, jr.key(0))
+assert parts(drawn.x) == {(3, 2)} and parts(drawn.cond["label"]) == {(3,)}
+
+seen = []
+
+class Weight(eqx.Module):
+    weight: jax.Array
+
+def loss(model, x, cond, *, key):
+    jax.debug.inspect_array_sharding(x, callback=seen.append)
+    return jnp.sum(model.weight * x)
+
+for source in (data, lambda step: np.ones((24, 2))):
+    options = dict(steps=2, batch_size=24, key=jr.key(1), every=2, sharding=data_parallel())
+    [(state, _)] = edm.train(
+        Weight(jnp.ones(2)), BatchLoss(loss), source, optax.sgd(1.0), **options
+    )
+    assert parts(state.denoiser.weight) == {(2,)}
+    assert len(seen) > 0 and all(found.shard_shape((24, 2)) == (3, 2) for found in seen), seen
+    seen.clear()
 """
+
+
+def test_each_of_eight_devices_takes_its_part_of_every_batch():
+    """By the shapes of the parts, given and drawn, also inside the compiled training."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", script], env=os.environ | flags, check=True)
+    subprocess.run([sys.executable, "-c", ON_EIGHT], env=os.environ | flags, check=True)
 
 
 @pytest.mark.slow

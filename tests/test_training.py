@@ -1,6 +1,7 @@
 """Training reaches what can be computed by hand, and is a function of its key."""
 
 import io
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from tqdm import tqdm
 
 import edm_tutorial as edm
 from edm_tutorial.networks import MLP
+from edm_tutorial.training import BatchLoss, NonFiniteLossWarning
 from edm_tutorial.training.averages import PowerEMA
 from edm_tutorial.training.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
+from edm_tutorial.training.state import add_examples
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
 NOISE = edm.LogNormal(-0.5, 1.0)
-LOSS = partial(edm.denoising_loss, noise=NOISE)
+LOSS = partial(edm.denoising_loss, sigma_dist=NOISE)
 STDS = np.array([0.3, 1.5])
 ADAM = optax.adam(3e-3)  # one object: another one would be compiled for anew
 
 
-def gaussian_run(seed, *, optimizer=ADAM, steps=24, sigma_data=None, **options):
+def gaussian_run(seed, *, loss=LOSS, optimizer=ADAM, steps=24, sigma_data=None, **options):
     """A small run on a Gaussian with independent entries of standard deviation STDS."""
     data_key, net_key, train_key = jr.split(jr.clone(seed), 3)
     data = STDS[None] * jr.normal(data_key, (4096, 2))
@@ -37,7 +40,7 @@ def gaussian_run(seed, *, optimizer=ADAM, steps=24, sigma_data=None, **options):
     network = MLP(2, width=options.pop("width", 8), depth=1, key=net_key)
     denoiser = edm.Denoiser(network, preconditioning)
     options = {"batch_size": 16, "every": 8, "key": train_key} | options
-    return edm.train(denoiser, LOSS, data, optimizer, steps=steps, **options)
+    return edm.train(denoiser, loss, data, optimizer, steps=steps, **options)
 
 
 def leaves(tree):
@@ -158,13 +161,45 @@ def test_without_ema_the_average_is_the_weights(key):
 
 @pytest.mark.slow
 def test_the_number_of_examples_seen_does_not_overflow(key):
-    """2^27 steps of 16 examples pass 2^31; an overflow would reset the average."""
+    """Past 2^31 examples; an overflow would reset the average."""
     state = next(gaussian_run(key))[0]
-    late = state._replace(step=jnp.array(2**27 + 2, jnp.int32))
-    after = next(gaussian_run(key, state=late, steps=2**27 + 3))[0]
+    assert int(state.seen) == 8 * 16
+    late = state._replace(seen=jnp.array(2**31 - 8, jnp.uint32))
+    after = next(gaussian_run(key, state=late, steps=9))[0]
     old, new = state.ema.network.output.weight, after.denoiser.network.output.weight
     expected = new + 0.5 ** (16 / 500_000) * (old - new)
     np.testing.assert_allclose(after.ema.network.output.weight, expected, rtol=1e-12)
+    assert int(after.seen) == 2**31 + 8
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint32, jnp.uint64])
+def test_the_count_of_examples_stops_at_the_largest_number(dtype):
+    most = jnp.iinfo(dtype).max
+    for before, after in ((0, 16), (most - 17, most - 1), (most - 16, most), (most - 3, most)):
+        seen = add_examples(jnp.array(before, dtype), 16)
+        assert int(seen) == after and seen.dtype == dtype
+
+
+def test_averages_count_examples_across_batch_sizes(key):
+    """20 steps of 512, then 1 of 8: beta is 2^(-8 / (0.05 * 20 * 512)) = 0.989.
+
+    Were examples counted as steps times the present batch size, it would be 0.50.
+    """
+    run = partial(
+        edm.train,
+        Recorder(jnp.array(0.0)),
+        lambda model, x, cond, *, key: -model.weight,  # each step adds 1 to the weight
+        jnp.ones((3, 1)),
+        optax.sgd(1.0),
+        key=key,
+    )
+    [(before, _)] = run(steps=20, batch_size=512)
+    [(after, _)] = run(steps=21, batch_size=8, state=before)
+    assert (int(before.seen), int(after.seen)) == (10_240, 10_248)
+    beta = 2 ** (-8 / 512)
+    expected = 21 + beta * (before.ema.weight - 21)
+    np.testing.assert_allclose(after.ema.weight, expected, rtol=1e-13)
+    assert abs(beta - 0.989) < 5e-4
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -217,6 +252,16 @@ def test_batches_are_uniform_draws_of_all_examples(key):
     assert len(np.unique(np.round(means, 9))) > 200  # means of 25 on a grid of 1/1250
     assert abs(means.mean()) < 4 * spread / np.sqrt(400)
     assert abs(means.std() / spread - 1) < 4 / np.sqrt(2 * 400)
+
+
+@pytest.mark.parametrize("end", [jnp.max, jnp.min])
+def test_the_first_and_the_last_example_are_drawn_too(end, key):
+    """10,000 draws of 101 examples miss a given one with probability e^-99."""
+    x = jnp.linspace(-1.0, 1.0, 101)[:, None]
+    loss = BatchLoss(lambda model, x, cond, *, key: end(x) + 0 * model.weight)
+    options = {"steps": 400, "batch_size": 25, "key": key, "every": 400}
+    [(_, found)] = edm.train(Recorder(jnp.array(1.0)), loss, x, optax.sgd(0.0), **options)
+    assert end(found) == end(x)
 
 
 def test_every_example_of_a_step_has_noise_of_its_own(key):
@@ -324,6 +369,10 @@ def test_a_given_batch_is_used_as_it_is(key):
 BAD_BATCHES = {
     "too few": (lambda step: np.ones((15, 2)), "of step 0 must have batch_size=16.*got 15"),
     "a list": (lambda step: [1.0, 2.0], "the batch of step 0 must be a floating.*got list"),
+    "a list for a pair": (
+        lambda step: [np.ones((16, 2)), np.ones(16)],
+        r"the batch of step 0 must be .* a tuple \(x, cond\), got list",
+    ),
     "nan": (lambda step: np.full((16, 2), np.nan), "the batch of step 0 has 32 entries"),
     "three parts": (lambda step: 3 * (np.ones((16, 2)),), "batch of step 0 .*got 3 parts"),
     "conditions": (lambda step: (np.ones((16, 2)), np.ones(4)), "16 examples, and cond of"),
@@ -475,3 +524,217 @@ def test_dropout_keys_and_augmentation_labels_reach_the_network(key):
     assert all(cond["label"] == 7 for _, cond in heard)
     signs = {float(cond["sign"]) for _, cond in heard}
     assert signs == {-1.0, 1.0}
+
+
+def test_a_loss_of_the_batch_equals_the_mean_of_its_examples(key):
+    """The same keys for the same examples: the training is the same but for rounding."""
+
+    def mean(denoiser, x, cond, *, key):
+        keys = jr.split(key, len(x))
+        return jnp.mean(jax.vmap(partial(LOSS, denoiser))(x, cond, key=keys))
+
+    one, other = (list(gaussian_run(key, loss=loss)) for loss in (LOSS, BatchLoss(mean)))
+    for (a, losses), (b, others) in zip(one, other, strict=True):
+        np.testing.assert_allclose(losses, others, rtol=1e-12)
+        for left, right in zip(leaves(a), leaves(b), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_of_the_batch_sees_all_of_it(key):
+    """Strata: the i-th of n examples has its number from [i, i + 1) / n, which one cannot know."""
+
+    def strata(model, x, cond, *, key):
+        u = (jnp.arange(len(x), dtype=float) + jr.uniform(key, (len(x),))) / len(x)
+        return jnp.mean(u) + 0 * model.weight
+
+    model, x = Recorder(jnp.array(1.0)), jnp.zeros((3, 1))
+    run = edm.train(
+        model, BatchLoss(strata), x, optax.sgd(0.0), steps=100, batch_size=25, key=key, every=100
+    )
+    means = np.array(next(run)[1])
+    # Each of 25 is uniform over 1/25, so their mean has std 1 / (25 sqrt(12 * 25)), not five
+    # times 1/25 as for independent numbers; 4 standard errors of a std from 100 of them.
+    assert abs(means.std() * 25 * np.sqrt(12 * 25) - 1) < 4 / np.sqrt(2 * 100)
+
+
+def test_numpy_integers_are_counts(key, unchecked):
+    """`epochs * np.ceil(n / batch)` is one; the last chunk is shorter than the others."""
+    count = np.int64
+    run = gaussian_run(key, steps=5 * np.ceil(1.5).astype(int), every=count(8), batch_size=count(4))
+    assert [len(losses) for _, losses in run] == [8, 2]
+
+
+def quadratic(model, x, cond, *, key):
+    """(w - 3)^2 / 2 in two dimensions of curvature 1 and 9."""
+    return jnp.sum(jnp.array([0.5, 4.5]) * (model.weight - 3) ** 2) + 0 * x[0]
+
+
+def simple_run(optimizer, loss=quadratic, *, weight=(0.0, 0.0), data=None, **options):
+    x = jnp.ones((3, 1)) if data is None else data
+    options = {"steps": 6, "batch_size": 1, "every": 6, "key": jr.key(0), "ema": None} | options
+    return edm.train(Recorder(jnp.array(weight)), loss, x, optimizer, **options)
+
+
+def test_an_optimizer_that_asks_for_the_loss_gets_it():
+    """The loss is 5 for good: after each `patience` steps on this plateau the rate halves."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=2)
+    loss = lambda model, x, cond, *, key: (
+        5.0 + jnp.sum(model.weight - jax.lax.stop_gradient(model.weight))
+    )
+    run = simple_run(optax.chain(optax.sgd(1.0), plateau), loss, every=1)
+    rates = [float(state.opt_state[1].scale) for state, _ in run]
+    np.testing.assert_array_equal(rates, [1, 1, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_what_an_optimizer_is_told_is_the_loss_of_the_batch():
+    """The loss, its gradient, and the loss as a function, at w = (0, 0) and (1, 0) by hand."""
+
+    def update(updates, state, params, *, value, grad, value_fn, **rest):
+        elsewhere = Recorder(params.weight.at[0].set(1.0))
+        told = jnp.array([value, *grad.weight, value_fn(params), value_fn(elsewhere)])
+        return updates, told
+
+    init = lambda params: jnp.zeros(5)
+    optimizer = optax.GradientTransformationExtraArgs(init, update)
+    with jax.debug_key_reuse(False):  # the loss as a function has the noise of the batch
+        [(state, _)] = simple_run(optax.chain(optimizer, optax.sgd(0.1)), steps=1)
+    np.testing.assert_allclose(state.opt_state[0], [45, -3, -27, 45, 42.5], rtol=1e-14)
+
+
+def test_lbfgs_searches_along_its_lines():
+    """A quadratic in two dimensions is solved in a few steps; steepest descent is far from it."""
+    with jax.debug_key_reuse(False):  # every point of a line has the batch's own noise
+        [(state, losses)] = simple_run(optax.lbfgs())
+    # each step of the line search ends at a slope of 0.9 of the first or less; the loss is
+    # below rounding where L-BFGS has seen both curvatures
+    assert float(losses[0]) == 45 and float(losses[-1]) < 1e-8
+    np.testing.assert_allclose(state.denoiser.weight, [3, 3], rtol=1e-6)
+    [(_, slow)] = simple_run(optax.sgd(0.1))
+    assert float(slow[-1]) > 0.5
+
+
+def test_an_optimizer_that_asks_for_more_is_refused():
+    def update(updates, state, params=None, *, hessian, **rest):
+        return updates, state
+
+    optimizer = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    run = simple_run(optax.chain(optimizer, optax.sgd(0.1)))
+    with pytest.raises(TypeError, match="cannot be used in train: .*'hessian'"):
+        next(run)
+
+
+def test_any_optimizer_trains(unchecked):
+    """Also one that is no tuple of functions, and a state with numbers of its own."""
+    for optimizer in (
+        optax.MultiSteps(optax.sgd(0.1), 2),
+        optax.inject_hyperparams(optax.adam)(optax.linear_schedule(0.1, 0.0, 6)),
+        optax.contrib.schedule_free_sgd(0.1),
+    ):
+        [(state, losses)] = simple_run(optimizer)
+        assert np.isfinite(state.denoiser.weight).all() and losses[-1] < losses[0]
+
+
+OTHER_OPTIMIZERS = {
+    "adam for sgd": (
+        optax.adam(0.1),
+        optax.sgd(0.1),
+        r"\[0\].count is int32\[\], here missing; \[0\].mu.weight is float64\[2\], here missing",
+    ),
+    "sgd for adam": (optax.sgd(0.1), optax.adam(0.1), r"\[0\].count is missing, here int32\[\]"),
+    "a schedule": (
+        optax.adam(0.1),
+        optax.adam(optax.constant_schedule(0.1)),
+        r"\[1\].count is missing, here int32\[\]",
+    ),
+    "no leaf of its own": (
+        optax.sgd(0.1),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        "nested otherwise",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIMIZERS)
+def test_the_state_of_another_optimizer_is_refused(name):
+    before, after, message = OTHER_OPTIMIZERS[name]
+    [(state, _)] = simple_run(before, steps=2)
+    with pytest.raises(ValueError, match=f"state.opt_state is of another optimizer: .*{message}"):
+        simple_run(after, state=state)
+    assert len(list(simple_run(before, state=state))) == 1
+
+
+def test_the_state_of_another_model_is_refused():
+    [(state, _)] = simple_run(optax.adam(0.1), steps=2)
+    other = state._replace(denoiser=Recorder(jnp.zeros(3)))
+    with pytest.raises(ValueError, match=r"mu.weight is float64\[2\], here float64\[3\]"):
+        simple_run(optax.adam(0.1), state=other)
+    with pytest.raises(ValueError, match="state.ema must be an average for one rule"):
+        simple_run(optax.adam(0.1), state=state._replace(ema=(state.ema,)))
+
+
+def diverging(model, x, cond, *, key):
+    """NaN, with its gradient, in every step whose batch is negative."""
+    return jnp.where(x[0] < 0, jnp.nan, 1.0) * jnp.sum(model.weight)
+
+
+def signs(*values):
+    return lambda step: np.full((1, 1), values[step])
+
+
+def test_a_loss_that_is_not_finite_is_said_once():
+    run = simple_run(optax.sgd(0.1), diverging, data=signs(1.0, 1.0, 1.0, -1.0, 1.0, -1.0), every=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(run)  # all is well so far
+    message = "the loss of step 3 is nan, and 1 of 2 losses .*clean_gradients"
+    with pytest.warns(NonFiniteLossWarning, match=message) as caught:
+        next(run)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        _, losses = next(run)
+    assert np.isnan(losses).all()  # the weights are lost
+
+
+def test_a_loss_that_is_not_finite_is_not_said_where_it_is_repaired():
+    repaired = optax.chain(clean_gradients(), optax.sgd(0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [(state, losses)] = simple_run(repaired, diverging, data=signs(*[1.0, -1.0] * 3))
+    assert np.isnan(losses).sum() == 3 and int(cleaned(state).steps) == 3
+
+
+def test_the_warning_can_be_silenced_alone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", NonFiniteLossWarning)
+        list(simple_run(optax.sgd(0.1), diverging, data=signs(*[-1.0] * 6)))
+
+
+class Normalised(eqx.Module):
+    """A network with a layer that has a state."""
+
+    norm: eqx.nn.BatchNorm
+
+    def __call__(self, x, c_noise, cond=None, *, key=None):
+        return x
+
+
+NOTHING_TO_TRAIN = {
+    "a lambda": lambda z, c_noise, cond=None, *, key=None: z * jnp.ones(2),
+    "a partial": partial(lambda w, z, c_noise, cond=None, *, key=None: w * z, jnp.ones(2)),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_TRAIN)
+def test_a_network_whose_weights_are_out_of_reach_is_refused(name, key):
+    denoiser = edm.Denoiser(NOTHING_TO_TRAIN[name], edm.EDMPreconditioning(jnp.ones(2)))
+    with pytest.raises(ValueError, match="nothing to train.*make the network an eqx.Module"):
+        edm.train(denoiser, LOSS, jnp.ones((3, 2)), ADAM, steps=1, batch_size=1, key=key)
+
+
+def test_a_layer_with_a_state_is_refused(key):
+    norm, _ = eqx.nn.make_with_state(eqx.nn.BatchNorm)(2, "batch", mode="batch")
+    denoiser = edm.Denoiser(Normalised(norm), edm.EDMPreconditioning(1.0))
+    with pytest.raises(ValueError, match="layers with a state, such as eqx.nn.BatchNorm"):
+        edm.train(denoiser, LOSS, jnp.ones((3, 2)), ADAM, steps=1, batch_size=1, key=key)

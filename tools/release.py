@@ -1,10 +1,12 @@
 """Make a release: its version and date in the changelog, a wheel and an sdist, both tried out.
 
     python tools/release.py 0.2.0
+    python tools/release.py          # without a version: only build what is there and try it
 
 Writes the version into pyproject.toml, CITATION.cff and CHANGELOG.md, builds both archives
 in `dist`, and runs the README's example with each, installed in an empty environment of
-its own. Commit and tag what it leaves; the workflow `release` publishes a tag.
+its own. Commit and tag what it leaves; the workflow `release` tests, builds and tries the tag
+once more, and publishes it.
 """
 
 import argparse
@@ -88,14 +90,17 @@ def run(*command: str, cwd: Path | str | None = None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build and check a release.")
-    parser.add_argument("version", help="three numbers, such as 0.2.0")
+    parser.add_argument("version", nargs="?", help="three numbers, such as 0.2.0")
+    version = parser.parse_args().version
     try:
-        write_version(parser.parse_args().version, datetime.date.today())
+        if version is not None:
+            write_version(version, datetime.date.today())
     except ValueError as error:
         sys.exit(str(error))
     for archive in build():
         try_out(archive)
-    print("Now commit, tag and push: git tag v" + parser.parse_args().version)
+    if version is not None:
+        print(f"Now commit, tag and push: git tag v{version}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python book/_tools/build.py --execute-only    # export and run, without the pages
 
 1. `export.py` writes the notebooks that Colab opens.
-2. Each notebook whose code, or whose package, changed is run once, in `.executed/`.
+2. Each notebook whose code changed, or the package, or any version, is run once, in `.executed/`;
+   a warning of its own is an error.
 3. The outputs, and nothing else, go into the cache that Jupyter Book reads.
 4. Jupyter Book builds `_build/html`, with every warning an error.
 """
@@ -17,38 +18,45 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import export
+import jupytext
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import NotebookNode, read
-from numbering import read_cells
+from notebook_builder import INSTALL_ID
+from repository import ROOT
 
-ROOT = export.ROOT
 EXECUTED = ROOT / ".executed"
 BUILD = ROOT / "_build"
-PACKAGES = ("jax", "equinox", "diffrax", "optax", "numpy", "matplotlib")
 CELL_SECONDS = 1800
+# Each kernel runs this first. A cell that means to warn catches the warning and prints it.
+STARTUP = """\
+import warnings
 
-
-def chapters() -> list[Path]:
-    """The sources of the notebooks, in the order of the table of contents."""
-    return [path.with_suffix(".md") for path in export.export(ROOT)]
+# A warning of a cell or of the package is an error; one of a library goes to stderr.
+warnings.filterwarnings("error", module=r"__main__$|edm_tutorial\\b")
+"""
 
 
 def fingerprint(chapter: Path) -> str:
     """A hash of everything the outputs of a chapter depend on."""
     digest = hashlib.sha256()
-    for cell in read_cells(chapter):
+    for cell in jupytext.reads(chapter.read_text(), fmt="md:myst").cells:
         if cell.cell_type == "code":
             digest.update(cell.source.encode() + b"\0")
     for path in sorted((ROOT / "edm_tutorial").rglob("*.py")):
         digest.update(path.read_bytes())
-    digest.update(" ".join([sys.version, *map(version, PACKAGES)]).encode())
+    digest.update("\n".join([sys.version, *installed(), STARTUP]).encode())
     return digest.hexdigest()
+
+
+def installed() -> list[str]:
+    """Every package of this environment with its version: which one moves a digit, nobody knows."""
+    return sorted(f"{found.name}=={found.version}" for found in distributions())
 
 
 def execute(sources: list[Path]) -> dict[str, float]:
@@ -69,9 +77,18 @@ def execute(sources: list[Path]) -> dict[str, float]:
             record = {"hash": prints[source], "seconds": seconds[source.stem]}
             _record_path(source).write_text(json.dumps(record))
             os.utime(source)  # Sphinx reads the page again
+            for text in stderr(source):
+                print(f"build: {source.stem} said, where its page does not show it:\n{text}")
     if failed := [source.stem for source in stale if source.stem not in seconds]:
         sys.exit(f"\nbuild: a cell failed in {', '.join(failed)} (see above)")
     return {source.stem: _record(source)["seconds"] for source in sources}
+
+
+def stderr(source: Path) -> list[str]:
+    """What the cells of the executed copy wrote to stderr, where libraries warn."""
+    cells = read(_executed(source), as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def _run(sources: list[Path]) -> dict[str, float]:
@@ -84,7 +101,11 @@ def _run(sources: list[Path]) -> dict[str, float]:
     command += ["-n", str(min(len(sources), 2))] if len(sources) > 1 else []
     command += [str(_executed(source)) for source in sources]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    startup = EXECUTED / "ipython" / "profile_default" / "startup" / "warnings.py"
+    startup.parent.mkdir(parents=True, exist_ok=True)
+    startup.write_text(STARTUP)
     environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
+    environment["IPYTHONDIR"] = str(EXECUTED / "ipython")
     environment.pop("MPLBACKEND", None)
     code = subprocess.run(command, cwd=EXECUTED, env=environment).returncode
     if code not in (0, 1):
@@ -118,7 +139,7 @@ def with_outputs(source: Path) -> NotebookNode:
     ran = [
         cell
         for cell in read(_executed(source), as_version=4).cells
-        if cell.cell_type == "code" and cell.id != export.INSTALL_ID
+        if cell.cell_type == "code" and cell.id != INSTALL_ID
     ]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, done in zip(cells, ran, strict=True):
@@ -157,7 +178,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if code := export.main([]):
         sys.exit(code)
-    sources = chapters()
+    sources = export.chapters(ROOT)
     for name, seconds in execute(sources).items():
         print(f"{name}: {seconds:.0f} s")
     if not arguments.execute_only:

@@ -103,7 +103,7 @@ def filters(ax: Axes) -> None:
     for name, solver in {"Heun": edm.Heun(), "Euler": edm.Euler()}.items():
 
         def gain(c, solver=solver):
-            ideal = lambda x, sigma, cond=None: x * c**2 / (c**2 + sigma**2)
+            ideal = lambda x, sigma, cond=None, *, key=None: x * c**2 / (c**2 + sigma**2)
             return edm.sample(ideal, jnp.array(1.0), sigmas, solver=solver) / c
 
         ax.plot(scales, jax.vmap(gain)(scales) ** 2, label=name, color=COLORS[name], lw=2)

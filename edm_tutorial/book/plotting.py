@@ -132,11 +132,24 @@ def plot_images(
     limit: float = 1.0,
     scale: float = 0.75,
 ) -> Figure:
-    """A table of grey images, shape (rows, columns, height, width), values in +-`limit`.
+    """A table of images with values in +-`limit`.
 
+    Their shape is (rows, columns, height, width), or (rows, columns, channels, height, width)
+    with 1 channel for grey or 3 for RGB; a batch of such images is one row as `batch[None]`.
     `titles` names the columns and `labels` the rows.
+
+    Raises:
+        ValueError: another shape.
     """
     images = np.asarray(images)
+    if images.ndim not in (4, 5) or images.ndim == 5 and images.shape[2] not in (1, 3):
+        raise ValueError(
+            "images must have shape (rows, columns, height, width) or (rows, columns, 1 or 3 "
+            f"channels, height, width), got {images.shape}"
+        )
+    if images.ndim == 5:  # matplotlib wants channels last, and colours in [0, 1]
+        colours = np.moveaxis(np.clip((images / limit + 1) / 2, 0, 1), 2, -1)
+        images = images[:, :, 0] if images.shape[2] == 1 else colours
     rows, columns = images.shape[:2]
     figure, axes = panels(rows, columns, size=(scale, scale))
     for index, ax in enumerate(axes):

@@ -1,9 +1,8 @@
-r"""More images from few, without teaching the network to draw them: augmentation with labels.
+r"""Augmentation with labels: warped images, of which the network is told the warp.
 
-An image is warped by an affine map and the network is *told* how: nine labels $a$, which
-are 0 for the image as it was. It learns $D(x; \sigma, a)$ and is asked for $a = 0$ only, so
-that what the warps do cannot leak into the samples (Appendix F). Here the labels *are* the
-warp, `warp(image, a)`:
+An image is warped by an affine map, and nine labels $a$ say how; they are 0 for the image as
+it was. The network learns $D(x; \sigma, a)$ and is asked for $a = 0$ only, so what the warps do
+cannot leak into the samples (Appendix F). The labels define the warp, `warp(image, a)`:
 
 - $a_0, a_1$: 1 where it is mirrored, left to right and top to bottom;
 - $a_2$: scaled by $2^{0.2\,a_2}$;
@@ -13,9 +12,10 @@ warp, `warp(image, a)`:
 - $a_7, a_8$: moved right by $0.125\,a_7$ of the width, down by $0.125\,a_8$ of the height,
 
 in this order. Order, units and signs are those of the official implementation (`AugmentPipe`
-in its `training/augment.py`), so that its networks with `augment_dim=9` can be trained on. Its
-law is another in three places: it mirrors top to bottom half as often, half of its stretches are
-along the axes, and a negative $u$ squeezes there, with labels that a stretch may have, too.
+in its `training/augment.py`), so that training of its networks with `augment_dim=9` can go on.
+The distribution of the labels differs in three places. The official one mirrors top to bottom
+half as often. Half of its stretches are along the axes. And it has a negative $u$ for a
+squeeze, whose labels are also those of a stretch.
 """
 
 from collections.abc import Callable
@@ -38,11 +38,11 @@ _SHIFT = 0.125  # of the width or height for one unit of a label
 
 
 class Augmented(NamedTuple):
-    """An image after augmentation, and the labels that say what was done.
+    """Image after augmentation, and the labels that say what was done.
 
     Arguments:
-        image: as large as it was.
-        labels: 0 exactly where nothing was done.
+        image: of the shape it had before.
+        labels: each is 0 exactly where its warp was left out.
     """
 
     image: Float[Array, "channels height width"]
@@ -51,16 +51,16 @@ class Augmented(NamedTuple):
 
 @final
 class Augmentation(eqx.Module):
-    """Random warps with their labels: `augmentation(image, key=key)`.
+    """Random warps with their labels, called as `augmentation(image, key=key)`.
 
-    Each of the warps (mirror top to bottom, scale, turn, stretch, move) is done or left out
-    on its own. Scale, stretch and move are normal in their labels, the turn and the
-    direction of the stretch are uniform.
+    Each of the warps (both mirrors, scale, turn, stretch, move) is done or left out
+    independently. The labels of scale, stretch and move are normal. The angle of the turn and
+    the direction of the stretch are uniform.
 
     Arguments:
-        p: the probability of each.
-        p_mirror: that of mirroring left to right, which photographs bear well and writing
-            does not: it leaks no more than the others.
+        p: the probability of each warp but the next.
+        p_mirror: the probability of mirroring left to right. It may be large for photographs
+            and should be small for writing.
 
     Raises:
         ValueError: a probability outside [0, 1].
@@ -75,7 +75,7 @@ class Augmentation(eqx.Module):
                 raise ValueError(f"{name} must be a probability, got {value}")
 
     def __call__(self, image: Float[Array, "channels height width"], *, key: PRNGKey) -> Augmented:
-        """`image` after random warps; with both probabilities 0, untouched."""
+        """An image after random warps; with both probabilities 0 it is the same to the bit."""
         labels = self.labels(key).astype(image.dtype)
         return Augmented(warp(image, labels), labels)
 
@@ -106,9 +106,9 @@ class Augmentation(eqx.Module):
 
 @final
 class AugmentedLoss(eqx.Module):
-    """A training loss on augmented examples, for `train` in place of `loss` itself.
+    """Training loss on augmented examples, for `train` in place of `loss` itself.
 
-    The labels reach the network in the `ImageCondition`, whose class labels are kept.
+    The network gets the labels in its `ImageCondition`, beside the class labels if there are any.
 
     Arguments:
         loss: called as `loss(denoiser, x, cond, key=key)`.
@@ -142,11 +142,11 @@ class AugmentedLoss(eqx.Module):
 def warp(
     image: Float[Array, "channels height width"], labels: Float[Array, " 9"]
 ) -> Float[Array, "channels height width"]:
-    """`image` warped as `labels` say, about its centre.
+    """Image after the warp that `labels` define, about its centre.
 
-    The pixels of the result are looked up in `image` by linear interpolation, once for all
-    warps; beyond its edge the image goes on as in a mirror. Where the looked-up places are
-    pixels (flips, quarter turns, whole steps) nothing is blurred. Labels 0 change no bit.
+    Each pixel is looked up in `image` by linear interpolation, once for all warps. Beyond its
+    edge the image continues as in a mirror. Flips, quarter turns and moves by whole pixels look
+    up pixels, so they blur nothing. With labels 0 every bit stays.
 
     Raises:
         ValueError: an image that is not floating, or smaller than 2 x 2.
@@ -166,9 +166,9 @@ def warp(
 
 
 def inverse_matrix(labels: Float[Array, " 9"]) -> Float[Array, "2 2"]:
-    r"""From places (right, down) in the warped image to those in the image before it.
+    r"""Matrix from places (right, down) in the warped image to places in the image before it.
 
-    The warp is: mirror, scale, turn, stretch, in this order; then the move.
+    It inverts mirror, scale, turn and stretch, done in this order; the move is left out.
     """
     mirror_x, mirror_y, scale, cos_less_1, sin, stretch_x, stretch_y = labels[:7]
     cos = 1 + cos_less_1

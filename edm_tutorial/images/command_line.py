@@ -1,17 +1,15 @@
-r"""`python -m edm_tutorial train`: a class-conditional U-Net on a data set, in one command.
+r"""Command line, `python -m edm_tutorial train`: a class-conditional U-Net on a data set.
 
     python -m edm_tutorial train --data digits --out runs/digits --steps 2000
 
-minimises the denoising loss (Eq. 2) at EDM's noise levels (Table 1), averages the weights,
-and every so often writes a checkpoint and a picture of samples. Killed at any moment, the
-same command goes on from the last checkpoint, to the very weights it would have reached.
+It minimises the denoising loss (Eq. 2) at EDM's noise levels (Table 1), averages the weights,
+and writes checkpoints and pictures of samples as it goes. Killed at any moment, the same
+command goes on from the last checkpoint, to the weights that it would have reached.
 """
 
 import argparse
 import json
-import struct
 import sys
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
+from PIL import Image
 from tqdm import tqdm
 
 from ..denoiser import Denoiser
@@ -34,9 +33,10 @@ from ..noise_levels import LogNormal
 from ..preconditioning import EDMPreconditioning
 from ..sampling import sample
 from ..training import checkpoint
-from ..training.loop import TrainState, init_state, train
+from ..training.loop import train
 from ..training.optimizers import clean_gradients, cleaned, ramp_up
 from ..training.sharding import data_parallel
+from ..training.state import TrainState, init_state
 from . import data
 from .augmentation import LABELS, Augmentation, AugmentedLoss
 
@@ -46,7 +46,7 @@ COUNTS = {"digits": 1797, "fashion-mnist": 60_000, "cifar10": 50_000}
 
 
 class Setup(NamedTuple):
-    """What is trained, and how."""
+    """Denoiser, loss and optimizer of a run."""
 
     denoiser: Denoiser
     loss: Any
@@ -54,7 +54,7 @@ class Setup(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status, 0 unless the arguments contradict the run."""
+    """Exit status of the command line: 0, or 2 where `--out` holds another run."""
     args = parser().parse_args(arguments)
     folder = Path(args.out)
     print(describe(args), flush=True)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     x = jnp.asarray(images.images - mean)
     setup = build(args, x)
     template = init_state(setup.denoiser, setup.optimizer)
-    state = checkpoint.restore(folder / "checkpoints", template)
+    state = checkpoint.restore(folder / "checkpoints", template, batch_size=args.batch_size)
     print(f"starts    {'afresh' if state is None else f'from step {state.step}'}", flush=True)
     cond = ImageCondition(jax.nn.one_hot(jnp.asarray(images.labels), CLASSES))
     state = _run(args, setup, (x, cond), state or template, folder, mean)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Parser of the command line's arguments."""
     top = argparse.ArgumentParser(prog="python -m edm_tutorial", description=(__doc__ or ""))
     top.formatter_class = argparse.RawDescriptionHelpFormatter
     command = top.add_subparsers(required=True, metavar="command").add_parser(
@@ -102,14 +102,13 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of weights, batches and noise")
     add("--every", type=_count, default=100, help="steps from one checkpoint to the next")
     add("--sample-every", type=_count, default=500, help="steps from one picture to the next")
-    add("--keep", type=_count, default=3, help="checkpoints to keep")
     add("--cache", default=None, help="folder of downloads; default: the user's cache")
     add("--dry-run", action="store_true", help="print what would be done, and stop")
     return top
 
 
 def describe(args: argparse.Namespace) -> str:
-    """What a run will do, in a few lines; nothing is downloaded or computed for it."""
+    """Description of a run in a few lines; nothing is downloaded or computed for it."""
     channels, height, width = SHAPES[args.data]
     network = eqx.filter_eval_shape(_network, args, jr.key(0))
     arrays = eqx.filter(network, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
@@ -131,10 +130,10 @@ def describe(args: argparse.Namespace) -> str:
 
 
 def build(args: argparse.Namespace, x: Any) -> Setup:
-    """The untrained denoiser of centred images `x`, its loss and its optimizer."""
+    """Untrained denoiser of centred images `x`, its loss and its optimizer."""
     network: Any = _network(args, jr.key(args.seed))
     network = Cast(network, jnp.bfloat16) if args.bfloat16 else network
-    loss: Any = partial(denoising_loss, noise=LogNormal())
+    loss: Any = partial(denoising_loss, sigma_dist=LogNormal())
     if args.augment > 0:
         loss = AugmentedLoss(loss, Augmentation(args.augment, min(args.augment, 0.5)))
     rate = ramp_up(args.learning_rate, args.ramp_up, batch_size=args.batch_size)
@@ -142,30 +141,17 @@ def build(args: argparse.Namespace, x: Any) -> Setup:
     return Setup(Denoiser(network, EDMPreconditioning.from_data(x)), loss, optimizer)
 
 
-def save_png(path: Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
-    """Write 8-bit grey (1 channel) or RGB (3 channels) as a PNG file."""
-    height, width, channels = image.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in image)  # 0: stored without prediction
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-            for kind, body in chunks
-        )
-    )
+def picture(images: Float[np.ndarray, "rows columns channels height width"]) -> Image.Image:
+    """Picture of images in [-1, 1] side by side, each enlarged to at least 32 pixels.
 
-
-def table(
-    images: Float[np.ndarray, "rows columns channels height width"],
-) -> UInt8[np.ndarray, "down across channels"]:
-    """Images in [-1, 1] side by side, enlarged to at least 32 pixels each."""
+    It is grey for images of one channel and RGB for images of three.
+    """
     zoom = max(1, 32 // images.shape[-1])
     grey = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     grey = grey.repeat(zoom, axis=3).repeat(zoom, axis=4)
     rows, columns, channels, height, width = grey.shape
-    return grey.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    pixels = grey.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
 def _run(
@@ -176,7 +162,6 @@ def _run(
     folder: Path,
     mean: np.ndarray,
 ) -> TrainState:
-    chunk = 1 if jax.default_backend() == "cpu" else args.every
     runs = train(
         setup.denoiser,
         setup.loss,
@@ -185,20 +170,18 @@ def _run(
         steps=args.steps,
         batch_size=args.batch_size,
         key=jr.key(args.seed + 1),
-        every=chunk,
+        every=args.every,
         state=state,
         sharding=data_parallel() if jax.device_count() > 1 else None,
     )
     with tqdm(total=args.steps, initial=int(state.step), unit="step") as bar:
         for state, losses in runs:
-            step, before = int(state.step), int(state.step) - len(losses)
             bar.update(len(losses))
-            due = lambda every: step // every > before // every or step == args.steps  # noqa: B023, E731
-            if due(args.every):
-                checkpoint.save(folder / "checkpoints", state, keep=args.keep)
-                bar.set_postfix(loss=f"{float(losses.mean()):.3f}")
-            if due(args.sample_every):
-                save_png(folder / f"samples-{step:07d}.png", table(draw(state.ema, mean)))
+            bar.set_postfix(loss=f"{float(losses.mean()):.3f}")
+            checkpoint.save(folder / "checkpoints", state)
+            step = int(state.step)
+            if step == args.steps or step % args.sample_every < len(losses):
+                picture(draw(state.ema, mean)).save(folder / f"samples-{step:07d}.png")
     return state
 
 
@@ -209,7 +192,7 @@ def _sample_all(denoiser: Any, noise: Any, labels: Any) -> Any:
 
 
 def draw(denoiser: Any, mean: np.ndarray, rows: int = 4) -> Float[np.ndarray, "rows 10 c h w"]:
-    """`rows` samples of each class, a column each, always from the same noise."""
+    """Samples, `rows` of each class in a column of its own, always from the same noise."""
     noise = jr.normal(jr.key(0), (rows * CLASSES, *mean.shape))
     labels = jnp.tile(jnp.eye(CLASSES), (rows, 1))
     images = np.asarray(_sample_all(denoiser, noise, labels)) + mean
@@ -234,8 +217,8 @@ def _load(args: argparse.Namespace) -> data.Images:
 
 
 def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
-    """Why this folder cannot be gone on with; a new one is marked as ours."""
-    free = {"out", "steps", "every", "sample_every", "keep", "cache", "dry_run"}
+    """Reason why a run in this folder cannot go on; a new folder gets its settings."""
+    free = {"out", "steps", "every", "sample_every", "cache", "dry_run"}
     settings = {name: value for name, value in vars(args).items() if name not in free}
     file = folder / "settings.json"
     if file.exists():

@@ -1,4 +1,4 @@
-r"""Small images with labels: read into memory once, as floats in $[-1, 1]$.
+r"""Data sets of small images with labels, read into memory once as floats in $[-1, 1]$.
 
 A grey level $k \in \{0, \dots, K\}$ becomes $2k/K - 1$. Downloads are kept in a cache and
 compared with a checksum before they are used. Every format is parsed here, byte by byte:
@@ -6,16 +6,17 @@ nothing that is downloaded is ever unpickled or run.
 """
 
 import gzip
+import io
 import math
 import struct
 import tarfile
+import zlib
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
-from sklearn.datasets import load_digits
 
 
 class Images(NamedTuple):
@@ -66,13 +67,15 @@ CIFAR10 = Source(  # the binary version: its Python version is a pickle, which c
 
 
 def digits() -> Images:
-    """The 1,797 handwritten digits that come with scikit-learn, 1 x 8 x 8, 17 grey levels."""
+    """Handwritten digits that come with scikit-learn: 1,797 of 1 x 8 x 8, 17 grey levels."""
+    from sklearn.datasets import load_digits  # needed here only
+
     scans: Any = load_digits()
     return _images(scans.images.astype(np.uint8)[:, None], scans.target, levels=17)
 
 
 def fashion_mnist(cache: str | PathLike | None = None, *, test: bool = False) -> Images:
-    """60,000 pictures of clothes, or the 10,000 of the test set: 1 x 28 x 28, 10 classes.
+    """Pictures of clothes: 60,000, or the 10,000 of the test set, of 1 x 28 x 28, 10 classes.
 
     Downloads about 26 MB (test set: 4 MB) on first use.
 
@@ -95,7 +98,7 @@ def fashion_mnist(cache: str | PathLike | None = None, *, test: bool = False) ->
 
 
 def cifar10(cache: str | PathLike | None = None, *, test: bool = False) -> Images:
-    """50,000 photographs, or the 10,000 of the test set: 3 x 32 x 32, 10 classes.
+    """Photographs: 50,000, or the 10,000 of the test set, of 3 x 32 x 32, 10 classes.
 
     Downloads 162 MB on first use. The training images take 614 MB of memory.
 
@@ -112,7 +115,7 @@ def cifar10(cache: str | PathLike | None = None, *, test: bool = False) -> Image
 
 
 def fetch(source: Source, cache: str | PathLike | None = None) -> Path:
-    """The path of `source` in the cache, downloaded if it is not there or damaged.
+    """Path of `source` in the cache; it is downloaded if it is not there or damaged.
 
     The file gets its name only once it is complete and its checksum agrees, so a download
     that was interrupted, even by a crash, starts afresh.
@@ -136,17 +139,16 @@ def fetch(source: Source, cache: str | PathLike | None = None) -> Path:
 
 
 def read_idx(path: str | PathLike) -> UInt8[np.ndarray, "..."]:
-    """The array in a gzipped IDX file of unsigned bytes, the format of MNIST.
+    """Array in a gzipped IDX file of unsigned bytes, the format of MNIST.
 
-    Two zero bytes, the type (8 is unsigned bytes), the number of axes, the length of each as
-    four bytes with the highest first, then the numbers.
+    The file holds two zero bytes, the type (8 is unsigned bytes), the number of axes, the
+    length of each axis as four bytes with the highest first, and then the numbers.
 
     Raises:
-        ValueError: another format, or a length that does not fit.
+        ValueError: a damaged file, another format, or a length that does not fit.
     """
-    with gzip.open(path) as file:
-        content = file.read()
-    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+    content = _unpacked(path)
+    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise ValueError(f"{path} is not an IDX file of unsigned bytes: starts {content[:4]!r}")
     shape = struct.unpack_from(f">{content[3]}I", content, 4)
     numbers = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
@@ -163,10 +165,14 @@ def read_cifar10(
     Each record is the label, one byte, and 3,072 bytes of 32 x 32 red, green and blue.
 
     Raises:
-        ValueError: a batch that is missing or not made of such records.
+        ValueError: a damaged file, or a batch that is missing or not made of such records.
     """
     batches = []
-    with tarfile.open(path) as archive:
+    try:
+        archive = tarfile.open(fileobj=io.BytesIO(_unpacked(path)))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no tar archive: {error}") from error
+    with archive:
         members = {Path(member.name).name: member for member in archive if member.isfile()}
         for name in names:
             file = archive.extractfile(members[name]) if name in members else None
@@ -179,6 +185,19 @@ def read_cifar10(
             raise ValueError(f"{name} in {path} is not made of records of {size} bytes, label 0-9")
     records = np.concatenate(batches).reshape(-1, size)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
+def _unpacked(path: str | PathLike) -> bytes:
+    """Content of a gzip file, read to its end, where its checksum is.
+
+    Raises:
+        ValueError: a damaged file, or another format.
+    """
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, or no gzip file: {error}") from error
 
 
 def _images(grey: np.ndarray, labels: np.ndarray, levels: int) -> Images:

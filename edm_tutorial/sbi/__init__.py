@@ -3,13 +3,22 @@
 from importlib import import_module
 from typing import Any
 
+from .._deprecated.names import old_name
 from . import tasks as tasks
-from .early_stopping import FitState as FitState
+from .early_stopping import FitState as FitState, History as History
 from .fit import fit_posterior as fit_posterior
-from .history import History as History
 from .noise_levels import LikelihoodNoise as LikelihoodNoise, PosteriorNoise as PosteriorNoise
 from .posterior import Posterior as Posterior
-from .settings import Plan as Plan, default_plan as default_plan
+from .settings import Settings as Settings, default_settings as default_settings
+from .simulations import (
+    DiscreteParameter as DiscreteParameter,
+    DroppedSimulations as DroppedSimulations,
+    DuplicatedSimulations as DuplicatedSimulations,
+    FitWarning as FitWarning,
+    PoorFit as PoorFit,
+    SupportOrder as SupportOrder,
+    WideScales as WideScales,
+)
 from .transforms.standardize import Standardizer as Standardizer
 
 # These need more than the core (`pip install "edm-tutorial[sbi]"`): imported when asked for.
@@ -18,6 +27,6 @@ _CHECKS = ("sbc_ranks", "hpd_ranks", "tarp_ranks", "expected_coverage", "c2st")
 
 def __getattr__(name: str) -> Any:
     if name == "calibration" or name in (*_CHECKS, "posterior_predictive"):
-        calibration = import_module("edm_tutorial.sbi.calibration")
+        calibration = import_module(".calibration", __name__)
         return calibration if name == "calibration" else getattr(calibration, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return old_name("sbi", name, stacklevel=3)

@@ -1,4 +1,4 @@
-r"""Is a posterior right on average? Ranks of the truth among its draws, and their coverage.
+r"""Calibration of posteriors: ranks of the truth among draws, coverage, two-sample tests.
 
 Draw $(\theta_i, x_i)$ from prior and simulator, and L draws from the learned posterior at
 each $x_i$. If that posterior is exact, truth and draws are exchangeable: any quantity of the
@@ -11,7 +11,8 @@ simulation-based calibration), the density (`hpd_ranks`, coverage by regions of 
 and the distance to a random point (`tarp_ranks`). `expected_coverage` compares any of them with
 the line above. They fail for different faults: too narrow or too wide shows in all three, a
 shift most clearly in `sbc_ranks`. A posterior that ignores x passes them all, unless the points of
-`tarp_ranks` depend on x: look at `posterior_predictive` too.
+`tarp_ranks` depend on x: look at `posterior_predictive` too. Where draws of the exact posterior
+are known, `c2st` compares with them.
 
 Needs `pip install "edm-tutorial[sbi]"`.
 """
@@ -24,9 +25,12 @@ import jax.random as jr
 import numpy as np
 from arviz_stats.ecdf_utils import get_pointwise_confidence_band, simulate_confidence_bands
 from jaxtyping import Array, ArrayLike, Float, Int
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
 
 from .._types import PRNGKey
-from .two_sample import c2st as c2st
+
+FOLDS = 5  # of the classifier two-sample test
 
 
 class Coverage(NamedTuple):
@@ -147,6 +151,50 @@ def expected_coverage(
     return Coverage(credibility, np.mean(below, axis=1), lower, upper)
 
 
+def c2st(
+    reference: Float[ArrayLike, "n d"],
+    samples: Float[ArrayLike, "m d"],
+    *,
+    seed: int = 1,
+) -> float:
+    """Classifier two-sample test: the accuracy of telling `reference` from `samples`.
+
+    0.5 means that no difference is found, 1 that all rows can be told apart. The settings are
+    those of the public benchmark `sbibm`, so that numbers compare: both samples are scaled by the
+    mean and the standard deviation of the reference; a network with two hidden layers of 10 d
+    units; the mean of five folds.
+
+    A sample of the reference's own law scores 0.5, give or take 0.5 / sqrt(n + m). Use as many
+    rows of each: the larger class alone is already an accuracy. Its power is that of the best
+    classifier at most: a Gaussian in two dimensions that is 20 % too narrow scores 0.58, one
+    that is 5 % too narrow 0.52, which takes 10,000 rows of each to tell from 0.5, and fewer
+    rows look better than they are. On narrow or curved posteriors a classifier sometimes ends
+    a fold at chance, so one score may be low: average over observations.
+
+    Arguments:
+        reference: draws of the truth, one a row.
+        samples: draws to judge.
+        seed: of the folds and of the classifier's weights.
+
+    Raises:
+        ValueError: not two tables with the same columns, fewer than five rows, an entry that is
+            not finite, or a column of `reference` that is constant.
+    """
+    first, second = np.asarray(reference, float), np.asarray(samples, float)
+    _check_tables(first, second)
+    mean, std = first.mean(axis=0), first.std(axis=0, ddof=1)
+    if not np.all(std > 0):
+        columns = np.flatnonzero(std == 0).tolist()
+        raise ValueError(f"reference is constant in columns {columns}: leave them out")
+    # In float32, as there.
+    rows = ((np.concatenate([first, second]) - mean) / std).astype(np.float32)
+    labels = np.repeat([0, 1], [len(first), len(second)])
+    width = 10 * rows.shape[1]
+    classifier = MLPClassifier((width, width), max_iter=10_000, random_state=seed)
+    split = KFold(FOLDS, shuffle=True, random_state=seed)
+    return float(np.mean(cross_val_score(classifier, rows, labels, cv=split)))
+
+
 def posterior_predictive(
     key: PRNGKey,
     draws: Float[Array, "n d"],
@@ -193,3 +241,18 @@ def _check_coverage(ranks: np.ndarray, draws: int, prob: float, levels: int, run
             f"ranks must be whole numbers from 0 to draws = {draws}, at least one, got "
             f"{ranks.dtype} of shape {ranks.shape}"
         )
+
+
+def _check_tables(first: np.ndarray, second: np.ndarray) -> None:
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(
+            "reference and samples must be tables with the same columns, got shapes "
+            f"{first.shape} and {second.shape}"
+        )
+    if min(len(first), len(second)) < FOLDS:
+        raise ValueError(
+            f"need at least {FOLDS} rows of each sample, got {len(first)} and {len(second)}"
+        )
+    for name, rows in (("reference", first), ("samples", second)):
+        if not np.all(np.isfinite(rows)):
+            raise ValueError(f"{name} must be finite: remove the rows that are not")

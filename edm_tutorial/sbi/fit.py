@@ -4,47 +4,46 @@ A denoiser of the parameters that is told the observation, trained on such pairs
 denoiser of the posterior: no likelihood is evaluated, no prior density is needed.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import check_floating
+from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
-from ..networks import Embedded
-from ..noise_levels import AbstractNoiseDistribution
+from ..losses import weighted_error
+from ..networks.mlp import MLP, Embedded
+from ..noise_levels import AbstractNoiseDistribution, LogNormal
 from ..preconditioning import EDMPreconditioning
-from ..training.loop import init_state
-from .early_stopping import FitState, optimise, optimizer_of
-from .history import History
-from .neighbours import width_by_neighbours
-from .network import build_network
+from ..training.averages import HalfLifeEMA
+from ..training.loop import BatchLoss, init_state, train
+from .early_stopping import FitState, Progress
 from .noise_levels import LikelihoodNoise, PosteriorNoise
 from .posterior import Posterior
-from .settings import Plan, default_plan
-from .transforms.bounds import Support
-from .transforms.chain import Coordinates
-from .transforms.linear import LinearRegression
+from .settings import Settings, default_settings
+from .simulations import PoorFit, Simulations, checked, warn
+from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
-from .validation import HeldOut
+from .validation import LARGEST_SIGMA_MIN, HeldOut, gaussian_nats
 
-NOISE = PosteriorNoise()
-AT_ONCE = 65_536  # simulations on the device while they are standardised
-FEWEST = 50  # simulations
-FEWEST_HELD_OUT, MOST_HELD_OUT = 100, 10_000
-SIGMA_MIN, SIGMA_MAX = 1e-3, 20.0
-NARROWEST = 0.1  # width that neighbours see over that a line leaves: 1 for a Gaussian posterior
-LARGEST_SIGMA_MIN = 0.02  # where sampling may end for the widest posterior
-LOST_VARIANCE = 0.005  # (1/14)^2: at a fourteenth of the width, 0.25 % of it is lost
-STEPS_PER_E_FOLD = 5.5
+LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
+OCTAVES = 3  # waves of the parameters that the default network sees beside them
+AT_ONCE = 65_536  # simulations on the device while they are transformed
+ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
+LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
+@renamed(plan="settings", noise="sigma_dist")
 def fit_posterior(
     key: PRNGKey,
     theta: Float[ArrayLike, "n d"],
@@ -54,8 +53,10 @@ def fit_posterior(
     network: Callable[..., Array] | None = None,
     embedding: Callable[[Any], Array] | None = None,
     steps: int | None = None,
-    plan: Plan | None = None,
-    noise: AbstractNoiseDistribution = NOISE,
+    settings: Settings | None = None,
+    sigma_dist: AbstractNoiseDistribution = PosteriorNoise(),
+    invalid: str = "raise",
+    progress: bool = True,
     callback: Callable[[FitState], Any] | None = None,
     state: FitState | None = None,
 ) -> Posterior:
@@ -64,158 +65,241 @@ def fit_posterior(
         posterior = fit_posterior(key, theta, x, prior_support=(low, high))
         draws = posterior.sample(key, x_o, 10_000)
 
-    A tenth is held out of training. Training stops when the held-out loss of the averaged
-    weights has not fallen for long, and the best of them are kept.
+    A tenth is held out of training. Training stops when the validation loss of the averaged
+    weights has not fallen for long, and the best of them are kept: the untrained network, which
+    is a linear-Gaussian fit, is a candidate too.
 
     Arguments:
-        theta: parameters drawn from the prior, one row a simulation.
+        theta: parameters drawn from the prior, one row a simulation. Parameters that spread over
+            orders of magnitude are better given as logarithms.
         x: what was simulated with them, one vector a row; with `embedding`, any shape.
-        prior_support: (low, high), each of shape (d,), -inf or inf where there is no bound.
+        prior_support: (low, high), each of shape (d,); -inf, inf or None where there is no bound.
         network: your own `F(z, c_noise, x, *, key=None)`, in place of the default one.
         embedding: turns one x into the vector that the network is told, and is trained with
             it: for time series, images, or sets.
-        steps: optimiser steps at most; a smooth function of n unless given.
-        plan: all numbers of the training, `default_plan(n)` unless given.
-        noise: the law of the training noise level, in units of standardised parameters.
-        callback: called after every chunk of steps with a `FitState`, which it may keep, and
-            whose history it may show: `lambda s: bar.update(s.history.step[-1] - bar.n)`.
-        state: a `FitState` to go on from; the other arguments must be what they were.
+        steps: optimizer steps at most; a smooth function of n unless given.
+        settings: all hyperparameters, `default_settings(n)` unless given.
+        sigma_dist: the distribution of the training noise level, in units of z.
+        invalid: what to do with simulations that are not finite: "raise", or "drop" them with a
+            warning, which conditions the posterior on success.
+        progress: show steps and validation loss on stderr, in a terminal or notebook.
+        callback: called after every chunk of steps with a `FitState`, which it may keep.
+        state: a `FitState` to go on from, with the same simulations. To go on with more, start
+            from its weights: `network=state.best.network`.
 
     Raises:
         ValueError: fewer than 50 simulations, `theta` and `x` of unequal length, columns that
-            are constant or not finite, or parameters outside `prior_support`.
+            are constant, rows that are not finite, parameters outside `prior_support`, a `state`
+            of other simulations, or a network with nothing to train.
     """
-    theta, x = _checked(theta, x, embedding is not None)
+    structured = embedding is not None
+    given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
     split_key, network_key, held_key, train_key = jr.split(key, 4)
-    kept, held = _split(split_key, len(theta))
-    plan = default_plan(len(kept)) if plan is None else plan
-    plan = plan if steps is None else plan.lasting(steps)
-    coordinates = _measure(theta[kept], x[kept], prior_support, theta, embedding is None)
-    data = _seen(coordinates, theta[kept], x[kept])
-    log_det = float(jnp.mean(_map(coordinates.log_det, theta[held])))
-    law = LikelihoodNoise(SIGMA_MIN, SIGMA_MAX)
-    z, seen = (jnp.asarray(part) for part in _seen(coordinates, theta[held], x[held]))
-    held_out = HeldOut.draw(held_key, z, seen, log_det, law)
-    denoiser = Denoiser(
-        _network(network_key, data, coordinates, plan, network, embedding), EDMPreconditioning(1.0)
+    kept, held = given.split(split_key)
+    settings = (settings or default_settings(len(kept))).with_steps(steps)
+
+    x_scale, seen = _scaled(given.x, kept, structured)
+    transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
+    z, log_det = _transformed(transform, given.theta, seen)
+    network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
+    denoiser = Denoiser(network, EDMPreconditioning(1.0))
+    held_out = HeldOut.draw(held_key, z[held], seen[held], log_det[held], LEVELS)
+    state = state or _start(denoiser, settings, held_out, given, kept, held)
+    state.check(given.fingerprint())
+
+    chunks = train(
+        denoiser,
+        BatchLoss(StratifiedLoss(sigma_dist)),
+        _batches(train_key, z[kept], seen[kept], settings.batch_size),
+        optimizer_of(settings),
+        key=train_key,
+        state=state.train,
+        **settings.of_training(),
     )
-    if state is None:
-        state = FitState(init_state(denoiser, optimizer_of(plan)), denoiser, History())
-    state = optimise(train_key, state, data, held_out, plan, noise, callback)
-    sigma_min = smallest_sigma(held_out, state.best)
-    steps = round(STEPS_PER_E_FOLD * np.log(SIGMA_MAX / sigma_min))
-    return Posterior(state.best, coordinates, sigma_min, SIGMA_MAX, steps, state.history)
+    bar = Progress(settings.steps, shown=progress)
+    while state.stale < settings.patience and (chunk := next(chunks, None)):
+        state = state.then(*chunk, held_out(chunk[0].ema))
+        bar.show(state)
+        if callback is not None:
+            callback(state)
+    bar.close(state)
+
+    posterior = Posterior(
+        denoiser=state.best,
+        transform=transform,
+        x_scale=x_scale,
+        sigma_min=held_out.smallest_sigma(state.best, LEVELS.sigma_min),
+        sigma_max=LEVELS.sigma_max,
+        history=state.history,
+        theta_offset=given.theta_offset,
+        x_offset=given.x_offset,
+    )
+    return _no_worse_than_the_prior(posterior, given, kept)
 
 
-def smallest_sigma(held_out: HeldOut, denoiser: Any) -> float:
-    """The noise level at which sampling may end: its last step loses 0.5 % of the variance.
+@final
+class StratifiedLoss(eqx.Module):
+    """The denoising loss of a batch whose i-th noise level is from the i-th part of its law.
 
-    At most, and of the feature that loses most; never below the levels of training.
+    No batch then misses a part, which makes its gradient less noisy.
+
+    Arguments:
+        sigma_dist: the distribution of the noise level.
     """
-    levels = np.geomspace(SIGMA_MIN, LARGEST_SIGMA_MIN, 10)
-    too_much = np.array([held_out.gain(denoiser, level) > LOST_VARIANCE for level in levels])
-    return float(levels[max(int(np.argmax(too_much)) - 1, 0) if too_much.any() else -1])
+
+    sigma_dist: AbstractNoiseDistribution
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        z: Float[Array, "n d"],
+        x: Float[Array, " n *shape"],
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, ""]:
+        """The mean over the batch."""
+        level_key, noise_key, network_key = jr.split(key, 3)
+        strata = jnp.arange(len(z), dtype=z.dtype) + jr.uniform(level_key, (len(z),), z.dtype)
+        sigmas = jax.vmap(partial(from_uniform, self.sigma_dist))(strata / len(z))
+        n = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
+
+        def error(z: Array, sigma: Array, n: Array, x: Array, key: PRNGKey) -> Array:
+            return weighted_error(denoiser, z, sigma, n, x, key=key)
+
+        return jnp.mean(jax.vmap(error)(z, sigmas, n, x, jr.split(network_key, len(z))))
 
 
-def _measure(
-    theta: np.ndarray, x: np.ndarray, prior_support: Any, everything: np.ndarray, vectors: bool
-) -> Coordinates:
-    """Standardisers, from the simulations to train on."""
-    theta_scale = Standardizer.fit(theta, "theta")
-    x_scale = Standardizer.fit(x, "x") if vectors else _one_scale(x)
-    support = Support.of(prior_support, everything)
-    seen = _scaled(x_scale, x) if vectors else None
-    if seen is not None:
-        softness = _softness(_scaled(theta_scale, theta), seen)
-        support = Support(support.low, support.high, softness * theta_scale.std)
-    u = np.asarray(_map(support.forward, theta))
-    u_scale = Standardizer.fit(u, "theta")
-    line = None if seen is None else LinearRegression.fit(_scaled(u_scale, u), seen)
-    return Coordinates(support, u_scale, x_scale, line)
+def from_uniform(law: AbstractNoiseDistribution, r: Float[Array, ""]) -> Float[Array, ""]:
+    """The noise level of a draw `r` of U(0, 1), also where the law is made from N(0, 1)."""
+    return law.from_variate(jax.scipy.special.ndtri(r) if isinstance(law, LogNormal) else r)
 
 
-def _scaled(scale: Standardizer, rows: np.ndarray) -> np.ndarray:
-    return (rows - np.asarray(scale.mean)) / np.asarray(scale.std)
+@functools.cache  # one optimizer object for the same settings: fits alike are compiled once
+def optimizer_of(settings: Settings) -> optax.GradientTransformation:
+    """Adam with a short warm-up and a cosine to zero, and a weight decay that falls.
 
-
-def _softness(theta: np.ndarray, x: np.ndarray) -> Array:
-    """How far from two bounds to bend, given scaled parameters and observations.
-
-    The spread that a straight line leaves, times the square of how much narrower the posterior
-    is than that: all of it if the posterior is Gaussian, which makes a tail of an edge; little
-    around narrow or many peaks, which keep their shape.
+    The decay starts strong and falls over the first half of the steps, so that training passes
+    from what is smooth to what is detailed, and early stopping finds where to stop. Gradients
+    are clipped to norm 1.
     """
-    spread = np.linalg.norm(np.asarray(LinearRegression.fit(theta, x).scale), axis=1)
-    narrower = np.clip(width_by_neighbours(theta, x) / spread, NARROWEST, 1)
-    return jnp.asarray(spread * narrower**2, theta.dtype)
+    steps, decay = settings.steps, settings.weight_decay
+    warm_up = max(1, steps // 50)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, warm_up, max(steps, warm_up + 1)
+    )
+    falling = optax.exponential_decay(
+        decay, max(steps // 2, 1), LEFT_OF_DECAY, end_value=decay * LEFT_OF_DECAY
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.inject_hyperparams(optax.add_decayed_weights)(falling),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def _network(
     key: PRNGKey,
-    data: tuple[np.ndarray, np.ndarray],
-    coordinates: Coordinates,
-    plan: Plan,
+    size: int,
+    x: np.ndarray,
+    settings: Settings,
     network: Callable[..., Array] | None,
     embedding: Callable[[Any], Array] | None,
 ) -> Callable[..., Array]:
-    """The user's network, or the default one, its predictions those of the linear fit, scaled."""
-    if network is not None:
-        return network if embedding is None else Embedded(network, embedding)
-    z, x = data
-    built: Any = build_network(key, z.shape[1], x[0], embedding, **plan.network())
-    if coordinates.regression is None:
-        return built
-    scale, slope = map(np.asarray, (coordinates.regression.scale, coordinates.regression.slope))
-    slope = np.linalg.solve(scale, slope)
-    spread = np.std(x @ slope.T, axis=0)
-    slope = slope / np.maximum(spread, 1e-6)[:, None]  # 0: x says nothing about a parameter
-    dtype = built.predictor.weight.dtype
-    start = jnp.asarray(slope, dtype), jnp.zeros(len(slope), dtype)
-    return eqx.tree_at(lambda net: (net.predictor.weight, net.predictor.bias), built, start)
+    """The user's network, or the default one, behind the embedding if there is one."""
+    if network is None:
+        cond = x if embedding is None else eqx.filter_eval_shape(embedding, jnp.asarray(x))
+        if len(cond.shape) != 1:
+            raise ValueError(
+                f"the network is told a vector, got shape {cond.shape}: pass an embedding= that "
+                "makes one of each observation"
+            )
+        sizes = {"width": settings.width, "depth": settings.depth, "dropout": settings.dropout}
+        network = MLP(size, len(cond), octaves=OCTAVES, **sizes, key=key)
+    return network if embedding is None else Embedded(network, embedding)
 
 
-def _seen(
-    coordinates: Coordinates, theta: np.ndarray, x: np.ndarray
+def _scaled(
+    x: np.ndarray, kept: np.ndarray, structured: bool
+) -> tuple[Standardizer, Float[np.ndarray, " n *shape"]]:
+    """The scale of observations, measured on the rows to train on, and all of them scaled.
+
+    Structured observations have one mean and one spread for all entries, which keeps sets
+    exchangeable.
+    """
+    if structured:
+        scale = Standardizer.fit(x[kept].reshape(-1), "x")
+        full = lambda value: jnp.full(x.shape[1:], value)
+        scale = Standardizer(full(scale.mean), full(scale.std))
+    else:
+        scale = Standardizer.fit(x[kept], "x")
+    return scale, ((x - np.asarray(scale.mean)) / np.asarray(scale.std)).astype(x.dtype)
+
+
+def _transformed(
+    transform: Chain, theta: np.ndarray, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the denoiser sees of each simulation, in the host's memory."""
+    """z and the log-determinant of each simulation, in the host's memory."""
+    one = lambda theta, x: (transform.forward(theta, x), transform.log_det(theta, x))
+    rows = eqx.filter_jit(jax.vmap(one))
     starts = range(0, len(theta), AT_ONCE)
-    parts = [_map(coordinates.forward, theta[i : i + AT_ONCE], x[i : i + AT_ONCE]) for i in starts]
-    z, scaled = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return z, scaled
+    parts = [
+        rows(jnp.asarray(theta[i : i + AT_ONCE]), jnp.asarray(x[i : i + AT_ONCE])) for i in starts
+    ]
+    z, log_det = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return z, log_det
 
 
-@eqx.filter_jit
-def _map(f: Callable[..., Any], *rows: Any) -> Any:
-    return jax.vmap(f)(*map(jnp.asarray, rows))
+def _batches(key: PRNGKey, z: np.ndarray, x: np.ndarray, batch_size: int) -> Any:
+    """What `train` draws from: the arrays, or a function of the step where they are too large."""
+    if z.nbytes + x.nbytes <= ON_DEVICE:
+        return z, x
+    seed = int(jr.bits(key))
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.random.default_rng([seed, step]).integers(0, len(z), batch_size)
+        return z[rows], x[rows]
+
+    return batch
 
 
-def _one_scale(x: np.ndarray) -> Standardizer:
-    """One mean and one spread for all entries, which keeps sets exchangeable."""
-    scale = Standardizer.fit(x.reshape(-1), "x")
-    full = lambda value: jnp.full(x.shape[1:], value)
-    return Standardizer(full(scale.mean), full(scale.std))
+def _start(
+    denoiser: Denoiser,
+    settings: Settings,
+    held_out: HeldOut,
+    given: Simulations,
+    kept: np.ndarray,
+    held: np.ndarray,
+) -> FitState:
+    """The state before the first step, with the losses of what needs no training."""
+    ignorant = Chain.fit(given.theta[kept], None, given.bounds)
+    prior = gaussian_nats(*_transformed(ignorant, given.theta[held], given.x[held]))
+    train = init_state(denoiser, optimizer_of(settings), HalfLifeEMA())
+    return FitState.start(train, held_out(denoiser), prior, given.fingerprint())
 
 
-def _split(key: PRNGKey, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which simulations to train on, and which to hold out: a tenth, within limits."""
-    held = min(max(count // 10, FEWEST_HELD_OUT), count // 4, MOST_HELD_OUT)
-    order = np.asarray(jr.permutation(key, count))
-    return order[held:], order[:held]
-
-
-def _checked(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarray]:
-    theta, x = np.asarray(theta), np.asarray(x)
-    check_floating("theta", theta)
-    check_floating("x", x)
-    if theta.ndim != 2 or x.ndim < 1 or len(theta) != len(x):
-        raise ValueError(
-            "theta must have shape (n, d) and x one entry for each of its rows, got "
-            f"{theta.shape} and {x.shape}"
-        )
-    if x.ndim != 2 and not structured:
-        raise ValueError(
-            f"x must have shape (n, k), got {x.shape}: pass embedding= for structured x"
-        )
-    if len(theta) < FEWEST:
-        raise ValueError(f"need at least {FEWEST} simulations, got {len(theta)}")
-    return theta, x
+def _no_worse_than_the_prior(
+    posterior: Posterior, given: Simulations, kept: np.ndarray
+) -> Posterior:
+    """The posterior, or one that ignores x where held-out simulations prefer that."""
+    history = posterior.history
+    trained, untrained = min(history.held_out, default=np.inf), history.untrained
+    if trained < min(untrained, history.prior):
+        return posterior
+    kind = "the untrained linear fit" if untrained < history.prior else "a fit that ignores x"
+    warn(
+        PoorFit,
+        f"training did not help: on held-out simulations -ln q is {trained:.3f} nats, untrained "
+        f"{untrained:.3f}, and {history.prior:.3f} if x is ignored. {kind.capitalize()} is "
+        "returned. More simulations, fewer features of x, or an embedding= may help",
+    )
+    if untrained < history.prior:
+        return posterior
+    arrays, rest = eqx.partition(posterior.denoiser.network, eqx.is_inexact_array)
+    silent = eqx.combine(jax.tree.map(jnp.zeros_like, arrays), rest)
+    return dataclasses.replace(
+        posterior,
+        denoiser=Denoiser(silent, posterior.denoiser.preconditioning),
+        transform=Chain.fit(given.theta[kept], None, given.bounds),
+        sigma_min=LARGEST_SIGMA_MIN,
+    )

@@ -1,4 +1,4 @@
-r"""Noise laws for posteriors: one under which the mean loss is a log-likelihood, one to train with.
+r"""Noise distributions for posteriors: maximum likelihood, and the one to train with.
 
 The mean weighted error $L(\sigma)$ of a denoiser of d features with EDM's preconditioning at
 `sigma_data` 1 bounds the cross-entropy of its model, in nats:
@@ -23,31 +23,25 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import concrete
 from .._types import PRNGKey, Scalar, as_float
 from ..noise_levels import AbstractNoiseDistribution, LogNormal
 
 
 @final
 class LikelihoodNoise(AbstractNoiseDistribution):
-    r"""$\ln\sigma$ of density $\propto 1/(1+(\sigma/\text{knee})^2)$; `r` is U(0, 1).
-
-    Flat below `knee`, falling as $\sigma^{-2}$ above it. The bound above needs a knee of 1.
+    r"""$\ln\sigma$ of density $\propto 1/(1+\sigma^2)$; `r` is U(0, 1).
 
     Raises:
-        ValueError: not 0 < sigma_min < sigma_max < inf, or a knee that is not positive.
+        ValueError: not 0 < sigma_min < sigma_max < inf.
     """
 
     sigma_min: float = 1e-3
     sigma_max: float = 20.0
-    knee: float = 1.0
 
     def __check_init__(self):
-        low, high, knee = self.sigma_min, self.sigma_max, self.knee
-        if concrete(low, high, knee) and not (0 < low < high < np.inf and 0 < knee < np.inf):
+        if not 0 < self.sigma_min < self.sigma_max < np.inf:
             raise ValueError(
-                "need 0 < sigma_min < sigma_max < inf and a positive knee, got "
-                f"{low}, {high} and {knee}"
+                f"need 0 < sigma_min < sigma_max < inf, got {self.sigma_min} and {self.sigma_max}"
             )
 
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -55,17 +49,12 @@ class LikelihoodNoise(AbstractNoiseDistribution):
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
         r = as_float(r)
-        low = self._primitive(as_float(self.sigma_min, r))
-        high = self._primitive(as_float(self.sigma_max, r))
-        return as_float(self.knee, r) * jnp.expm1(-2 * (low + r * (high - low))) ** -0.5
+        low, high = (_primitive(as_float(end, r)) for end in (self.sigma_min, self.sigma_max))
+        return jnp.expm1(-2 * (low + r * (high - low))) ** -0.5
 
     def mass(self) -> Float[Array, ""]:
-        r"""$\int d\ln\sigma / (1+(\sigma/\text{knee})^2)$ over the range."""
-        low, high = as_float(self.sigma_min), as_float(self.sigma_max)
-        return self._primitive(high) - self._primitive(low)
-
-    def _primitive(self, sigma: Array) -> Array:
-        return -jnp.log1p((sigma / as_float(self.knee, sigma)) ** -2) / 2
+        r"""$\int d\ln\sigma / (1+\sigma^2)$ over the range."""
+        return _primitive(as_float(self.sigma_max)) - _primitive(as_float(self.sigma_min))
 
 
 @final
@@ -84,7 +73,7 @@ class PosteriorNoise(AbstractNoiseDistribution):
     bulk: LogNormal = LogNormal(-1.2, 1.2)
 
     def __check_init__(self):
-        if concrete(self.share) and not 0 < self.share < 1:
+        if not 0 < self.share < 1:
             raise ValueError(f"need 0 < share < 1, got {self.share}")
 
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -96,3 +85,7 @@ class PosteriorNoise(AbstractNoiseDistribution):
         inner = jnp.clip((r - share) / (1 - share), edge, 1 - edge)  # its ends are at infinity
         wide = self.likelihood.from_variate(jnp.clip(r / share, 0, 1))
         return jnp.where(r < share, wide, self.bulk.from_variate(jax.scipy.special.ndtri(inner)))
+
+
+def _primitive(sigma: Array) -> Array:
+    return -jnp.log1p(sigma**-2) / 2

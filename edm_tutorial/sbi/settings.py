@@ -1,26 +1,25 @@
-r"""How long to train what, as smooth functions of the number of simulations.
+"""Hyperparameters of a fit, as smooth functions of the number of simulations.
 
 Few simulations ask for strong weight decay and few steps; many bear a large network. The
-numbers were chosen by the held-out loss of the benchmark simulators, not by their reference
-posteriors.
+numbers were chosen by validation loss, not by reference posteriors.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._checks import whole
 
-class Plan(NamedTuple):
-    """The numbers of one fit.
+
+class Settings(NamedTuple):
+    """The hyperparameters of one fit.
 
     Arguments:
         steps: at most; the learning rate falls to zero over them.
         batch_size: examples a step.
-        learning_rate: at its highest, for AdamW.
-        weight_decay: of AdamW, at first; over half the steps it falls to 0.3 % of it.
-        width, depth, dropout: of the network, where it is the default one.
-        patience: steps without a lower held-out loss after which training stops.
-        every: steps between two looks at the held-out loss.
+        learning_rate: at its highest, for Adam.
+        weight_decay: decoupled, at first; over half the steps it falls to 0.3 % of it.
+        width, depth, dropout: of the default network.
     """
 
     steps: int
@@ -30,40 +29,56 @@ class Plan(NamedTuple):
     width: int
     depth: int
     dropout: float
-    patience: int
-    every: int
 
-    def network(self) -> dict[str, Any]:
-        """The keywords of the default network."""
-        return {"width": self.width, "depth": self.depth, "dropout": self.dropout}
+    @property
+    def patience(self) -> int:
+        """Steps without a lower validation loss after which training stops."""
+        return max(self.steps // 4, 1)
 
-    def lasting(self, steps: int) -> "Plan":
-        """The same plan over another number of steps; fewer go with a higher learning rate.
+    @property
+    def every(self) -> int:
+        """Steps between two looks at the validation loss."""
+        return max(self.steps // 40, 1)
 
-        It rises as the square root of what the steps fall by, three times at most.
+    def of_training(self) -> dict[str, Any]:
+        """The keywords of `train`."""
+        return {"steps": self.steps, "batch_size": self.batch_size, "every": self.every}
+
+    def with_steps(self, steps: int | None) -> "Settings":
+        """The same settings over another number of steps; fewer go with a higher learning rate.
+
+        It rises as the square root of what the steps fall by, three times at most. None is
+        as many as now.
         """
-        shorter = float(np.clip(self.steps / max(steps, 1), 1, 9))
-        return self._replace(
-            steps=steps,
-            learning_rate=self.learning_rate * shorter**0.5,
-            patience=max(steps // 4, 1),
-            every=max(steps // 40, 1),
-        )
+        if steps is None:
+            return self
+        steps = whole("steps", steps)
+        shorter = float(np.clip(self.steps / steps, 1, 9))
+        return self._replace(steps=steps, learning_rate=self.learning_rate * shorter**0.5)
 
 
-def default_plan(count: int) -> Plan:
-    """The defaults for `count` simulations to train on."""
-    decades = float(np.log10(np.clip(count, 100, 1_000_000))) - 4  # above ten thousand
-    steps = 400 * round(32 * 1.5**decades)
-    width = 32 * round(4 * 2 ** np.clip(decades, 0, 1))
-    return Plan(
-        steps=steps,
-        batch_size=256,
-        learning_rate=1e-3 * (128 / width) ** 0.5,
-        weight_decay=float(np.clip(0.2 * 10**-decades, 0.01, 2)),
-        width=width,
-        depth=3,
-        dropout=float(np.clip(0.3 * 2**-decades, 0.02, 0.3)),
-        patience=steps // 4,
-        every=steps // 40,
+# Simulations to train on, and the settings that go with them.
+ROWS = {
+    1_000: Settings(8_400, 256, 1e-3, 2.0, 128, 3, 0.3),
+    10_000: Settings(12_800, 256, 1e-3, 0.2, 128, 3, 0.3),
+    100_000: Settings(19_200, 256, 7e-4, 0.02, 256, 3, 0.15),
+}
+
+
+def default_settings(count: int) -> Settings:
+    """The settings for `count` simulations to train on: `ROWS`, interpolated in logarithms."""
+    at, known = np.log(max(count, 1)), np.log(list(ROWS))
+
+    def between(name: str) -> float:
+        values = np.log([getattr(row, name) for row in ROWS.values()])
+        return float(np.exp(np.interp(at, known, values)))
+
+    return Settings(
+        steps=40 * round(between("steps") / 40),
+        batch_size=round(between("batch_size")),
+        learning_rate=between("learning_rate"),
+        weight_decay=between("weight_decay"),
+        width=32 * round(between("width") / 32),
+        depth=round(between("depth")),
+        dropout=between("dropout"),
     )

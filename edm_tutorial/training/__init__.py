@@ -9,8 +9,7 @@ from .averages import (
 )
 from .loop import (
     BatchLoss as BatchLoss,
-    TrainState as TrainState,
-    init_state as init_state,
+    NonFiniteLossWarning as NonFiniteLossWarning,
     train as train,
 )
 from .optimizers import (
@@ -19,3 +18,4 @@ from .optimizers import (
     ramp_up as ramp_up,
 )
 from .sharding import data_parallel as data_parallel
+from .state import TrainState as TrainState, init_state as init_state

@@ -1,20 +1,21 @@
-r"""Averages of the weights over training: what one samples with.
+r"""Exponential moving averages (EMA) of the weights, and their post-hoc reconstruction.
 
-After every optimiser step $\theta_{ema} \leftarrow \theta + \beta(\theta_{ema}-\theta)$.
-Both rules have $\beta = 0$ in the first step: the average copies the weights and the
-initial ones are forgotten. They differ in how far back they look: a *half-life* counted in
-examples, or a fixed *fraction* of the training so far.
+One samples with an average of the weights over training, not with the last ones. After every
+step, $\theta_{ema} \leftarrow \theta + \beta(\theta_{ema}-\theta)$. Two rules for $\beta$ are
+here. With `HalfLifeEMA` (App. F.2) the weight of the past halves after a number of examples.
+With `PowerEMA` (EDM2, Karras et al., 2024) the average looks back over a fixed fraction of the
+training so far. Both have $\beta = 0$ in the first step, so the initial weights are forgotten.
 
-Post hoc (EDM2, Karras et al., 2024), an average of any length is put together after training,
-from averages of two lengths that were kept on the way. The average of `PowerEMA(gamma)` after
-step $t$ gives the weights after step $k \le t$ the share
-$p_{\gamma,t}(k) = (k^{\gamma+1} - (k-1)^{\gamma+1})/t^{\gamma+1}$. A sum of stored averages is
-an average with the sum of their shares, so we choose the $x_i$, of sum 1, that minimise
+How far back to look need not be decided before training. Keep snapshots of two power averages
+on the way, and `reconstruct` computes any other (EDM2, section 3). The average of
+`PowerEMA(gamma)` after step $t$ gives the weights after step $k \le t$ the share
+$p_{\gamma,t}(k) = (k^{\gamma+1} - (k-1)^{\gamma+1})/t^{\gamma+1}$. A weighted sum of snapshots
+has the same weighted sum of shares, so we choose the $x_i$, of sum 1, that minimise
 
-$$\sum_k \Big(p_{\gamma,t}(k) - \sum_i x_i\, p_{\gamma_i,t_i}(k)\Big)^2$$
+$$\sum_k \Big(p_{\gamma,t}(k) - \sum_i x_i\, p_{\gamma_i,t_i}(k)\Big)^2.$$
 
-(there with integrals in place of the sums). Every step is in the sums, so the answer is exact
-wherever the stored averages allow it.
+EDM2 has integrals in place of the sums over $k$. The sums make the answer exact wherever the
+snapshots span the wanted average.
 """
 
 from abc import abstractmethod
@@ -31,20 +32,20 @@ from .._checks import check_number, check_positive
 from .._types import Scalar, as_float
 
 Model = TypeVar("Model")
-BLOCK = 4096  # steps at a time, so that a long training needs no long arrays
+BLOCK = 4096  # steps in one array, so that the memory does not grow with the training
 
 
 class AbstractEMA(eqx.Module):
-    r"""A rule for $\beta$, and the average it leads to."""
+    r"""A rule for $\beta$, the share of the old average in the new one."""
 
     @abstractmethod
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
-        """beta for a step on `batch_size` examples after `seen` examples before it."""
+        """beta of a step on `batch_size` examples, with `seen` examples before it."""
 
     def update(self, average: Model, model: Model, seen: Scalar, batch_size: Scalar) -> Model:
-        """The average after one more step, which led to `model`.
+        """The average after one more step, where `model` holds the weights after that step.
 
-        Floating arrays are averaged; everything else is taken from `model`.
+        Floating arrays are averaged, everything else is taken from `model`.
         """
         beta = self.decay(seen, batch_size)
         params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -53,14 +54,21 @@ class AbstractEMA(eqx.Module):
         return eqx.combine(jax.tree.map(mix, params, old), static)
 
 
+Averaging = AbstractEMA | tuple[AbstractEMA, ...] | None
+"""How weights are averaged: by one rule, by several at once, or not at all."""
+
+
 @final
 class HalfLifeEMA(AbstractEMA):
-    r"""$\beta = 2^{-B/h}$ with $h = \min(h_0,\ r \cdot \text{examples seen})$ (App. F.2).
+    r"""Average with a half-life counted in examples (App. F.2), shorter early in training.
+
+    $\beta = 2^{-B/h}$ for a batch of $B$ examples, with
+    $h = \min(h_0,\ r \cdot \text{examples seen})$.
 
     Arguments:
-        half_life: h_0, in examples: after so many the weight of the past has halved.
-        rampup_ratio: r, the half-life as a fraction of the training so far; None for a
-            constant half-life, which then remembers the initial weights.
+        half_life: h_0 in examples. After so many the weight of the past has halved.
+        rampup_ratio: r, the largest half-life as a fraction of the examples seen. None is a
+            constant half-life; such an average remembers the initial weights.
 
     Raises:
         ValueError: a half-life or ratio that is not positive.
@@ -75,7 +83,7 @@ class HalfLifeEMA(AbstractEMA):
             check_positive("rampup_ratio", self.rampup_ratio)
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
-        """beta for a step on `batch_size` examples after `seen` examples before it."""
+        """beta of a step on `batch_size` examples, with `seen` examples before it."""
         seen = _examples(seen, batch_size)
         half_life = jnp.full_like(seen, self.half_life)
         if self.rampup_ratio is not None:
@@ -86,15 +94,15 @@ class HalfLifeEMA(AbstractEMA):
 
 @final
 class PowerEMA(AbstractEMA):
-    r"""$\beta(t) = (1 - 1/t)^{\gamma+1}$ in step $t$: the profile is a power of time.
+    r"""Average whose profile is a power of time (EDM2, Karras et al., 2024).
 
-    From EDM2 (Karras et al., 2024). The weights after step $k$ of $t$ have the share
-    $(k^{\gamma+1} - (k-1)^{\gamma+1})/t^{\gamma+1}$, whatever the length of the training:
-    there is no half-life to choose again for a longer run. Averages of two lengths, kept on
-    the way, give any other length afterwards: see `reconstruct`.
+    $\beta(t) = (1 - 1/t)^{\gamma+1}$ in step $t$. The weights after step $k$ of $t$ have the
+    share $(k^{\gamma+1} - (k-1)^{\gamma+1})/t^{\gamma+1}$. This holds for every length of the
+    training, so a longer run needs no other `gamma`.
 
     Arguments:
-        gamma: the power; 0 is the plain mean of all steps, more looks less far back.
+        gamma: the power. 0 is the plain mean of all steps; the larger it is, the less far
+            back the average looks.
 
     Raises:
         ValueError: a negative or infinite power.
@@ -107,10 +115,10 @@ class PowerEMA(AbstractEMA):
 
     @classmethod
     def from_sigma_rel(cls, sigma_rel: float) -> "PowerEMA":
-        r"""By the standard deviation of its profile as a fraction of the training.
+        r"""The rule whose profile has standard deviation `sigma_rel`, in units of the training.
 
-        $\sigma_{rel}^2 = (\gamma+1)\,(\gamma+2)^{-2}\,(\gamma+3)^{-1}$, a cubic in $\gamma$;
-        0.05 and 0.10 are the pair to keep for a reconstruction.
+        $\sigma_{rel}^2 = (\gamma+1)\,(\gamma+2)^{-2}\,(\gamma+3)^{-1}$ is solved for $\gamma$.
+        EDM2 keeps the averages of 0.05 and 0.10 for a reconstruction.
 
         Raises:
             ValueError: `sigma_rel` outside (0, 1/sqrt(12)], the width of the plain mean.
@@ -123,11 +131,11 @@ class PowerEMA(AbstractEMA):
 
     @property
     def sigma_rel(self) -> float:
-        r"""$\sigma_{rel}$, the inverse of `from_sigma_rel`."""
+        r"""Standard deviation of the profile, in units of the training: $\sigma_{rel}$."""
         return ((self.gamma + 1) / (self.gamma + 3)) ** 0.5 / (self.gamma + 2)
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
-        """beta for a step on `batch_size` examples after `seen` examples before it."""
+        """beta of a step on `batch_size` examples, with `seen` examples before it."""
         seen = _examples(seen, batch_size)
         before = seen / (seen + as_float(batch_size, seen))  # 1 - 1/t
         return before ** (self.gamma + 1)
@@ -140,11 +148,11 @@ def _examples(seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
 
 
 class Snapshot(NamedTuple):
-    """An average kept on the way.
+    """A power average of the weights, kept during training.
 
     Arguments:
-        ema: the rule it was made by.
-        step: how many steps it has seen, all of one batch size.
+        ema: the rule that made it.
+        step: the number of steps in it, all of one batch size.
         model: the average.
     """
 
@@ -154,7 +162,7 @@ class Snapshot(NamedTuple):
 
 
 def reconstruct(snapshots: Sequence[Snapshot], ema: PowerEMA, step: int | None = None) -> Any:
-    """The average that `ema` would have kept, had it been asked for before training.
+    """Post-hoc reconstruction of the average of another rule (EDM2, section 3).
 
         rules = (PowerEMA.from_sigma_rel(0.05), PowerEMA.from_sigma_rel(0.10))
         for state, losses in train(..., ema=rules):
@@ -162,9 +170,9 @@ def reconstruct(snapshots: Sequence[Snapshot], ema: PowerEMA, step: int | None =
         average = reconstruct(kept, PowerEMA.from_sigma_rel(0.13))
 
     Arguments:
-        snapshots: averages of the same training, of two lengths and at several steps.
-        ema: the length that is wanted.
-        step: when; None is the step of the last snapshot.
+        snapshots: averages of one training, by two rules and at several steps.
+        ema: the rule whose average is wanted.
+        step: the step after which it is wanted; None is that of the last snapshot.
 
     Raises:
         ValueError: as `reconstruction_weights`.
@@ -173,7 +181,7 @@ def reconstruct(snapshots: Sequence[Snapshot], ema: PowerEMA, step: int | None =
     models = [snapshot.model for snapshot in snapshots]
     params = [eqx.filter(model, eqx.is_inexact_array) for model in models]
 
-    def add(*leaves: Any) -> Any:  # in float64: the weights may be large and alternate
+    def add(*leaves: Any) -> Any:  # in float64, because the x_i may be large and alternate
         total = sum(w * np.asarray(leaf, float) for w, leaf in zip(weights, leaves, strict=True))
         return jnp.asarray(total, leaves[0].dtype)
 
@@ -185,7 +193,7 @@ def reconstruct(snapshots: Sequence[Snapshot], ema: PowerEMA, step: int | None =
 def reconstruction_weights(
     snapshots: Sequence[Snapshot], ema: PowerEMA, step: int | None = None
 ) -> Float[np.ndarray, " snapshots"]:
-    """What each snapshot counts in the reconstruction: the x_i, of sum 1.
+    """Weights of the snapshots in a reconstruction: the x_i, of sum 1.
 
     Raises:
         ValueError: no snapshot, one with a step below 1, or a `step` that is below 1 or
@@ -201,8 +209,8 @@ def reconstruction_weights(
         )
     gammas = [snapshot.ema.gamma for snapshot in snapshots]
     columns = list(zip([*gammas, ema.gamma], [*steps, step], strict=True))
-    # The last snapshot takes what is missing to 1. QR by blocks leaves the least squares as
-    # they are, where sums of products would square their condition number.
+    # The weight of the last snapshot is 1 minus the others. QR by blocks solves the least
+    # squares exactly; the normal equations would square their condition number.
     triangle: Any = np.zeros((0, len(columns)))
     for start in range(0, max(steps), BLOCK):
         k = np.arange(start + 1, min(start + BLOCK, max(steps)) + 1)

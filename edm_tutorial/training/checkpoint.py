@@ -1,24 +1,28 @@
-r"""Checkpoints: a run killed at any moment goes on as if nothing had happened.
+r"""Checkpoints of a training that can be killed at any moment.
 
     state = checkpoint.restore(folder, init_state(denoiser, optimizer, ema))
     for state, losses in train(..., ema=ema, state=state):
         checkpoint.save(folder, state)
 
-A checkpoint is a folder named by its step: the arrays of a `TrainState`, written by Orbax,
-and a page that names each with its shape, dtype and checksum. Orbax writes under a temporary
-name and renames what is complete. Nothing is trusted: what cannot be read, has another
-checksum or is of another model is refused, and the checkpoint before it is used.
+A checkpoint is a folder named by its step. It holds the arrays of a `TrainState`, written by
+Orbax, and a page that lists each array with its shape, dtype and checksum. Orbax writes under
+a temporary name and renames what is complete. A checkpoint that cannot be read, has another
+checksum or is of another model is refused, and the one before it is used. Orbax's
+`CheckpointManager` promises less: one damaged metric closes the whole folder to it, and while
+there is a later step it saves nothing, damaged as that may be, and says nothing.
+
+Checkpoints of version 0.1.0 are restored too.
 """
 
+import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
-from math import inf, isfinite
+from math import inf, isclose, isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +30,29 @@ import jax.random as jr
 import numpy as np
 import orbax.checkpoint as ocp
 
-from .loop import TrainState
+from .._checks import whole
+from .state import TrainState, describe, differences
 
-KIND = "edm_tutorial checkpoint 1"
+KIND = "edm_tutorial checkpoint 2"
+RELEASE_0_1 = "edm_tutorial checkpoint 1"
+ROUNDING = 1e-5  # of a measured number, such as sigma_data, on another machine
 Folder = str | PathLike[str]
 
 
 class Refused(Exception):
-    """Why a checkpoint is not used."""
+    """The reason why a checkpoint is not used."""
+
+
+class Stored(NamedTuple):
+    """Content of a checkpoint, under the names of `describe`.
+
+    Arguments:
+        leaves: arrays by dtype and shape, numbers by value.
+        arrays: the arrays that are not empty; random keys as their data.
+    """
+
+    leaves: dict[str, str]
+    arrays: dict[str, np.ndarray]
 
 
 def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None = None) -> None:
@@ -49,14 +68,13 @@ def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None
         ValueError: `keep` below 1, a metric that is not finite, or a later checkpoint of the
             same model in `path`: it would be the one to be restored.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
+    keep = whole("keep", keep)
     if metric is not None and not isfinite(metric):
         raise ValueError(f"metric must be finite, got {metric}: it could never be compared")
     path, step = Path(path).absolute(), int(state.step)
     for later in (other for other in _steps(path) if other > step):
         with suppress(Refused):  # what cannot be restored is not in the way
-            _read(path / str(later), state)
+            _filled(_read(path / str(later), batch_size=1), state)
             raise ValueError(
                 f"{path} has a later checkpoint of this model, of step {later}: restore it "
                 f"before going on, or save step {step} elsewhere"
@@ -64,12 +82,11 @@ def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None
     if jax.process_index() == 0:
         for leftover in path.glob("*.orbax-checkpoint-tmp*"):  # of a write that was killed
             shutil.rmtree(leftover)
-    leaves = jax.tree.leaves(state)
-    arrays = [_raw(leaves[i]) for i in _places(leaves)]
+    arrays = [_raw(leaf) for leaf in _named(state).values() if leaf.size]
     page = {
         "kind": KIND,
         "metric": None if metric is None else float(metric),
-        "leaves": _describe(state),
+        "leaves": describe(state),
         "checksums": [_checksum(array) for array in arrays],
     }
     items = ocp.args.Composite(
@@ -82,8 +99,14 @@ def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None
         _prune(path, step, keep)
 
 
-def restore(path: Folder, template: TrainState, *, best: bool = False) -> TrainState | None:
-    """The last state saved to `path`, bit for bit; None if there is none.
+def restore(
+    path: Folder,
+    template: TrainState,
+    *,
+    best: bool = False,
+    batch_size: int | None = None,
+) -> TrainState | None:
+    """Last state saved to `path`, bit for bit; None if there is none.
 
     A checkpoint that is damaged or foreign is refused with a warning that says why, and the
     one before it is used.
@@ -91,6 +114,8 @@ def restore(path: Folder, template: TrainState, *, best: bool = False) -> TrainS
     Arguments:
         template: a state of the same model, such as `init_state` returns.
         best: the one of the lowest metric, the next best after it, and so on.
+        batch_size: that of the training, only needed for a checkpoint of version 0.1.0: it
+            did not count examples, so `seen` becomes `step * batch_size`.
 
     Raises:
         ValueError: there are checkpoints, and all of them are refused.
@@ -104,7 +129,7 @@ def restore(path: Folder, template: TrainState, *, best: bool = False) -> TrainS
     reasons = []
     for step in candidates:
         try:
-            return _read(path / str(step), template)
+            return _filled(_read(path / str(step), batch_size), template)
         except Refused as reason:
             reasons.append(f"checkpoint {path / str(step)} is refused: {reason}")
             warnings.warn(reasons[-1], stacklevel=2)
@@ -136,33 +161,15 @@ def _metric(folder: Path) -> float:
     return inf if metric is None else metric
 
 
-def _leaves(state: Any) -> Iterator[tuple[str, Any]]:
-    """Arrays and numbers by name; functions and the like come from the template."""
-    for place, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if isinstance(leaf, jax.Array | np.ndarray) or _is_number(leaf):
-            yield jax.tree_util.keystr(place), leaf
-
-
-def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, bool | int | float | complex | np.generic)
-
-
-def _describe(state: Any) -> dict[str, str]:
-    """Shape and dtype of each array, the value of each number: another is another model."""
-    return {
-        name: repr(leaf) if _is_number(leaf) else f"{leaf.dtype}{list(leaf.shape)}"
-        for name, leaf in _leaves(state)
-    }
-
-
-def _places(leaves: list[Any]) -> list[int]:
-    """Which leaves are arrays with something in them: Orbax takes no others."""
+def _named(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state by the names of their places."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
     is_array = lambda leaf: isinstance(leaf, jax.Array | np.ndarray)
-    return [i for i, leaf in enumerate(leaves) if is_array(leaf) and leaf.size]
+    return {jax.tree_util.keystr(place): leaf for place, leaf in leaves if is_array(leaf)}
 
 
 def _raw(leaf: Any) -> np.ndarray:
-    """An array as numbers, which a random key is not."""
+    """The numbers of an array, also of random keys."""
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jr.key_data(leaf) if is_key else leaf)
 
@@ -182,36 +189,73 @@ def _load(folder: Path, **items: Any) -> Any:
 def _page(folder: Path) -> dict[str, Any]:
     page = _load(folder, page=ocp.args.JsonRestore()).page
     parts = {"kind", "metric", "leaves", "checksums"}
-    if not isinstance(page, dict) or set(page) != parts or page["kind"] != KIND:
+    if not isinstance(page, dict) or set(page) != parts or page["kind"] not in (KIND, RELEASE_0_1):
         raise Refused(f"it is not an {KIND}")
     return page
 
 
-def _compare(stored: dict[str, str], expected: dict[str, str]) -> None:
-    names = dict.fromkeys([*expected, *stored])
-    differences = [
-        f"{name} is {stored.get(name, 'missing')}, here {expected.get(name, 'missing')}"
-        for name in names
-        if stored.get(name) != expected.get(name)
-    ]
-    if differences:
-        more = "" if len(differences) <= 3 else f"; and {len(differences) - 3} more"
-        raise Refused("it is of another model: " + "; ".join(differences[:3]) + more)
-
-
-def _read(folder: Path, template: TrainState) -> TrainState:
+def _read(folder: Path, batch_size: int | None) -> Stored:
     page = _page(folder)
-    _compare(page["leaves"], _describe(template))
-    leaves, structure = jax.tree.flatten(template)
-    places = _places(leaves)
-    empty = {str(n): np.empty_like(_raw(leaves[i])) for n, i in enumerate(places)}
-    arrays = _load(folder, arrays=ocp.args.StandardRestore(empty)).arrays
-    for n, (i, checksum) in enumerate(zip(places, page["checksums"], strict=True)):
-        array = arrays[str(n)]
-        if _checksum(array) != checksum:
-            raise Refused(f"array {n} of {len(places)} has another checksum than when saved")
-        leaves[i] = _like(array, leaves[i])
-    return jax.tree.unflatten(structure, leaves)
+    leaves, checksums = page["leaves"], page["checksums"]
+    # Orbax takes no array that has an axis of length 0
+    stored = lambda told: told.endswith("]") and not re.search(r"\D0[,\]]", told)
+    names = [name for name, told in leaves.items() if stored(told)]
+    arrays = _load(folder, arrays=ocp.args.StandardRestore()).arrays
+    for n, checksum in enumerate(checksums):
+        if _checksum(arrays[str(n)]) != checksum:
+            raise Refused(f"array {n} of {len(checksums)} has another checksum than when saved")
+    content = Stored(leaves, {name: arrays[str(n)] for n, name in enumerate(names)})
+    return content if page["kind"] == KIND else _of_today(content, batch_size)
+
+
+def _of_today(stored: Stored, batch_size: int | None) -> Stored:
+    """A checkpoint of version 0.1.0 in the form of today.
+
+    That version did not count examples, and had `sigma_data` as an array or under another name.
+    """
+    if batch_size is None:
+        raise Refused(
+            "it is of version 0.1.0, which did not count examples: pass batch_size, that of "
+            "its training"
+        )
+    leaves, arrays = {}, dict(stored.arrays)
+    for name, told in stored.leaves.items():
+        if name.endswith(".preconditioning.sigma_data"):
+            value = arrays.pop(name).tolist() if name in arrays else float(told)
+            parts = jax.tree_util.tree_leaves_with_path(value)
+            new = name.removesuffix("sigma_data") + "_sigma_data"
+            leaves |= {new + jax.tree_util.keystr(place): repr(part) for place, part in parts}
+        else:
+            leaves[name] = told
+    dtype = np.dtype(f"u{arrays['.step'].dtype}")
+    seen = min(int(arrays[".step"]) * batch_size, np.iinfo(dtype).max)
+    return Stored(leaves | {".seen": f"{dtype}[]"}, arrays | {".seen": np.asarray(seen, dtype)})
+
+
+def _filled(stored: Stored, template: TrainState) -> TrainState:
+    """The template with the stored arrays and numbers in place of its own."""
+    expected = describe(template)
+    for place, leaf in jax.tree_util.tree_leaves_with_path(template):
+        name = jax.tree_util.keystr(place)
+        if type(leaf) is float and _is_close(stored.leaves.get(name, ""), leaf):
+            expected[name] = stored.leaves[name]
+    if told := differences(stored.leaves, expected):
+        raise Refused(f"it is of another model: {told}")
+
+    def fill(place: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(place)
+        if name in stored.arrays:
+            return _like(stored.arrays[name], leaf)
+        return float(stored.leaves[name]) if type(leaf) is float else leaf
+
+    return jax.tree_util.tree_map_with_path(fill, template)
+
+
+def _is_close(told: str, value: float) -> bool:
+    try:
+        return isclose(float(told), value, rel_tol=ROUNDING)
+    except ValueError:  # it was an array, or nothing
+        return False
 
 
 def _like(array: np.ndarray, leaf: Any) -> jax.Array:

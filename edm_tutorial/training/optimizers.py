@@ -1,30 +1,31 @@
-r"""Around the optimiser: the learning rate's ramp-up, and gradients that are not finite.
+r"""Learning-rate ramp-up and repair of gradients, for any Optax optimizer.
 
 The learning rate of a step is $\eta \min(\text{examples seen} / N,\ 1)$, where $N$ is the
-length of the ramp-up (Table 7): the first step has rate 0. Both parts are of
-Optax's own kinds, and go with any of its optimisers:
+length of the ramp-up (Table 7); the first step has rate 0. Gradients that are not finite are
+replaced and counted:
 
     rate = ramp_up(1e-3, 10_000_000, batch_size=512)
     optimizer = optax.chain(clean_gradients(), optax.adam(rate))
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from .._checks import check_number
 from .._types import Scalar, as_float
+from .state import Cleaned, cleaners
 
 
 def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> optax.Schedule:
-    """The learning rate as a function of the steps taken, for any Optax optimiser.
+    """Learning-rate schedule that rises linearly, then stays.
 
     Arguments:
-        learning_rate: what it rises to, linearly.
-        examples: after so many; 0 leaves only the first step at rate 0.
+        learning_rate: the rate after the ramp-up.
+        examples: the length of the ramp-up; with 0 only the first step has rate 0.
         batch_size: examples a step.
 
     Raises:
@@ -43,23 +44,12 @@ def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> 
     return rate
 
 
-class Cleaned(NamedTuple):
-    """What `clean_gradients` has repaired so far.
-
-    Arguments:
-        steps: those in which something was.
-        entries: of gradients, over all steps; the count stops at the largest int.
-    """
-
-    steps: Int[Array, ""]
-    entries: Int[Array, ""]
-
-
 def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
-    """Replace NaN by 0 and infinities by +-`bound`, and count how many there were.
+    """Gradient transformation that replaces NaN by 0 and infinities by +-`bound`.
 
-    Goes first in an `optax.chain`: an optimiser that has seen one NaN never forgets it. The
-    loss of such a step is yielded as it was, NaN or infinite. `cleaned` reads the count.
+    It goes first in an `optax.chain`, because an optimizer that has seen one NaN never forgets
+    it. The loss of such a step is yielded as it is, NaN or infinite. `cleaned` reads how many
+    entries were replaced.
 
     Raises:
         ValueError: a bound that is not positive and finite.
@@ -82,13 +72,12 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
 
 
 def cleaned(state: Any) -> Cleaned:
-    """The count of the one `clean_gradients` in a `TrainState` or an optimiser's state.
+    """Count of the one `clean_gradients` in a `TrainState` or an optimizer's state.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Cleaned))
-    found = [leaf for leaf in leaves if isinstance(leaf, Cleaned)]
+    found = cleaners(state)
     if len(found) != 1:
         raise ValueError(
             f"need one clean_gradients() in the optimizer to read its count, got {len(found)}"

@@ -1,5 +1,6 @@
 """The smaller tools: the address of the repository, docstrings, the API page."""
 
+import hashlib
 import json
 import pkgutil
 import re
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import build
 import docstrings
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from repository import ROOT, Repository, move, read, rewrite
 
 import edm_tutorial
@@ -92,7 +95,8 @@ def test_every_module_has_its_place_on_the_api_page():
         for module in pkgutil.walk_packages(edm_tutorial.__path__, "edm_tutorial.")
         if not module.ispkg
     }
-    assert listed == modules - {"edm_tutorial.__main__", "edm_tutorial.images.command_line"}
+    inside = {"__main__", "_checks", "images.command_line"}
+    assert listed == modules - {f"edm_tutorial.{name}" for name in inside}
 
 
 def test_outputs_of_another_notebook_are_refused(tmp_path, monkeypatch):
@@ -115,3 +119,52 @@ def test_a_changed_cell_changes_the_fingerprint_and_prose_does_not(tmp_path):
         source.write_text(changed)
         prints.append(build.fingerprint(source))
     assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("name", ["jaxlib", "scipy", "scikit-learn", "arviz-stats", "numpy"])
+def test_another_version_changes_the_fingerprint(name, monkeypatch):
+    source = FIXTURE / "notebooks" / "02_other.md"
+    before = build.fingerprint(source)
+    (line,) = (line for line in build.installed() if line.lower().startswith(f"{name}=="))
+    lines = [line + ".1" if line.lower().startswith(f"{name}==") else line
+             for line in build.installed()]  # fmt: skip
+    monkeypatch.setattr(build, "installed", lambda: lines)
+    assert build.fingerprint(source) != before
+
+
+WARN = "warnings.warn('heard')"
+CELLS = {
+    "cell": WARN,
+    "package": f'exec("{WARN}", {{"warnings": warnings, "__name__": "edm_tutorial.grids"}})',
+    "library": f'exec("{WARN}", {{"warnings": warnings, "__name__": "edm_tutorials"}})',
+    "caught": f"try: {WARN}\nexcept UserWarning as warning: print(warning)",
+}
+
+
+@pytest.mark.slow
+def test_a_warning_of_a_cell_or_of_the_package_fails_and_one_of_a_library_is_shown(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(build, "EXECUTED", tmp_path)
+    for name, source in CELLS.items():
+        notebook = new_notebook(cells=[new_code_cell(f"import warnings\n{source}")])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    passed = build._run([Path(f"{name}.md") for name in CELLS])
+    assert passed.keys() == {"library", "caught"}
+    (shown,) = build.stderr(Path("library.md"))
+    assert "UserWarning: heard" in shown and build.stderr(Path("caught.md")) == []
+
+
+def test_mathjax_is_the_release_that_is_named_beside_it():
+    folder = ROOT / "book" / "_static" / "mathjax"
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in files if path.name not in ("SHA256SUMS", "ORIGIN.txt")]
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+    assert found == sums and {"LICENSE", "output/chtml/fonts/OFL.txt"} <= found.keys()
+    (version,) = re.findall(r"^MathJax ([\d.]+),", (folder / "ORIGIN.txt").read_text())
+    assert f'VERSION="{version}"' in (folder / "tex-chtml-full.js").read_text()

@@ -18,7 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 CORE = (
     *("types", "schedules", "grids", "distributions", "networks/mlp", "preconditioning"),
-    *("dynamics", "noise", "losses", "initial_loss", "denoiser", "solvers", "sampling"),
+    *("dynamics", "noise_levels", "losses", "denoiser", "solvers", "sampling"),
     *("likelihood", "ema", "training"),
 )
 # Where a bug of a file should show first, beside the tests named like the file.
@@ -28,8 +28,8 @@ NEAR = {
     "grids": ["golden_samplers", "sampling"],
     "networks/mlp": ["networks_mlp"],
     "preconditioning": ["golden_precond", "golden_losses"],
-    "noise": ["golden_losses", "losses"],
-    "losses": ["golden_losses"],
+    "noise_levels": ["golden_losses", "losses"],
+    "losses": ["golden_losses", "initial_loss"],
     "solvers": ["golden_samplers", "sampling"],
     "sampling": ["golden_samplers"],
     "ema": ["training"],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from ...initial_loss import initial_loss
+from ...losses import initial_loss
 from ...noise_levels import LogNormal
 from ...preconditioning import EDMPreconditioning
 from .verdict import Exercise

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...grids import edm_sigmas, ve_sigmas
 from ...sampling import sample
-from ...solvers import AbstractSolver, Euler, Flow, Heun
+from ...solvers import ODE, AbstractSolver, Euler, Heun
 from .verdict import Exercise, at
 
 
@@ -129,14 +129,14 @@ class _DPMSolver2(AbstractSolver):
     def init(self, x):
         return None
 
-    def step(self, flow: Flow, x, t, t_next, state):
-        middle = flow.schedule.sigma(t) * flow.schedule.sigma(t_next)
-        middle = flow.schedule.time(jnp.sqrt(middle))
-        half = x + (middle - t) * flow.velocity(t, x)
-        return x + (t_next - t) * flow.velocity(middle, half), None
+    def step(self, ode: ODE, x, t, t_next, state):
+        middle = ode.schedule.sigma(t) * ode.schedule.sigma(t_next)
+        middle = ode.schedule.time(jnp.sqrt(middle))
+        half = x + (middle - t) * ode.velocity(t, x)
+        return x + (t_next - t) * ode.velocity(middle, half), None
 
-    def last(self, flow: Flow, x, t, state):
-        return flow.denoise(t, x)
+    def last(self, ode: ODE, x, t, state):
+        return ode.denoise(t, x)
 
 
 def _unit_gaussian(x, sigma, cond=None, *, key=None):

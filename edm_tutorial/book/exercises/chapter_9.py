@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...initial_loss import initial_loss
-from ...parameterisations import Line, noise, velocity
+from ...losses import initial_loss
+from ...parameterisations import Line, epsilon, velocity
 from ...preconditioning import EDMPreconditioning
 from .verdict import Exercise, at
 
@@ -114,7 +114,7 @@ def _backwards() -> Exercise:
         lesson="a new name costs two coefficients",
         mistakes={
             "their network predicts data minus noise, and velocity is noise minus data": velocity,
-            "the prediction holds the data, too, not the noise alone": minus(noise),
+            "the prediction holds the data, too, not the noise alone": minus(epsilon),
             "x is already divided by their scale": (
                 lambda sigma: Line(-(1 + sigma) / sigma, (1 + sigma) / sigma)
             ),

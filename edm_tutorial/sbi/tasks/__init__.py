@@ -1,6 +1,13 @@
 """Inference problems: a prior and a simulator, most with a known posterior."""
 
-from .base import AbstractPrior as AbstractPrior, AbstractTask as AbstractTask, draw as draw
+from .base import (
+    AbstractPrior as AbstractPrior,
+    AbstractTask as AbstractTask,
+    LogNormalPrior as LogNormalPrior,
+    NormalPrior as NormalPrior,
+    UniformPrior as UniformPrior,
+    draw as draw,
+)
 from .benchmark import (
     gaussian_linear as gaussian_linear,
     gaussian_linear_uniform as gaussian_linear_uniform,

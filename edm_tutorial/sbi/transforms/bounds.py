@@ -12,25 +12,25 @@ $|du/d\theta|$, integrates to 1 inside.
 
 from typing import Any, final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ..._checks import check_shape, concrete
+from . import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
-BEND = 0.05  # s, as a fraction of the box, unless more is known
+BEND = 0.05  # s as a fraction of the box, where no linear fit is made
 FARTHEST = 100.0  # softnesses beyond a bound: nothing is left of the distance, in any dtype
+NEAREST = 1e-25  # to a bound, as a fraction of the box: what is nearer counts as this near
 
 
 @final
-class Support(eqx.Module):
+class Bounds(AbstractTransform):
     """A box, each side of which may be infinite; one vector of parameters at a time.
 
-    A point on a bound, and all that rounds to it, is taken for the nearest point inside
-    that the dtype can tell from it, so that nothing here is infinite.
+    A point on a bound is taken for one at `NEAREST` inside, so that nothing here is infinite.
 
     Arguments:
         low, high: the bounds, -inf and inf where there are none.
@@ -46,95 +46,141 @@ class Support(eqx.Module):
     softness: Float[Array, " d"]
 
     def __check_init__(self):
-        low, high, softness = self.low, self.high, self.softness
-        shapes = [jnp.shape(part) for part in (low, high, softness)]
-        if jnp.ndim(low) != 1 or len(set(shapes)) > 1:
+        parts = self.low, self.high, self.softness
+        shapes = [jnp.shape(part) for part in parts]
+        if len(shapes[0]) != 1 or len(set(shapes)) > 1:
             raise ValueError(
                 "prior_support needs two vectors (low, high) of one length, and a softness for "
                 f"each entry, got shapes {shapes}"
             )
-        if concrete(low, high, softness):
-            low, high, softness = map(np.asarray, (low, high, softness))
-            if not np.all(low < high) or np.any(low == np.inf) or np.any(high == -np.inf):
-                raise ValueError(f"prior_support needs low < high, got {low} and {high}")
-            if not np.all((softness > 0) & (softness < np.inf)):
-                raise ValueError(f"softness must be positive and finite, got {softness}")
+        if not concrete(*parts):
+            return
+        low, high, softness = map(np.asarray, parts)
+        if not np.all(low < high) or np.any(low == np.inf) or np.any(high == -np.inf):
+            raise ValueError(f"prior_support needs low < high, got {low} and {high}")
+        if not np.all((softness > 0) & (softness < np.inf)):
+            raise ValueError(f"softness must be positive and finite, got {softness}")
 
     @classmethod
-    def of(cls, prior_support: Any, theta: Float[ArrayLike, "n d"]) -> "Support":
+    def of(
+        cls,
+        prior_support: Any,
+        theta: Float[ArrayLike, "n d"],
+        offset: Float[np.ndarray, " d"] | float = 0.0,
+    ) -> "Bounds":
         """The support that a user states, checked against parameters drawn from the prior.
 
         A twentieth of the box is its softness.
 
         Arguments:
-            prior_support: a pair (low, high), each of shape (d,), or None for no bounds.
+            prior_support: a pair (low, high), each of shape (d,), or None for no bounds; None
+                in place of either is no bound on that side.
+            offset: what is subtracted from parameters and bounds, in float64.
 
         Raises:
             ValueError: not a pair of vectors of length d, not low < high, or parameters
                 outside.
         """
-        count, dtype = np.shape(theta)[1], float_dtype(np.asarray(theta))
-        if prior_support is None:
-            prior_support = np.full(count, -np.inf), np.full(count, np.inf)
-        if len(prior_support) != 2 or np.shape(prior_support[0]) != (count,):
-            raise ValueError(
-                f"prior_support must be (low, high), each of shape ({count},), got {prior_support}"
-            )
-        low, high = (np.asarray(part, dtype) for part in prior_support)
+        dtype = float_dtype(np.asarray(theta))
+        low, high = _pair(prior_support, np.shape(theta)[1])
+        # All three in one dtype, so that what lies on a bound stays inside.
+        theta, low, high = (np.asarray(a - offset).astype(dtype) for a in (theta, low, high))
         wide = np.where(np.isfinite(low) & np.isfinite(high), high - low, 1)
-        support = cls(*(jnp.asarray(part) for part in (low, high, np.asarray(BEND * wide, dtype))))
-        theta = np.asarray(theta)
+        box = cls(*(jnp.asarray(part, dtype) for part in (low, high, BEND * wide)))
         outside = np.any((theta < low) | (theta > high), axis=1)
         if outside.any():
             raise ValueError(
                 f"theta leaves prior_support in {outside.sum()} of {len(outside)} rows, first in "
                 f"row {int(np.argmax(outside))}: widen the support or drop these rows"
             )
-        return support
+        return box
+
+    def softened(self, spread: Float[Array, " d"]) -> "Bounds":
+        """The same box, its softness the spread that a linear fit to x leaves of each parameter.
+
+        So a Gaussian posterior that a bound cuts off gets a tail of its own width.
+        """
+        return Bounds(self.low, self.high, spread.astype(self.softness.dtype))
 
     def contains(self, theta: Float[Array, " d"]) -> Bool[Array, ""]:
         """Whether `theta` is finite and inside, bounds included."""
         check_shape("theta", theta, self.low)
         return jnp.all(jnp.isfinite(theta) & (self.low <= theta) & (theta <= self.high))
 
-    def forward(self, theta: Float[Array, " d"]) -> Float[Array, " d"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """From the box to the whole space; from outside, as from the nearest point inside."""
-        return self._map(theta)[0]
+        left, right, soft = self._distances(theta)
+        both = theta + soft * (_log_one_minus_exp(left) - _log_one_minus_exp(right))
+        one = jnp.where(jnp.isfinite(self.low), 1, -1) * self._log_gap(theta)
+        return self._choose(both, one, theta)
 
-    def log_det(self, theta: Float[Array, " d"]) -> Float[Array, ""]:
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
         r"""$\ln |\det \partial u / \partial\theta|$ at `theta`, in nats."""
-        return jnp.sum(self._map(theta)[1])
+        left, right, _ = self._distances(theta)
+        # du/dtheta = 1 + 1/(e^left - 1) + 1/(e^right - 1), in logarithms: nothing overflows.
+        rise = lambda t: -t - _log_one_minus_exp(t)
+        both = jnp.logaddexp(0, jnp.logaddexp(rise(left), rise(right)))
+        return jnp.sum(self._choose(both, -self._log_gap(theta), jnp.zeros_like(theta)))
 
-    def inverse(self, u: Float[Array, " d"]) -> Float[Array, " d"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         """From the whole space to the box, bounds included."""
-        low, high, soft = self._parts(u)
-        below, above = jnp.isfinite(low), jnp.isfinite(high)
-        a, b = jnp.where(below, low, 0), jnp.where(above, high, 0)
-        near = jnp.clip(u, a - FARTHEST * soft, b + FARTHEST * soft)
+        low, high, soft = self._parts(z)
+        a, b = jnp.where(jnp.isfinite(low), low, 0), jnp.where(jnp.isfinite(high), high, 0)
+        near = jnp.clip(z, a - FARTHEST * soft, b + FARTHEST * soft)
         both = near + soft * (
             jax.nn.softplus((a - near) / soft) - jax.nn.softplus((near - b) / soft)
         )
-        one = jnp.where(below, a + jnp.exp(u), b - jnp.exp(-u))
-        theta = jnp.where(below & above, both, jnp.where(below | above, one, u))
-        return jnp.clip(theta, low, high)  # the sums above may round past a bound
+        one = jnp.where(jnp.isfinite(low), a + jnp.exp(z), b - jnp.exp(-z))
+        return jnp.clip(self._choose(both, one, z), low, high)  # sums may round past a bound
+
+    def _choose(self, both: Array, one: Array, none: Array) -> Array:
+        """For each parameter, the value for its number of bounds."""
+        below, above = jnp.isfinite(self.low), jnp.isfinite(self.high)
+        return jnp.where(below & above, both, jnp.where(below | above, one, none))
 
     def _parts(self, like: Array) -> tuple[Array, Array, Array]:
         check_shape("theta", like, self.low)
         low, high, soft = (part.astype(like.dtype) for part in (self.low, self.high, self.softness))
         return low, high, soft
 
-    def _map(self, theta: Array) -> tuple[Array, Array]:
-        """u, and ln |du/dtheta|, of each parameter."""
+    def _distances(self, theta: Array) -> tuple[Array, Array, Array]:
+        """In softnesses from both bounds, and the softness; 1 where there are not two."""
         low, high, soft = self._parts(theta)
+        two = jnp.isfinite(low) & jnp.isfinite(high)
+        nearest = NEAREST * jnp.where(two, high - low, 1)
+        left, right = (
+            jnp.where(two, jnp.maximum(side, nearest) / soft, 1)
+            for side in (theta - low, high - theta)
+        )
+        return left, right, soft
+
+    def _log_gap(self, theta: Array) -> Array:
+        """ln of the distance from the only bound; 0 where there is not one."""
+        low, high, _ = self._parts(theta)
         below, above = jnp.isfinite(low), jnp.isfinite(high)
-        left = jnp.where(below, theta - low, jnp.inf)
-        right = jnp.where(above, high - theta, jnp.inf)
-        gap = jnp.maximum(jnp.minimum(left, right), jnp.finfo(theta.dtype).tiny)
-        gap = jnp.where(below | above, gap, 1)
-        one = jnp.where(below | above, jnp.where(below, 1, -1) * jnp.log(gap), theta)
-        smallest = jnp.finfo(theta.dtype).eps / 4 * jnp.where(below & above, high - low, 1)
-        left, right = (jnp.maximum(side, smallest) / soft for side in (left, right))
-        both = theta + soft * (jnp.log(-jnp.expm1(-left)) - jnp.log(-jnp.expm1(-right)))
-        both_log = jnp.log1p(1 / jnp.expm1(left) + 1 / jnp.expm1(right))
-        two = below & above
-        return jnp.where(two, both, one), jnp.where(two, both_log, -jnp.log(gap))
+        gap = jnp.where(below, theta - low, high - theta)
+        gap = jnp.maximum(gap, jnp.finfo(theta.dtype).tiny)
+        return jnp.log(jnp.where(below ^ above, gap, 1))
+
+
+def _log_one_minus_exp(t: Array) -> Array:
+    return jnp.log(-jnp.expm1(-t))
+
+
+def _pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two vectors of bounds, in float64."""
+    if prior_support is None:
+        prior_support = (None, None)
+    if len(prior_support) != 2:
+        raise ValueError(f"prior_support must be (low, high) or None, got {prior_support}")
+    sides = []
+    for side, infinite in zip(prior_support, (-np.inf, np.inf), strict=True):
+        vector = np.full(count, infinite) if side is None else np.asarray(side)
+        if vector.dtype == object:  # None for a single parameter
+            vector = np.array([infinite if entry is None else entry for entry in vector])
+        if vector.shape != (count,):
+            raise ValueError(
+                f"prior_support must be (low, high), each of shape ({count},), got {prior_support}"
+            )
+        sides.append(vector.astype(float))
+    return sides[0], sides[1]

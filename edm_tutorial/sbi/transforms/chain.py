@@ -1,61 +1,79 @@
-r"""Between parameters as they are and the vector z that the denoiser sees.
+r"""Transforms one after the other, and the chain that a posterior is fitted in.
 
-Bounds first, then scale, then a linear fit to the observation x:
-$z = R_x(S(B(\theta)))$, centred and scaled. Each step adds its log-determinant.
+Bounds first, then scale, then a linear fit to the observation x: where the posterior is Gaussian
+around a straight line, z is N(0, I) for every x.
 """
 
 from typing import final
 
-import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from .bounds import Support
-from .linear import LinearRegression
+from . import AbstractTransform, Observation, Parameters
+from .bounds import Bounds
+from .linear import RIDGES, LinearRegression
 from .standardize import Standardizer
 
 
 @final
-class Coordinates(eqx.Module):
-    """The maps between parameters and observations as they are and as the denoiser sees them.
+class Chain(AbstractTransform):
+    """The composition of its steps, the first applied first.
 
     Arguments:
-        support: the bounds of the prior.
-        theta_scale: of the parameters, once their bounds are gone.
-        x_scale: of the observation.
-        regression: of the parameters on the observation, or None.
+        steps: transforms of one vector of parameters.
     """
 
-    support: Support
-    theta_scale: Standardizer
-    x_scale: Standardizer
-    regression: LinearRegression | None
+    steps: tuple[AbstractTransform, ...]
 
-    def forward(
-        self, theta: Float[Array, " d"], x: Float[Array, "*shape"]
-    ) -> tuple[Float[Array, " d"], Float[Array, "*shape"]]:
-        """What the denoiser sees of one pair: z and the scaled observation."""
-        z, x = self.theta_scale.forward(self.support.forward(theta)), self.x_scale.forward(x)
-        return (z if self.regression is None else self.regression.forward(z, x)), x
+    @classmethod
+    def fit(
+        cls,
+        theta: Float[np.ndarray, "n d"],
+        x: Float[np.ndarray, "n k"] | None,
+        bounds: Bounds,
+        ridges: np.ndarray = RIDGES,
+    ) -> "Chain":
+        """Bounds, scale and linear fit of simulations; without `x`, no linear fit.
 
-    def inverse(self, z: Float[Array, " d"], x: Float[Array, "*shape"]) -> Float[Array, " d"]:
-        """The parameters of z, given the scaled observation."""
-        u = z if self.regression is None else self.regression.inverse(z, x)
-        return self.support.inverse(self.theta_scale.inverse(u))
+        Arguments:
+            x: standardised observations.
+            ridges: as for `LinearRegression.fit`; an infinite one alone ignores x.
+        """
+        if x is None:
+            return cls((bounds, Standardizer.fit(rows(bounds, theta), "theta")))
+        scale = Standardizer.fit(theta, "theta")
+        spread = LinearRegression.fit(rows(scale, theta), x, ridges).spread()
+        bounds = bounds.softened(spread * scale.std)
+        u = rows(bounds, theta)
+        scale = Standardizer.fit(u, "theta")
+        return cls((bounds, scale, LinearRegression.fit(rows(scale, u), x, ridges)))
 
-    def log_det(self, theta: Float[Array, " d"]) -> Float[Array, ""]:
-        r"""$\ln|\det \partial z / \partial\theta|$ in nats; it does not depend on x."""
-        scale = self.theta_scale.log_det()
-        if self.regression is not None:
-            scale = scale + self.regression.log_det()
-        return scale.astype(theta.dtype) + self.support.log_det(theta)
+    @property
+    def bounds(self) -> Bounds:
+        """The first step."""
+        (bounds,) = (step for step in self.steps if isinstance(step, Bounds))
+        return bounds
+
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
+        for step in self.steps:
+            theta = step.forward(theta, x)
+        return theta
+
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
+        for step in reversed(self.steps):
+            z = step.inverse(z, x)
+        return z
+
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
+        total = jnp.zeros((), theta.dtype)
+        for step in self.steps:
+            total = total + step.log_det(theta, x).astype(theta.dtype)
+            theta = step.forward(theta, x)
+        return total
 
 
-def blank(size: int, shape: tuple[int, ...], *, regression: bool) -> Coordinates:
-    """Coordinates of these sizes that change nothing: a form to fill in from a file."""
-    scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))
-    support = Support(jnp.full(size, -jnp.inf), jnp.full(size, jnp.inf), jnp.ones(size))
-    fit = None
-    if regression:
-        fit = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))
-    return Coordinates(support, scale(size), scale(shape), fit)
+def rows(transform: AbstractTransform, theta: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """The images of many parameters under a transform that needs no x, on the host."""
+    return np.asarray(jax.vmap(transform.forward)(jnp.asarray(theta)))

@@ -1,24 +1,32 @@
-r"""What a straight line explains, taken out first: $z = L^{-1}(u - A x - b)$.
+r"""A linear fit to the observation, taken out first: $z = L^{-1}(u - A x - b)$.
 
-A is a least-squares fit of the parameters u to the observation x, and $L L^T$ the covariance of
-what is left. The network then learns only what is not linear and Gaussian: where the
-posterior is, z is N(0, I) for every x, the untrained denoiser is exact, and a posterior far
-narrower than the prior has width 1.
+A is a ridge regression of the parameters u on the observation x, and $L L^T$ the covariance of its
+errors on simulations that it has not seen. The network then learns only what is not linear and
+Gaussian: where the posterior is, z is N(0, I) for every x, the untrained denoiser is exact, and a
+posterior far narrower than the prior has width 1.
+
+The error on an unseen simulation needs no second fit. Leaving row i out of a ridge regression
+changes its residual by the factor $1/(1 - h_i)$, with the leverage $h_i = 1/n + x_i^T (X^T X +
+\lambda I)^{-1} x_i$.
 """
 
 from typing import final
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
 
+from . import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
+
+RIDGES = np.array([*np.geomspace(1.0, 1e6, 7), np.inf])  # in examples; an infinite one ignores x
+IGNORE_X = RIDGES[-1:]
+NARROWEST = 1e-4  # of L, beside the spread of u, so that float32 can invert it
 
 
 @final
-class LinearRegression(eqx.Module):
+class LinearRegression(AbstractTransform):
     """Residuals of a linear fit, decorrelated and scaled; one example at a time.
 
     Arguments:
@@ -32,42 +40,57 @@ class LinearRegression(eqx.Module):
     scale: Float[Array, "d d"]
 
     @classmethod
-    def fit(cls, u: Float[ArrayLike, "n d"], x: Float[ArrayLike, "n k"]) -> "LinearRegression":
-        """Least squares in float64, with a ridge that counts as one example.
+    def fit(
+        cls, u: Float[ArrayLike, "n d"], x: Float[ArrayLike, "n k"], ridges: np.ndarray = RIDGES
+    ) -> "LinearRegression":
+        """Ridge regression whose strength and spread are those of leave-one-out prediction.
 
-        Both should be standardised. Directions that x determines are kept a relative 1e-4
-        wide, so that L can be inverted in float32.
+        In float64. Of all `ridges`, the one whose Gaussian gives left-out simulations the
+        highest density is kept. Works for fewer simulations than features of x.
 
-        Raises:
-            ValueError: fewer than k + d + 2 examples: the residual covariance is unknown.
+        Arguments:
+            u, x: standardised parameters and observations.
         """
-        dtype = float_dtype(np.asarray(u))
-        u, x = np.asarray(u, float), np.asarray(x, float)
-        n, k, d = len(u), x.shape[1], u.shape[1]
-        spare = n - k - 1
-        if spare <= d:
-            raise ValueError(f"need at least {k + d + 2} training simulations, got {n}")
-        u_mean, x_mean = u.mean(axis=0), x.mean(axis=0)
-        u_0, x_0 = u - u_mean, x - x_mean
-        slope = np.linalg.solve(x_0.T @ x_0 + np.eye(k), x_0.T @ u_0).T
-        rest = u_0 - x_0 @ slope.T
-        covariance = rest.T @ rest / spare + 1e-8 * np.eye(d)
+        targets, features = np.asarray(u, float), np.asarray(x, float)
+        u_mean, x_mean = targets.mean(axis=0), features.mean(axis=0)
+        targets, features = targets - u_mean, features - x_mean
+        squares, axes = np.linalg.eigh(features.T @ features)
+        scores = features @ axes
+        strengths = (1 / (np.maximum(squares, 0) + ridge) for ridge in ridges)
+        fits = [_left_out(targets, scores, strength) for strength in strengths]
+        covariance, slope = min(fits, key=lambda fit: np.linalg.slogdet(fit[0])[1])
+        slope = slope @ axes.T
         parts = slope, u_mean - slope @ x_mean, np.linalg.cholesky(covariance)
-        return cls(*(jnp.asarray(part, dtype) for part in parts))
+        return cls(*(jnp.asarray(part, float_dtype(np.asarray(u))) for part in parts))
 
-    def forward(self, u: Float[Array, " d"], x: Float[Array, " k"]) -> Float[Array, " d"]:
-        """The residual z of parameters u at the observation x."""
-        scale = self.scale.astype(u.dtype)
-        return solve_triangular(scale, u - self._line(x, u), lower=True)
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
+        """The residual z of parameters at the observation x."""
+        scale = self.scale.astype(theta.dtype)
+        return solve_triangular(scale, theta - self.line(x, theta.dtype), lower=True)
 
-    def inverse(self, z: Float[Array, " d"], x: Float[Array, " k"]) -> Float[Array, " d"]:
-        """The parameters u whose residual at x is z."""
-        return self.scale.astype(z.dtype) @ z + self._line(x, z)
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
+        """The parameters whose residual at x is z."""
+        return self.scale.astype(z.dtype) @ z + self.line(x, z.dtype)
 
-    def log_det(self) -> Float[Array, ""]:
-        r"""$\ln |\det \partial z / \partial u|$, the same everywhere, in nats."""
+    def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
+        """The same everywhere."""
         return -jnp.sum(jnp.log(jnp.diagonal(self.scale)))
 
-    def _line(self, x: Array, like: Array) -> Array:
-        slope, intercept = self.slope.astype(like.dtype), self.intercept.astype(like.dtype)
-        return slope @ x.astype(like.dtype) + intercept
+    def spread(self) -> Float[Array, " d"]:
+        """The standard deviation that the fit leaves of each parameter."""
+        return jnp.linalg.norm(self.scale, axis=1)
+
+    def line(self, x: Array | None, dtype: np.dtype) -> Float[Array, " d"]:
+        """The prediction A x + b."""
+        if x is None:
+            raise ValueError("a linear fit to the observation needs the observation x")
+        return self.slope.astype(dtype) @ x.astype(dtype) + self.intercept.astype(dtype)
+
+
+def _left_out(u: np.ndarray, scores: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The covariance of leave-one-out errors, and the slope, in the axes of `scores`."""
+    n, d = u.shape
+    slope = (scores.T @ u).T * inverse
+    leverage = 1 / n + scores**2 @ inverse
+    errors = (u - scores @ slope.T) / np.maximum(1 - leverage, 1e-6)[:, None]
+    return errors.T @ errors / n + NARROWEST**2 * np.eye(d), slope

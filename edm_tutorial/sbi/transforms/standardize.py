@@ -7,18 +7,18 @@ log-density needs its log-determinant, $-\sum_i \ln s_i$.
 
 from typing import Any, final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..._checks import check_positive, check_shape
+from . import AbstractTransform, Observation, Parameters
 
 
 @final
-class Standardizer(eqx.Module):
-    """Shift and scale each feature of one example.
+class Standardizer(AbstractTransform):
+    """Shift and scale of each feature of one example.
 
     Arguments:
         mean, std: shaped like one example, data units.
@@ -59,26 +59,26 @@ class Standardizer(eqx.Module):
         dtype = float_dtype(x)
         return cls(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
-    def forward(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """Data units to unit variance.
 
         Raises:
-            ValueError: `x` has another shape than one example.
+            ValueError: another shape than that of one example.
         """
-        check_shape("x", x, self.mean)
-        return (x - self.mean.astype(x.dtype)) / self.std.astype(x.dtype)
+        check_shape("x", theta, self.mean)
+        return (theta - self.mean.astype(theta.dtype)) / self.std.astype(theta.dtype)
 
-    def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
         """Unit variance to data units.
 
         Raises:
-            ValueError: `z` has another shape than one example.
+            ValueError: another shape than that of one example.
         """
         check_shape("z", z, self.mean)
         return z * self.std.astype(z.dtype) + self.mean.astype(z.dtype)
 
-    def log_det(self) -> Float[Array, ""]:
-        r"""$\ln |\det \partial z / \partial x|$, the same everywhere, in nats."""
+    def log_det(self, theta: Parameters | None = None, x: Observation = None) -> Float[Array, ""]:
+        """The same everywhere."""
         return -jnp.sum(jnp.log(self.std))
 
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
-from edm_tutorial.sbi.neighbours import width_by_neighbours
-from edm_tutorial.sbi.transforms.bounds import Support
-from edm_tutorial.sbi.transforms.chain import Coordinates
+from edm_tutorial.sbi.transforms.bounds import Bounds
+from edm_tutorial.sbi.transforms.chain import Chain
 from edm_tutorial.sbi.transforms.linear import LinearRegression
 from edm_tutorial.sbi.transforms.standardize import Standardizer
 
@@ -20,7 +20,7 @@ LOW = np.array([-2.0, 0.5, -INF, -INF, -1e3])
 HIGH = np.array([-1.0, INF, 3.0, INF, 1e3])
 INSIDE = np.array([-1.3, 2.0, -4.0, 7.0, 12.0])
 SOFT = np.array([0.1, 1.0, 1.0, 1.0, 300.0])
-BOX = Support(jnp.asarray(LOW), jnp.asarray(HIGH), jnp.asarray(SOFT))
+BOX = Bounds(jnp.asarray(LOW), jnp.asarray(HIGH), jnp.asarray(SOFT))
 
 
 def log_jacobian(f, x):
@@ -94,7 +94,7 @@ def test_bounds_log_determinant():
 def test_bounds_hold_at_their_edges(dtype):
     """Points on a bound, and the floats beside it, have finite images that come back inside."""
     low, high = np.array([-3.0, 1e-3], dtype), np.array([3.0, 0.1], dtype)
-    box = Support(jnp.asarray(low), jnp.asarray(high), jnp.array([1.0, 1e-3], dtype))
+    box = Bounds(jnp.asarray(low), jnp.asarray(high), jnp.array([1.0, 1e-3], dtype))
     for theta in (low, high, np.nextafter(low, high), np.nextafter(high, low)):
         theta = jnp.asarray(theta)
         assert box.contains(theta)
@@ -106,7 +106,7 @@ def test_bounds_hold_at_their_edges(dtype):
 
 
 def test_half_bounded_edges_hold():
-    box = Support(jnp.array([0.0, -INF]), jnp.array([INF, 5.0]), jnp.ones(2))
+    box = Bounds(jnp.array([0.0, -INF]), jnp.array([INF, 5.0]), jnp.ones(2))
     edge = jnp.array([0.0, 5.0])
     assert box.contains(edge) and np.isfinite(box.forward(edge)).all()
     assert box.contains(box.inverse(jnp.array([-800.0, 800.0])))
@@ -114,7 +114,7 @@ def test_half_bounded_edges_hold():
 
 def test_far_from_its_bounds_a_box_changes_nothing():
     """Twenty softnesses away, what is left of the bend is s e^-20, 2e-9 of s."""
-    box = Support(jnp.array([-1.0]), jnp.array([1.0]), jnp.array([0.01]))
+    box = Bounds(jnp.array([-1.0]), jnp.array([1.0]), jnp.array([0.01]))
     theta = jnp.linspace(-0.8, 0.8, 9)[:, None]
     np.testing.assert_allclose(jax.vmap(box.forward)(theta), theta, atol=0.01 * np.exp(-20) * 1.01)
     np.testing.assert_allclose(jax.vmap(box.log_det)(theta), 0, atol=np.exp(-20) * 1.01)
@@ -122,7 +122,7 @@ def test_far_from_its_bounds_a_box_changes_nothing():
 
 def test_a_density_that_ends_at_a_bound_gets_an_exponential_tail():
     """Uniform on the box: beyond the bound, ln of the density of u falls by 1 every s."""
-    box = Support(jnp.array([-1.0]), jnp.array([1.0]), jnp.array([0.1]))
+    box = Bounds(jnp.array([-1.0]), jnp.array([1.0]), jnp.array([0.1]))
     u = jnp.array([[-1.4], [-1.5], [1.9], [2.0]])
     log_density = -jax.vmap(box.log_det)(jax.vmap(box.inverse)(u))
     np.testing.assert_allclose(np.diff(log_density)[[0, 2]], [-1, -1], atol=0.02)  # e^-4
@@ -131,67 +131,129 @@ def test_a_density_that_ends_at_a_bound_gets_an_exponential_tail():
 def test_bounds_messages(unchecked):
     theta = np.array([[0.1, 0.2], [0.3, 1.2]])
     with pytest.raises(ValueError, match=r"each of shape \(2,\)"):
-        Support.of((np.zeros(3), np.ones(3)), theta)
+        Bounds.of((np.zeros(3), np.ones(3)), theta)
     with pytest.raises(ValueError, match="low < high"):
-        Support.of((np.zeros(2), np.array([1.0, 0.0])), theta)
+        Bounds.of((np.zeros(2), np.array([1.0, 0.0])), theta)
     with pytest.raises(ValueError, match="1 of 2 rows, first in row 1"):
-        Support.of((np.zeros(2), np.ones(2)), theta)
+        Bounds.of((np.zeros(2), np.ones(2)), theta)
     with pytest.raises(ValueError, match="one length"):
-        Support(jnp.zeros(2), jnp.ones(1), jnp.ones(2))
+        Bounds(jnp.zeros(2), jnp.ones(1), jnp.ones(2))
     with pytest.raises(ValueError, match="softness must be positive and finite"):
-        Support(jnp.zeros(2), jnp.ones(2), jnp.array([1.0, 0.0]))
+        Bounds(jnp.zeros(2), jnp.ones(2), jnp.array([1.0, 0.0]))
 
 
-def test_neighbours_see_the_width_of_the_posterior(key):
-    """theta given x is N(x, 0.3^2) in one column, one of two peaks 0.01 wide in the other.
+def left_out_by_hand(u, x, ridge):
+    """The error on each row of a ridge regression fitted to all others."""
+    errors = []
+    for i in range(len(u)):
+        others = np.arange(len(u)) != i
+        u_mean, x_mean = u[others].mean(0), x[others].mean(0)
+        a, b = x[others] - x_mean, u[others] - u_mean
+        slope = np.linalg.solve(a.T @ a + ridge * np.eye(x.shape[1]), a.T @ b)
+        errors.append(u[i] - u_mean - (x[i] - x_mean) @ slope)
+    return np.array(errors)
 
-    The quartile of 1,000 differences, 0.451 where their density is 0.536, has a relative standard
-    error of 5.7 %; the observations of neighbours are 5e-4 apart. Of the pairs at two peaks half
-    are at the same, and a quarter of all below the median of those: 0.954 of 0.01.
-    """
-    keys = jr.split(key, 3)
-    x = np.asarray(jr.uniform(keys[0], (2_000, 1)))
-    side = np.asarray(jr.rademacher(keys[1], (2_000, 1)))
-    noise = np.asarray(jr.normal(keys[2], (2_000, 2)))
-    theta = x + np.array([0.3, 0.01]) * noise + np.array([0.0, 0.4]) * side
-    smooth, narrow = width_by_neighbours(theta, x)
-    np.testing.assert_allclose(smooth, 0.3, rtol=4 * 0.057)
-    np.testing.assert_allclose(narrow, 0.01 * 0.954 / 0.4506, rtol=0.25)
+
+@pytest.mark.parametrize("n, k", [(30, 3), (12, 20)])
+@pytest.mark.parametrize("ridge", [1.0, 40.0])
+def test_the_spread_is_that_of_left_out_simulations(n, k, ridge, key):
+    """Also with more features than simulations; the floor is 1e-8."""
+    rng = np.random.default_rng(0)
+    x, mix = rng.normal(size=(n, k)), rng.normal(size=(k, 2))
+    u = x @ mix + 0.3 * rng.normal(size=(n, 2))
+    fit = LinearRegression.fit(u, x, np.array([ridge]))
+    errors = left_out_by_hand(u, x, ridge)
+    covariance = errors.T @ errors / n + 1e-8 * np.eye(2)
+    np.testing.assert_allclose(fit.scale @ fit.scale.T, covariance, rtol=1e-9)
+    np.testing.assert_allclose(fit.spread(), np.sqrt(np.diag(covariance)), rtol=1e-9)
+
+
+def test_the_ridge_is_the_one_that_predicts_left_out_simulations_best():
+    """Features of pure noise, more than simulations: x is ignored, and the spread is u's own."""
+    rng = np.random.default_rng(1)
+    u, x = rng.normal(size=(60, 2)), rng.normal(size=(60, 200))
+    fit = LinearRegression.fit(u, x)
+    assert np.abs(fit.slope).max() < 0.01
+    np.testing.assert_allclose(fit.spread(), u.std(0), rtol=0.03)  # left out: n / (n - 1)
+    every = [
+        np.linalg.slogdet(np.cov(left_out_by_hand(u, x, ridge).T, bias=True))[1]
+        for ridge in (1.0, 1e3, 1e6)
+    ]
+    assert np.argmin(every) == 2
 
 
 @pytest.mark.slow
 def test_regression_whitens_what_is_left(key):
-    """On the data it was fitted to, residuals have mean 0, covariance I and no linear trend."""
+    """Residuals have mean 0, covariance I and no linear trend; the map is invertible."""
     keys = jr.split(key, 3)
     x, mix = jr.normal(keys[0], (500, 3)), jr.normal(keys[1], (2, 3))
     u = x @ mix.T + jr.normal(keys[2], (500, 2)) @ jnp.array([[0.3, 0.0], [0.2, 0.01]]).T
     fit = LinearRegression.fit(u, x)
     z = np.asarray(jax.vmap(fit.forward)(u, x))
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-10)
-    np.testing.assert_allclose(z.T @ z / (500 - 4), np.eye(2), atol=1e-3)  # the floor's 1e-8
+    # Errors on left-out rows exceed those on fitted ones by about 2 (k + 1) / n = 0.016.
+    np.testing.assert_allclose(z.T @ z / 500, np.eye(2), atol=0.03)
     # The ridge shifts slopes by 1 / 500 of themselves; in z they are larger by 1 / 0.01.
     np.testing.assert_allclose(fit.slope, mix, atol=0.05)
     np.testing.assert_allclose(jax.vmap(fit.inverse)(jnp.asarray(z), x), u, atol=1e-12)
     jacobian = log_jacobian(lambda u: fit.forward(u, x[0]), u[0])
-    np.testing.assert_allclose(fit.log_det(), jacobian, rtol=1e-12)
+    np.testing.assert_allclose(fit.log_det(u[0]), jacobian, rtol=1e-12)
 
 
-def test_regression_needs_enough_simulations():
-    with pytest.raises(ValueError, match="at least 7"):
-        LinearRegression.fit(np.ones((6, 2)), np.ones((6, 3)))
-
-
-def test_coordinates_invert_and_add_up(key):
+def test_a_chain_inverts_and_adds_up(key):
     """Bounds, scale and fit together: the log-determinant is that of the whole map."""
     keys = jr.split(key, 2)
     mean, std = jnp.arange(5.0), jnp.arange(1.0, 6.0)
     lower = jnp.tril(jr.normal(keys[0], (5, 5))) + 3 * jnp.eye(5)
-    fit = LinearRegression(jr.normal(keys[1], (5, 2)), mean, lower)
-    x_scale = Standardizer(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5]))
-    maps = Coordinates(BOX, Standardizer(mean, std), x_scale, fit)
-    theta, x = jnp.asarray(INSIDE), jnp.array([4.0, 1.0])
-    z, scaled = maps.forward(theta, x)
-    np.testing.assert_allclose(scaled, [1.0, -2.0])
-    np.testing.assert_allclose(maps.inverse(z, scaled), theta, rtol=1e-10)
-    jacobian = log_jacobian(lambda theta: maps.forward(theta, x)[0], theta)
-    np.testing.assert_allclose(maps.log_det(theta), jacobian, rtol=1e-12)
+    chain = Chain(
+        (BOX, Standardizer(mean, std), LinearRegression(jr.normal(keys[1], (5, 2)), mean, lower))
+    )
+    theta, x = jnp.asarray(INSIDE), jnp.array([1.0, -2.0])
+    z = chain.forward(theta, x)
+    np.testing.assert_allclose(chain.inverse(z, x), theta, rtol=1e-10)
+    jacobian = log_jacobian(lambda theta: chain.forward(theta, x), theta)
+    np.testing.assert_allclose(chain.log_det(theta, x), jacobian, rtol=1e-12)
+    with pytest.raises(ValueError, match="needs the observation"):
+        chain.forward(theta)
+
+
+def test_a_gaussian_posterior_bends_within_its_own_width(key):
+    """theta given x is N(x, 0.3^2): the softness is 0.3, known to 1 / sqrt(2 n) = 1.8 %."""
+    x = np.asarray(jr.uniform(key, (1_500, 1), minval=-3.0, maxval=3.0))
+    theta = x + 0.3 * np.random.default_rng(2).normal(size=x.shape)
+    bounds = Bounds.of((np.array([-10.0]), np.array([10.0])), theta)
+    chain = Chain.fit(theta, (x - x.mean()) / x.std(), bounds)
+    np.testing.assert_allclose(chain.bounds.softness, 0.3, rtol=4 * 0.018)
+
+
+@jax.jit
+def slopes(low, high, softness, theta):
+    """The derivatives of ln du/dtheta and of u."""
+    box = lambda: Bounds(low, high, softness)
+    return jax.grad(lambda t: box().log_det(t))(theta), jax.grad(lambda t: box().forward(t)[0])(
+        theta
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    exponent=st.floats(-4.0, 0.0),
+    place=st.floats(0.0, 1.0),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_the_bend_has_a_finite_derivative_everywhere(exponent, place, dtype):
+    """At any float between the bounds, the floats beside them included, for any softness.
+
+    Where nothing cancels it is the derivative of the formula in float64.
+    """
+    low, high, softness = (np.array([a], dtype) for a in (-1.0, 3.0, 4 * 10.0**exponent))
+    first, last = np.nextafter(low, high), np.nextafter(high, low)
+    for theta in (np.clip(low + dtype(place) * (high - low), first, last), first, last):
+        assert np.isfinite(slopes(low, high, softness, theta)).all()
+    theta, s = -1 + 4 * np.array([place]), softness.astype(float)
+    if 1e-3 < place < 1 - 1e-3:
+        a, b = (np.exp(-t) / -np.expm1(-t) for t in ((theta + 1) / s, (3 - theta) / s))
+        exact = (-a * (1 + a) + b * (1 + b)) / s / (1 + a + b)
+        got, _ = slopes(low.astype(float), high.astype(float), s, theta)
+        # Half-way the two sides cancel: relative to each of them.
+        np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-12 * np.max((a + b) / s) + 1e-300)

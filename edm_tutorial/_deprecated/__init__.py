@@ -1,0 +1,34 @@
+"""Names, keywords and files of version 0.1.0, which work for one release and warn."""
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator that accepts a keyword under its old name: `@renamed(old="new")`.
+
+    The call warns and names the new one. Both at once are refused, as any unknown keyword is. The
+    signature shows the new one alone.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        called, constructor, _ = function.__qualname__.partition(".__init__")
+        stacklevel = 3 if constructor else 2  # Equinox calls constructors
+
+        @wraps(function)
+        def call(*args: Any, **given: Any) -> T:
+            for old, new in names.items():
+                if old in given and new not in given:
+                    message = f"{called}({old}=) is now called {new}="
+                    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+                    given[new] = given.pop(old)
+            return function(*args, **given)
+
+        return call
+
+    return decorate

@@ -1,0 +1,112 @@
+"""Names of version 0.1.0 that have moved, each with the name it has now.
+
+A module that has moved leaves a stand-in behind, which hands on what it is asked for. A name that
+has moved is found by the `__getattr__` of the module where it was. Both warn with the new name.
+"""
+
+import functools
+import sys
+import warnings
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __name__.removesuffix("._deprecated.names")
+
+# Modules and where they are now, as paths inside the package.
+MODULES = {
+    "augmentation": "images.augmentation",
+    "batches": "training.batches",
+    "checkpoint": "training.checkpoint",
+    "cli": "images.command_line",
+    "data": "images.data",
+    "ema": "training.averages",
+    "exercises": "book.exercises",
+    "exercises.checking": "book.exercises.checking",
+    "exercises.verdict": "book.exercises.verdict",
+    **{f"exercises.chapter_{n}": f"book.exercises.chapter_{n}" for n in range(10)},
+    "initial_loss": "losses",
+    "networks.blocks": "networks.unet.blocks",
+    "networks.configurations": "networks.unet.configurations",
+    "networks.convolution": "networks.unet.convolution",
+    "networks.embedding": "networks.unet.embedding",
+    "networks.import_edm": "networks.unet.official",
+    "networks.layers": "networks.unet.layers",
+    "networks.state_dict": "networks.unet.state_dict",
+    "noise": "noise_levels",
+    "optimizers": "training.optimizers",
+    "plotting": "book.plotting",
+    "posthoc": "training.averages",
+    "sbi.bounds": "sbi.transforms.bounds",
+    "sbi.heldout": "sbi.validation",
+    "sbi.history": "sbi.early_stopping",
+    "sbi.loop": "sbi.early_stopping",
+    "sbi.noise": "sbi.noise_levels",
+    "sbi.ode_simulators": "sbi.tasks.ode",
+    "sbi.plan": "sbi.settings",
+    "sbi.regression": "sbi.transforms.linear",
+    "sbi.simulators": "sbi.tasks",
+    "sbi.standardize": "sbi.transforms.standardize",
+    "sbi.two_moons": "sbi.tasks.two_moons",
+    "sbi.two_sample": "sbi.calibration",
+    "sharding": "training.sharding",
+    "types": "_types",
+}
+# Names that are called otherwise now, or stand in another module than the others of theirs.
+NAMES = {
+    "Flow": ":ODE",
+    "designs.table": "book.table1:table",
+    "networks.unet.UNet": "networks:UNet",
+    "sbi.Plan": "sbi:Settings",
+    "sbi.bounds.Support": "sbi.transforms.bounds:Bounds",
+    "sbi.default_plan": "sbi:default_settings",
+    **{
+        f"sbi.simulators.{task}": f"sbi.tasks.benchmark:{task}"
+        for task in ("GaussianLinear", "GaussianLinearUniform", "GaussianMixtureTask", "SLCP")
+    },
+    "sbi.loop.optimizer_of": "sbi.fit:optimizer_of",
+    "sbi.plan.Plan": "sbi:Settings",
+    "sbi.plan.default_plan": "sbi:default_settings",
+    "solvers.Flow": "solvers:ODE",
+}
+# What the old name gives, where the new one would not do in its place.
+STAND_INS = {
+    f"{module}.{name}": f"_deprecated.plan:{name}"
+    for module in ("sbi", "sbi.plan")
+    for name in ("Plan", "default_plan")
+}
+
+
+def keep_old_names() -> None:
+    """Make the old modules importable, and old names be found in the modules loaded so far."""
+    for old, new in MODULES.items():
+        stand_in = ModuleType(f"{PACKAGE}.{old}", f"The old name of `{PACKAGE}.{new}`.")
+        sys.modules.setdefault(stand_in.__name__, stand_in)
+    for path in {*MODULES, *(old.rpartition(".")[0] for old in MODULES | NAMES)}:
+        module = sys.modules.get(f"{PACKAGE}.{path}".rstrip("."))
+        if module is not None:
+            vars(module).setdefault("__getattr__", functools.partial(old_name, path))
+
+
+def old_name(path: str, name: str, *, stacklevel: int = 2) -> Any:
+    """What `name` was in version 0.1.0, in the module at `path` inside the package.
+
+    Warns:
+        DeprecationWarning: with the new name.
+
+    Raises:
+        AttributeError: nothing was called so.
+    """
+    old = f"{path}.{name}".lstrip(".")
+    new = NAMES.get(old) or MODULES.get(old)
+    if new is None and path in MODULES and not name.startswith("_"):
+        new = f"{MODULES[path]}:{name}"
+    if new is None:
+        module = f"{PACKAGE}.{path}".rstrip(".")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    where, _, attribute = STAND_INS.get(old, new).partition(":")
+    found = import_module(f".{where}", PACKAGE)
+    found = getattr(found, attribute) if attribute else found
+    full = f"{PACKAGE}.{new.replace(':', '.').lstrip('.')}"
+    warnings.warn(f"{PACKAGE}.{old} is now {full}", DeprecationWarning, stacklevel=stacklevel)
+    return found

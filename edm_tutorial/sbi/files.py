@@ -1,0 +1,174 @@
+"""Posteriors in files: a line of JSON, then the numbers. Nothing in a file is ever run.
+
+The line says what the file is, its version, the checksum of all that follows, and how the
+posterior is built; the numbers fill the form that is built from it. Files of version 0.1.0 had
+another line and no checksum; they are read, not written.
+"""
+
+import io
+import json
+import warnings
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from .._deprecated import posterior_0_1
+from ..denoiser import Denoiser
+from ..networks.mlp import MLP, Embedded
+from ..preconditioning import EDMPreconditioning
+from .early_stopping import History
+from .transforms.bounds import Bounds
+from .transforms.chain import Chain
+from .transforms.linear import LinearRegression
+from .transforms.standardize import Standardizer
+
+KIND, VERSION = "edm_tutorial posterior", 2
+
+
+def save(posterior: Any, path: str | Path) -> None:
+    """Write all fields of a `Posterior` to one file."""
+    body = io.BytesIO()
+    eqx.tree_serialise_leaves(body, _arrays(posterior))
+    network = posterior.denoiser.network
+    header = {
+        "kind": KIND,
+        "version": VERSION,
+        "checksum": zlib.crc32(body.getvalue()),
+        "size": len(posterior.transform.bounds.low),
+        "shape": posterior.x_scale.mean.shape,
+        "linear": len(posterior.transform.steps) == 3,
+        "network": _sizes(network),
+        "embedded": isinstance(network, Embedded),
+        "sigmas": [posterior.sigma_min, posterior.sigma_max],
+        "history": posterior.history._asdict(),
+        "offsets": [posterior.theta_offset, posterior.x_offset],
+    }
+    Path(path).write_bytes(json.dumps(header).encode() + b"\n" + body.getvalue())
+
+
+def load(
+    path: str | Path,
+    network: Callable[..., Any] | None,
+    embedding: Callable[[Any], Any] | None,
+) -> dict[str, Any]:
+    """The fields of the `Posterior` that `save` wrote.
+
+    Raises:
+        ValueError: as `Posterior.load`.
+    """
+    first, _, body = Path(path).read_bytes().partition(b"\n")
+    header = _header(path, first, body)
+    if header["embedded"] != (embedding is not None):
+        needed = "an" if header["embedded"] else "no"
+        raise ValueError(f"{path} was fitted with {needed} embedding=")
+    if header["network"] is None and network is None:
+        raise ValueError(f"{path} has a network of your own: pass network=")
+    form = _form(header, network, embedding)
+    read = partial(_read, path, io.BytesIO(body))
+    if "version" in header:
+        fields = jax.tree.map(read, form)
+    else:
+        fields = posterior_0_1.filled(form, read)
+        warnings.warn(
+            f"{path} is of version 0.1.0, which the next release does not read: `save` writes it "
+            "in the present format",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    low, high = header["sigmas"]
+    history: dict[str, Any] = header["history"]
+    history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
+    theta_offset, x_offset = map(tuple, header["offsets"])
+    return fields | {
+        "sigma_min": low,
+        "sigma_max": high,
+        "history": History(**history),
+        "theta_offset": theta_offset,
+        "x_offset": x_offset,
+    }
+
+
+def _arrays(posterior: Any) -> dict[str, Any]:
+    return {name: getattr(posterior, name) for name in ("denoiser", "transform", "x_scale")}
+
+
+def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
+    """The first line, once it says that the file is a posterior of a version that is known."""
+    try:
+        header = json.loads(line)
+        if "kind" not in header:
+            return posterior_0_1.header(header)
+        kind, version, checksum = header["kind"], header["version"], header["checksum"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a posterior that `Posterior.save` wrote") from None
+    if (kind, version) != (KIND, VERSION):
+        raise ValueError(
+            f"{path} is {kind!r}, version {version}; this package reads {KIND!r}, version {VERSION}"
+        )
+    if zlib.crc32(body) != checksum:
+        raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
+    return header
+
+
+def _sizes(network: Any) -> dict[str, Any] | None:
+    """The keywords with which `MLP` makes the default network; None for any other.
+
+    That of version 0.1.0 says so, beside the sizes of its MLP.
+    """
+    inner = network.network if isinstance(network, Embedded) else network
+    if isinstance(inner, posterior_0_1.PosteriorMLP):
+        return {"release": "0.1.0"} | (_sizes(inner.joint) or {})
+    if not isinstance(inner, MLP):
+        return None
+    return {
+        "cond_size": inner.cond_size,
+        "width": inner.embed_input.out_features,
+        "depth": len(inner.blocks),
+        "octaves": inner.octaves,
+        "dropout": inner.blocks[0].dropout.p,
+    }
+
+
+def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
+    """A posterior's parts with the right shapes, to be filled from the file."""
+    size, shape = header["size"], tuple(header["shape"])
+    if network is None and "release" in header["network"]:
+        network = posterior_0_1.default_network(header, embedding)
+    elif network is None:
+        network = MLP(size, **header["network"], key=jr.key(0))
+    if embedding is not None:
+        network = Embedded(network, embedding)
+    scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))
+    free = jnp.full(size, jnp.inf)
+    steps = Bounds(-free, free, jnp.ones(size)), scale(size)
+    if header["linear"]:
+        linear = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))
+        steps = (*steps, linear)
+    denoiser = Denoiser(network, EDMPreconditioning(1.0))
+    return {"denoiser": denoiser, "transform": Chain(steps), "x_scale": scale(shape)}
+
+
+def _read(path: str | Path, file: Any, leaf: Any) -> Any:
+    """One leaf, in the dtype it was saved in."""
+    array = eqx.is_array(leaf)
+    try:
+        value = np.load(file) if array else eqx.default_deserialise_filter_spec(file, leaf)
+    except (ValueError, EOFError):
+        raise ValueError(
+            f"{path} ends early or is damaged, or network= or embedding= has more numbers than the "
+            "ones the posterior was fitted with"
+        ) from None
+    if array and value.shape != leaf.shape:
+        raise ValueError(
+            f"{path} has an array of shape {value.shape} where network= or embedding= has "
+            f"{leaf.shape}: pass those the posterior was fitted with"
+        )
+    return jnp.asarray(value) if array else value

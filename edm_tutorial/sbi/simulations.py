@@ -1,0 +1,268 @@
+"""Simulations as a user brings them: looked at whole, once, before anything is fitted.
+
+What is wrong is refused by name and row. What is likely to be wrong is a `FitWarning`, one class
+a kind, so that a user can silence the one that he knows about.
+"""
+
+import math
+import sys
+import warnings
+import zlib
+from typing import Any, NamedTuple
+
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._types import PRNGKey
+from .transforms.bounds import Bounds
+from .transforms.standardize import float_dtype, refuse_columns
+
+FEWEST = 50  # simulations
+FEWEST_HELD_OUT, MOST_HELD_OUT = 100, 10_000
+FEW_VALUES = 20  # distinct ones of a continuous parameter, and fewer than a tenth of the rows
+FAR = 30.0  # robust widths from the median: an outlier
+DECADES, SKEWED = 1e3, 8.0  # a ratio of quantiles and robust widths: better in logarithms
+DIGITS = 1e-3  # of a width, that float32 must resolve
+
+
+class FitWarning(UserWarning):
+    """What is likely to be wrong with a fit; each kind is a subclass."""
+
+
+class DroppedSimulations(FitWarning):
+    """Failed simulations were left out."""
+
+
+class DuplicatedSimulations(FitWarning):
+    """Rows occur more than once."""
+
+
+class DiscreteParameter(FitWarning):
+    """A parameter takes few distinct values."""
+
+
+class WideScales(FitWarning):
+    """A column spreads over many orders of magnitude, or has outliers."""
+
+
+class SupportOrder(FitWarning):
+    """prior_support looks transposed."""
+
+
+class PoorFit(FitWarning):
+    """The fit is no better than what needs no training."""
+
+
+class Simulations(NamedTuple):
+    """Pairs of parameters and observations that nothing speaks against.
+
+    Arguments:
+        theta: parameters less `theta_offset`.
+        x: observations less `x_offset`.
+        bounds: of the parameters, less the offset.
+        group: which rows are the same simulation.
+        theta_offset, x_offset: what the working dtype could not hold beside the spread, one
+            number a column (of structured x, one in all); empty where it can.
+    """
+
+    theta: Float[np.ndarray, "n d"]
+    x: Float[np.ndarray, " n *shape"]
+    bounds: Bounds
+    group: Int[np.ndarray, " n"]
+    theta_offset: tuple[float, ...]
+    x_offset: tuple[float, ...]
+
+    def fingerprint(self) -> int:
+        """A number that other simulations are very unlikely to share."""
+        first = zlib.crc32(np.ascontiguousarray(self.theta).view(np.uint8).data)
+        return zlib.crc32(np.ascontiguousarray(self.x).view(np.uint8).data, first)
+
+    def split(self, key: PRNGKey) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows to train on, and which to hold out: a tenth, within limits.
+
+        Rows that are the same simulation are on one side.
+        """
+        count = len(self.theta)
+        held = min(max(count // 10, FEWEST_HELD_OUT), count // 4, MOST_HELD_OUT)
+        groups = int(self.group.max()) + 1
+        rank = np.argsort(np.asarray(jr.permutation(key, groups)))[self.group]
+        order = np.argsort(rank, kind="stable")
+        while 0 < held < count and rank[order[held - 1]] == rank[order[held]]:
+            held += 1
+        return order[held:], order[:held]
+
+
+def checked(
+    theta: Any, x: Any, prior_support: Any, *, structured: bool, invalid: str
+) -> Simulations:
+    """Simulations, once nothing speaks against them.
+
+    Arguments:
+        structured: x may have any shape.
+        invalid: "raise" refuses rows that are not finite, "drop" leaves them out with a warning.
+
+    Raises:
+        ValueError: as `fit_posterior`.
+    """
+    if invalid not in ("raise", "drop"):
+        raise ValueError(f'invalid must be "raise" or "drop", got {invalid!r}')
+    theta, x = _arrays(theta, x, structured)
+    theta, x = _finite(theta, x, drop=invalid == "drop")
+    if len(theta) < FEWEST:
+        raise ValueError(f"need at least {FEWEST} simulations, got {len(theta)}")
+    refuse_columns("theta", "constant", (theta == theta[:1]).all(axis=0))
+    if not structured:
+        refuse_columns("x", "constant", (x == x[:1]).all(axis=0))
+        _look_at_scales("x", x)
+    _look_at_scales("theta", theta)
+    _look_at_values(theta)
+    _look_at_order(prior_support, theta)
+    offsets = _offset(theta, axis=0), _offset(x, axis=None if structured else 0)
+    bounds = Bounds.of(prior_support, theta, offsets[0])
+    theta, x = (
+        (rows - offset).astype(float_dtype(rows))
+        for rows, offset in zip((theta, x), offsets, strict=True)
+    )
+    told = (tuple(offset.tolist()) if offset.any() else () for offset in offsets)
+    return Simulations(theta, x, bounds, _groups(theta, x), *told)
+
+
+def _arrays(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Both as floating arrays of matching shapes, on the host."""
+    theta, x = np.asarray(theta), np.asarray(x)
+    for name, array in (("theta", theta), ("x", x)):
+        if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+            hint = "" if array.dtype == object else ": convert it with .astype(float)"
+            raise ValueError(f"{name} must be a floating-point array, got {array.dtype}{hint}")
+    if theta.ndim != 2 or x.ndim < 1 or len(theta) != len(x):
+        raise ValueError(
+            "theta must have shape (n, d) and x one entry for each of its rows, got "
+            f"{theta.shape} and {x.shape}"
+        )
+    if x.ndim != 2 and not structured:
+        raise ValueError(
+            f"x must have shape (n, k), got {x.shape}: pass embedding= for structured x"
+        )
+    widen = lambda array: array if array.dtype.itemsize >= 4 else array.astype(np.float32)
+    return widen(theta), widen(x)
+
+
+def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are finite; others are refused, or left out with a warning."""
+    flat = x.reshape(len(x), -1)
+    bad = {"theta": ~np.isfinite(theta).all(axis=1), "x": ~np.isfinite(flat).all(axis=1)}
+    if not (bad["theta"].any() or bad["x"].any()):
+        return theta, x
+    told = " and ".join(
+        f"{name} is not finite in {rows.sum()} of {len(theta)} simulations (first in row "
+        f"{int(np.argmax(rows))})"
+        for name, rows in bad.items()
+        if rows.any()
+    )
+    if not drop:
+        raise ValueError(
+            f'{told}. If these simulations failed, invalid="drop" leaves them out: the posterior '
+            "is then conditioned on success. If entries of x are missing, write 0 for them and add "
+            "a column (with embedding=, a channel) that is 1 where an entry is present and 0 where "
+            "it is missing"
+        )
+    warn(
+        DroppedSimulations,
+        f"{told}: they are dropped, so the prior becomes that of the simulations that succeed, and "
+        "the posterior is conditioned on success",
+    )
+    good = ~(bad["theta"] | bad["x"])
+    return theta[good], x[good]
+
+
+def _look_at_scales(name: str, rows: np.ndarray) -> None:
+    """Warn of columns whose mean and standard deviation describe nothing."""
+    rows = rows.astype(float)
+    low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
+    widths = np.abs(rows - middle) / np.maximum((high - low) / 1.349, np.finfo(float).tiny)
+    bottom, top = np.quantile(rows, (0.01, 0.99), axis=0)
+    decades = (rows > 0).all(axis=0) & (top > DECADES * np.maximum(bottom, 0))
+    skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
+    for column in np.flatnonzero((high > low) & decades & skewed):
+        which, ratio = f"{name}[:, {column}]", top[column] / bottom[column]
+        warn(
+            WideScales,
+            f"{which} spreads over {np.log10(ratio):.0f} decades, and what is small in it is lost "
+            f"beside what is large: fit np.log({which}) in its place, with its bounds transformed "
+            "alike",
+        )
+    for column in np.flatnonzero((high > low) & ~decades & far):
+        which, share = f"{name}[:, {column}]", np.mean(widths[:, column] > FAR)
+        warn(
+            WideScales,
+            f"{which} has {share:.2%} of its values beyond {FAR:g} robust widths of its median, "
+            f"and its standard deviation describes those: fit np.clip({which}, *np.quantile("
+            f"{which}, [0.01, 0.99])) or np.arcsinh of it in its place",
+        )
+
+
+def _look_at_values(theta: np.ndarray) -> None:
+    """Warn of parameters that are not continuous."""
+    for column in range(theta.shape[1]):
+        count = len(np.unique(theta[:, column]))
+        if count <= FEW_VALUES and count < len(theta) / 10:
+            warn(
+                DiscreteParameter,
+                f"theta[:, {column}] takes only {count} distinct values. Posteriors here are "
+                "densities: draws will lie between them, and nats mean nothing. Fit one posterior "
+                "a value, or leave it out",
+            )
+
+
+def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
+    """Warn where theta fills the box that prior_support would be if it were transposed."""
+    if prior_support is None or any(side is None for side in prior_support):
+        return
+    stated = np.asarray(prior_support)
+    if stated.shape != (2, 2) or theta.shape[1] != 2 or stated.dtype == object:
+        return
+    low, high = stated.T  # if each row were the (low, high) of one parameter
+    inside = np.all((theta >= low) & (theta <= high))
+    spread = np.ptp(theta, axis=0)
+    if inside and np.all(spread > 0.8 * (high - low)) and np.any(stated[0] != low):
+        warn(
+            SupportOrder,
+            "prior_support is (low, high), each with an entry a parameter; theta fills the box "
+            "whose rows are the (low, high) of one parameter: pass np.transpose(prior_support)",
+        )
+
+
+def warn(kind: type[FitWarning], told: str) -> None:
+    """Warn at the line outside of this package from which it was called."""
+    inside = __name__.removesuffix("sbi.simulations")
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(told, kind, stacklevel=level)
+
+
+def _offset(rows: np.ndarray, axis: int | None) -> np.ndarray:
+    """The mean of each column that the working dtype cannot hold to `DIGITS` of its spread."""
+    mean, std = (np.atleast_1d(f(axis=axis, dtype=float)) for f in (rows.mean, rows.std))
+    eps = np.finfo(float_dtype(rows)).eps
+    needed = np.abs(mean) * eps > DIGITS * std
+    return np.where(needed, mean.astype(rows.dtype).astype(float), 0.0)
+
+
+def _groups(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A number for each row, the same for rows that are the same simulation."""
+    rows = np.concatenate([theta, x.reshape(len(x), -1).astype(theta.dtype)], axis=1)
+    key = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
+    _, group = np.unique(key.ravel(), return_inverse=True)
+    distinct = int(group.max()) + 1
+    if distinct < len(rows):
+        warn(
+            DuplicatedSimulations,
+            f"only {distinct} of {len(rows)} simulations are distinct. Equal rows are kept on one "
+            "side of the split between training and validation; they add no information",
+        )
+    # In the order of first appearance, so that distinct rows are numbered 0, 1, 2, ...
+    first = np.full(distinct, math.inf)
+    np.minimum.at(first, group, np.arange(len(rows)))
+    return np.argsort(np.argsort(first))[group]

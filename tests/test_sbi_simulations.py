@@ -1,0 +1,176 @@
+"""What is looked at before a fit: every fault of the data has its message or its warning."""
+
+import warnings
+
+import jax.random as jr
+import numpy as np
+import pytest
+
+from edm_tutorial import sbi
+from edm_tutorial.sbi import simulations
+from edm_tutorial.sbi.simulations import FEW_VALUES, checked
+from edm_tutorial.sbi.transforms import bounds
+
+RNG = np.random.default_rng(0)
+
+
+def pairs(n=300, d=2, k=3):
+    rng = np.random.default_rng(1)
+    theta = rng.normal(size=(n, d))
+    return theta, theta @ rng.normal(size=(d, k)) + rng.normal(size=(n, k))
+
+
+def look(theta, x, support=None, *, structured=False, invalid="raise"):
+    return checked(theta, x, support, structured=structured, invalid=invalid)
+
+
+@pytest.fixture(autouse=True)
+def silent():
+    """A warning that no test waits for is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_good_simulations_pass_in_silence():
+    theta, x = pairs()
+    given = look(theta.astype(np.float32), x.astype(np.float32))
+    np.testing.assert_array_equal(given.theta, theta.astype(np.float32))
+    assert given.theta_offset == () and given.x_offset == ()
+    np.testing.assert_array_equal(given.group, np.arange(300))
+
+
+@pytest.mark.parametrize("row", [0, 1, 17, 299])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", ["theta", "x"])
+def test_a_failed_simulation_is_named_wherever_it_is(row, value, which):
+    theta, x = pairs()
+    {"theta": theta, "x": x}[which][row, 1] = value
+    told = rf"{which} is not finite in 1 of 300 simulations \(first in row {row}\)"
+    with pytest.raises(ValueError, match=told):
+        look(theta, x)
+    with pytest.warns(sbi.DroppedSimulations, match="conditioned on success"):
+        given = look(theta, x, invalid="drop")
+    np.testing.assert_array_equal(given.theta, np.delete(theta, row, axis=0))
+
+
+def test_missing_entries_of_structured_observations_have_a_recipe():
+    theta, _ = pairs(100)
+    x = RNG.normal(size=(100, 5, 2))
+    x[7, 3, 0] = np.nan
+    with pytest.raises(ValueError, match="1 where an entry is present"):
+        look(theta, x, structured=True)
+
+
+def test_words_for_invalid():
+    with pytest.raises(ValueError, match='"raise" or "drop", got \'ignore\''):
+        look(*pairs(), invalid="ignore")
+
+
+def test_equal_rows_are_on_one_side_of_the_split():
+    theta, x = pairs(60)
+    index = RNG.integers(0, 60, 600)
+    with pytest.warns(sbi.DuplicatedSimulations, match="distinct"):
+        given = look(theta[index], x[index])
+    kept, held = given.split(jr.key(0))
+    assert not set(index[kept]) & set(index[held])
+    assert 100 <= len(held) < 150 and len(kept) + len(held) == 600
+    assert sorted([*kept, *held]) == list(range(600))
+
+
+def test_distinct_rows_are_split_by_chance():
+    given = look(*pairs(1000))
+    kept, held = given.split(jr.key(0))
+    other, _ = given.split(jr.key(1))
+    assert len(held) == 100 and len(set(kept)) == 900 and set(kept) != set(other)
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (0.0, 1.0, 2.0), tuple(range(FEW_VALUES))])
+def test_a_discrete_parameter_warns(values):
+    theta, x = pairs()
+    theta[:, 0] = RNG.choice(values, 300)
+    with pytest.warns(sbi.DiscreteParameter, match=r"theta\[:, 0\] takes only"):
+        look(theta, x)
+
+
+@pytest.mark.parametrize("decades", [4.0, 6.0, 9.0])
+def test_a_parameter_over_decades_warns_with_the_line_to_write(decades):
+    theta, x = pairs(2000)
+    theta[:, 1] = 10 ** RNG.uniform(-decades / 2, decades / 2, 2000)
+    with pytest.warns(sbi.WideScales, match=r"fit np\.log\(theta\[:, 1\]\)"):
+        look(theta, x)
+
+
+@pytest.mark.parametrize("draw", [RNG.exponential, RNG.standard_gamma, RNG.lognormal])
+def test_ordinary_positive_parameters_do_not_warn(draw):
+    theta, x = pairs(2000)
+    theta[:, 1] = draw(1.0, size=2000)
+    look(theta, x)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+def test_outliers_warn(share):
+    theta, x = pairs(2000)
+    bad = RNG.random(2000) < share
+    x[bad, 2] = 1e4 * RNG.standard_cauchy(bad.sum())
+    with pytest.warns(sbi.WideScales, match=r"fit np\.clip\(x\[:, 2\]"):
+        look(theta, x)
+
+
+def test_transposed_support_warns():
+    rng = np.random.default_rng(2)
+    theta = np.stack([rng.uniform(-1, 1, 300), rng.uniform(-0.5, 0.7, 300)], axis=1)
+    x = theta + 0.1 * rng.normal(size=(300, 2))
+    with pytest.warns(sbi.SupportOrder, match="transpose"), pytest.raises(ValueError, match="low"):
+        look(theta, x, [(-1.0, 1.0), (-0.5, 0.7)])
+    theta = rng.uniform((-1, 4), (1, 6), (300, 2))
+    with pytest.warns(sbi.SupportOrder):  # in which they lie, too
+        look(theta, x, [(-1.0, 1.0), (4.0, 6.0)])
+    look(theta, x, ((-1.0, 4.0), (1.0, 6.0)))
+
+
+def test_none_is_no_bound():
+    theta, x = pairs()
+    theta = np.abs(theta)
+    for support in ((np.zeros(2), None), ([0, 0], [None, None]), (np.zeros(2), np.full(2, np.inf))):
+        box = look(theta, x, support).bounds
+        np.testing.assert_array_equal(box.low, 0)
+        np.testing.assert_array_equal(box.high, np.inf)
+
+
+def test_an_offset_beyond_float32_is_taken_off_in_float64(monkeypatch):
+    """Under float32 as the working dtype, which the shape of the spread must survive."""
+    for module in (simulations, bounds):
+        monkeypatch.setattr(module, "float_dtype", lambda array: np.float32)
+    theta, x = pairs()
+    given = look(theta + [2_459_000.5, 0.0], x + [0.0, 1e8, 0.0], ([2_458_000.0, -9], None))
+    assert given.theta.dtype == given.x.dtype == np.float32
+    np.testing.assert_allclose(given.theta + given.theta_offset, theta + [2_459_000.5, 0.0])
+    np.testing.assert_allclose(given.theta[:, 0].std(), theta[:, 0].std(), rtol=1e-5)
+    np.testing.assert_allclose(given.x[:, 1].std(), x[:, 1].std(), rtol=1e-5)
+    assert given.theta_offset[1] == 0 and given.x_offset[::2] == (0, 0)
+    low = np.asarray(given.bounds.low, float) + given.theta_offset
+    np.testing.assert_allclose(low, [2_458_000.0, -9], rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_every_float_is_taken(dtype):
+    theta, x = pairs()
+    given = look(theta.astype(dtype), x.astype(dtype))
+    assert given.theta.dtype == (np.float64 if dtype == np.float64 else np.float32)
+
+
+def test_what_is_no_float_is_refused_by_name():
+    theta, x = pairs()
+    with pytest.raises(ValueError, match=r"theta must be a floating-point array, got int64: conv"):
+        look(theta.astype(int), x)
+    with pytest.raises(ValueError, match="x must be a floating-point array, got object"):
+        look(theta, np.array([{"a": 1}] * 300, object))
+
+
+def test_the_fingerprint_tells_simulations_apart():
+    theta, x = pairs()
+    one = look(theta, x).fingerprint()
+    assert one == look(theta, x).fingerprint()
+    assert one != look(theta[::-1], x[::-1]).fingerprint()
+    assert one != look(theta, x * 1.0000001).fingerprint()
