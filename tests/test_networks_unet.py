@@ -246,7 +246,8 @@ def test_network(file):
     for name in ("e1_noaug", "e2_onesigma"):
         if name in manifest()[file]["cases"]:
             case = Case(file, name)
-            check(file, case, jnp.float64)
+            for dtype in PRECISIONS:
+                check(file, case, dtype)
             case.check_all_read()
 
 
