@@ -7,6 +7,9 @@ import functools
 import inspect
 import json
 import re
+import shutil
+import subprocess
+import sys
 import warnings
 from fnmatch import fnmatch
 from importlib import import_module

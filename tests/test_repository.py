@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_architecture import CARRIED, carried
+from test_architecture import CARRIED, carried, imports
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -127,7 +127,7 @@ def test_every_installed_version_is_pinned():
 
 # `make oldest`: everything at the lower end of its range
 
-MODULES = {file.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): file
+MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
            for folder in ("tests", "benchmarks", "edm_tutorial")
            for file in sorted((ROOT / folder).rglob("*.py"))}  # fmt: skip
 MODULES |= {file.stem: file for file in ROOT.glob("tests/**/*.py") if file.name != "__init__.py"}
@@ -520,15 +520,19 @@ def what_to_copy() -> dict[str, tuple[int, set[str]]]:
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_the_readme_says_what_to_copy(name):
-    """All that the static imports reach, no folder or file without any of it, and their number."""
+    """All that the static imports reach, no folder or file without any of it, and their number.
+
+    What keeps old names alive for a release does not count, but must be there.
+    """
     module, _ = CARRIED[name]
     count, parts = what_to_copy()[f"{module}.{name}"]
-    reached = [
-        path.removeprefix("edm_tutorial.").replace(".", "/") + ".py" for path in carried(module)
-    ]
-    within = [{part for part in parts if Path(file).is_relative_to(part)} for file in reached]
-    assert count == len(reached)
-    assert all(within) and set.union(*within) == parts
+    reached = carried(module)
+    files = [path.removeprefix("edm_tutorial.").replace(".", "/") + ".py" for path in reached]
+    within = [{part for part in parts if Path(file).is_relative_to(part)} for file in files]
+    uses = {used for path in reached for used in imports(MODULES[path])}
+    old = {"_deprecated/" for used in uses if "._deprecated" in used}
+    assert count == len(files)
+    assert all(within) and set.union(*within) | old == parts
 
 
 @pytest.mark.slow
@@ -548,6 +552,31 @@ def test_the_readme_says_it_of_nothing_else():
 def test_relative_links_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT[name]):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_what_contributing_speaks_of_exists():
+    """Files and folders, commands of make, and what a new solver is added to."""
+    text = TEXT["CONTRIBUTING.md"]
+    quoted = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    paths = [name for name in quoted if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|[\w-]+\.md", name)]
+    assert {name for name in paths if not (ROOT / name).exists()} == {"notebooks/NN_name.md"}
+    commands = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
+    assert {"check", "oldest", "mutants", "notebooks"} <= commands
+    for name in commands:
+        assert re.search(rf"^{name}:", TEXT["Makefile"], re.MULTILINE), name
+    for test in ("test_solvers", "test_sampling"):
+        assert f"`tests/{test}.py`" in text and "\nSOLVERS = " in TEXT[f"tests/{test}.py"]
+    assert "`test_order_of_convergence`" in text
+    assert "\ndef test_order_of_convergence(" in TEXT["tests/test_solvers.py"]
+
+
+def test_contributing_has_the_limits_of_the_tests():
+    (limits,) = re.findall(
+        r"warns at (\d+) lines and refuses more than (\d+); a function has at\s+most (\d+)",
+        TEXT["CONTRIBUTING.md"],
+    )
+    for limit, rule in zip(limits, ("lines > {}:", "lines <= {},", "text) <= {},"), strict=True):
+        assert rule.format(limit) in TEXT["tests/test_architecture.py"]
 
 
 def test_readme_shows_one_picture_and_every_chapter():
