@@ -697,7 +697,7 @@ def test_refused(message, key):
     "build, message",
     [
         (partial(song_unet, (24, 40), 1, 1), r"img_resolution .* square, got \(24, 40\)"),
-        (partial(dhariwal_unet, 8.0, 1, 1), "img_resolution must be one whole number.* got 8.0"),
+        (partial(dhariwal_unet, 8.0, 1, 1), "img_resolution must be a whole number, got 8.0"),
         (partial(song_unet, 8, 1, 1, label_dim=0.5), "label_dim must be a whole number, got 0.5"),
         (partial(song_unet, 8, 1, 1.5), "out_channels must be a whole number, got 1.5"),
         (partial(small_unet, (1, 8.5, 8.5)), "height and width must be a whole number, got 8.5"),
@@ -710,11 +710,11 @@ def test_sizes_are_whole_numbers(build, message, key):
 
 @pytest.mark.usefixtures("unchecked")
 def test_counts_below_the_least(key):
-    with pytest.raises(ValueError, match="augment_dim must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="augment_dim must be at least 0, got augment_dim=-1"):
         small_unet((1, 8, 8), augment_dim=-1, key=key)
-    with pytest.raises(ValueError, match="channels_per_head must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="channels_per_head must be at least 1"):
         dhariwal_unet(8, 1, 1, attn_resolutions=(), channels_per_head=0, key=key)
-    with pytest.raises(ValueError, match="height and width must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="height and width must be at least 1"):
         small_unet((1, 0, 0), key=key)
 
 

@@ -14,13 +14,13 @@ At 32 x 32 the paper uses `channel_mult=(2, 2, 2)` for the first two (Table 7).
 import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import count
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.random as jr
 import numpy as np
 
+from ..._checks import check_key, whole
 from ..._types import PRNGKey
 from .blocks import DHARIWAL, SONG
 from .embedding import DhariwalEmbedding, Fourier, Positional, SongEmbedding
@@ -145,7 +145,7 @@ def dhariwal_unet(
         dropout=dropout,
     )
     sizes = _checked(sizes, label_dim, augment_dim)
-    _check_count("channels_per_head", channels_per_head)
+    whole("channels_per_head", channels_per_head)
     keys = _fresh_keys(key)
     embedding = DhariwalEmbedding(
         noise_channels=int(model_channels),
@@ -188,7 +188,7 @@ def small_unet(
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ValueError(f"shape must be (channels, n, n), a square, got {tuple(shape)}")
     channels, side, _ = shape
-    _check_count("height and width", side)
+    whole("height and width", side)
     lowest, halvings = side, 0
     while lowest > 16 or (halvings < 3 and (lowest > 8 or lowest > 4 and lowest % 2 == 0)):
         lowest, halvings = -(-lowest // 2), halvings + 1
@@ -210,6 +210,7 @@ def small_unet(
 
 def _fresh_keys(key: PRNGKey) -> Iterator[PRNGKey]:
     """An endless sequence of keys."""
+    check_key("key", key)
     return (jr.fold_in(key, i) for i in count())
 
 
@@ -218,25 +219,18 @@ def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
-def _check_count(argument: str, number: Any, least: int = 1) -> None:
-    if not isinstance(number, Integral):
-        raise TypeError(f"{argument} must be a whole number, got {number!r}")
-    if int(number) < least:
-        raise ValueError(f"{argument} must be at least {least}, got {number}")
-
-
 def _checked(sizes: UNetSizes, label_dim: Any, augment_dim: Any) -> UNetSizes:
     """The sizes as Python's numbers; what makes no network is refused by its public name."""
-    _check_count("the length of channel_mult", len(sizes.channels))
-    _check_count("model_channels times channel_mult", min(sizes.channels))
-    _check_count("model_channels times channel_mult_emb", sizes.emb_channels)
-    if not isinstance(sizes.img_resolution, Integral):
-        got = repr(sizes.img_resolution)
+    whole("the length of channel_mult", len(sizes.channels))
+    whole("model_channels times channel_mult", min(sizes.channels))
+    whole("model_channels times channel_mult_emb", sizes.emb_channels)
+    if np.ndim(sizes.img_resolution) > 0:
+        got = sizes.img_resolution
         raise TypeError(f"img_resolution must be one whole number: images are square, got {got}")
     for name in ("img_resolution", "in_channels", "out_channels", "num_blocks"):
-        _check_count(name, getattr(sizes, name))
-    _check_count("label_dim", label_dim, least=0)
-    _check_count("augment_dim", augment_dim, least=0)
+        whole(name, getattr(sizes, name))
+    whole("label_dim", label_dim, least=0)
+    whole("augment_dim", augment_dim, least=0)
     multiple = 2 ** (len(sizes.channels) - 1)
     if sizes.img_resolution % multiple:
         raise ValueError(
