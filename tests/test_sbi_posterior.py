@@ -104,6 +104,25 @@ def test_log_prob_is_that_of_the_gaussian(std):
     np.testing.assert_allclose(got, expected, atol=0.03 / 2**3 + 0.008)  # of third order
 
 
+def test_steps_solver_schedule_and_churn_are_those_asked_for(key):
+    """One step is D at sigma_max, two of Euler are a product by hand; the others change draws."""
+    posterior, (mean, spread) = gaussian(0.5, sigma_min=0.1), truth(0.5)
+    draw = lambda **options: np.asarray(posterior.sample(jr.clone(key), X_O, 2000, **options))
+    shrink = lambda sigma: 0.25 / (0.25 + sigma**2)
+    euler = shrink(0.1) * (1 + (0.1 - 20.0) / 20.0 * (1 - shrink(20.0)))
+    for options, gain in {
+        "one": ({"steps": 1}, shrink(20.0)),
+        "euler": ({"steps": 2, "solver": edm.Euler()}, euler),
+    }.values():
+        draws = draw(**options)
+        np.testing.assert_allclose((draws.mean(0) - mean) / spread, 0, atol=4 / np.sqrt(2000))
+        width = 20.0 * gain / 0.5
+        np.testing.assert_allclose(draws.std(0) / spread, width, rtol=4 / np.sqrt(4000))
+    heun = {"solver": edm.Heun(), "steps": 8}  # 2M is the same in every schedule
+    for other in ({"churn": edm.Churn(10.0)}, {"schedule": edm.VariancePreserving()}):
+        assert np.abs(draw(**heun, **other) - draw(**heun)).max() > 1e-4 * spread.max()
+
+
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}
 
 
