@@ -5,13 +5,14 @@ this file. Licence: Apache-2.0. https://github.com/edm-tutorial/edm-tutorial
 """
 
 import functools
+import inspect
 import math
 import operator
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar, final, runtime_checkable
 
 import diffrax
 import equinox as eqx
@@ -73,6 +74,33 @@ def as_traced(tree: Any) -> Any:
     if type(tree) is list and tree and all(map(number, tree)):
         return jnp.asarray(tree)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if number(leaf) else leaf, tree)
+
+
+# _deprecated
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator that accepts a keyword under its old name: `@renamed(old="new")`.
+
+    The call warns and names the new one. Both at once are refused, as any unknown keyword is.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: Any, **given: Any) -> T:
+            for old, new in names.items():
+                if old in given and new not in given:
+                    message = f"{function.__name__}({old}=) is now called {new}="
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    given[new] = given.pop(old)
+            return function(*args, **given)
+
+        return call
+
+    return decorate
 
 
 # _checks
@@ -157,6 +185,16 @@ def descends(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all() and values[-1] > 0 and np.all(np.diff(values) < 0))
 
 
+def host(name: str, value: Any) -> float:
+    """One number as a float, for what is computed outside `jit`."""
+    if not concrete(value):
+        raise TypeError(f"{name} must be known outside jit, got {value}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be one number, got {value!r}") from None
+
+
 def check_key(name: str, key: Any) -> None:
     """Refuse what is not one random key: a seed, or a batch of keys."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
@@ -194,6 +232,16 @@ def check_denoised(denoised: Any, x: Array) -> None:
         )
 
 
+def check_output(output: Any, x: Array) -> None:
+    """Refuse what a network returns unless it is one array shaped like its input `x`."""
+    if isinstance(output, tuple | list | dict):
+        raise ValueError(
+            f"the network must return one array, shaped like x, got a {type(output).__name__}: "
+            "networks.adapt(network) takes the first of a pair"
+        )
+    check_shape("the network's output", output, x)
+
+
 def check_data(name: str, data: Any) -> None:
     """Refuse data without an example along the first axis, or with an infinity or a NaN."""
     check_floating(name, data)
@@ -211,6 +259,8 @@ def check_data(name: str, data: Any) -> None:
 def check_cond(cond: Condition, count: int) -> None:
     """Refuse conditions that are not one for each of `count` examples, or not finite."""
     for leaf in jax.tree.leaves(cond):
+        if getattr(leaf, "dtype", None) is None:
+            raise ValueError(f"cond must be made of arrays, got {leaf!r}: use jnp.asarray(cond)")
         if jnp.ndim(leaf) == 0 or len(leaf) != count:
             raise ValueError(
                 f"every example needs its condition: {count} examples, and cond of shape "
@@ -247,13 +297,13 @@ def log_likelihood(
     x: Float[Array, "*shape"],
     cond: Condition = None,
     *,
-    sigma_min: float | Float[ArrayLike, ""] = 0.002,
-    sigma_max: float | Float[ArrayLike, ""] = 80.0,
-    prior_mean: float | Float[ArrayLike, "..."] | None = None,
-    prior_std: float | Float[ArrayLike, "..."] | None = None,
+    sigma_min: Scalar = 0.002,
+    sigma_max: Scalar = 80.0,
+    prior_mean: Real[ArrayLike, "..."] | Sequence[float] | None = None,
+    prior_std: Real[ArrayLike, "..."] | Sequence[float] | None = None,
     probes: int | None = None,
     key: PRNGKey | None = None,
-    sigmas: Float[ArrayLike, " n"] | None = None,
+    sigmas: Real[ArrayLike, " n"] | Sequence[float] | None = None,
     solver: diffrax.AbstractSolver = diffrax.Dopri8(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(
         rtol=1e-5, atol=1e-5
@@ -749,10 +799,10 @@ def edm_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    (sigma_min, sigma_max), rho = _range(sigma_min, sigma_max), host("rho", rho)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -765,10 +815,10 @@ def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Floa
 
     Raises:
         ValueError: n < 1 or not 0 < sigma_min < sigma_max.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
 
 
@@ -783,8 +833,9 @@ def vp_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
+    eps, beta_d, beta_min = host("eps", eps), host("beta_d", beta_d), host("beta_min", beta_min)
     t = 1 + _ramp(n) * (eps - 1)
     if not 0 < eps < 1:
         raise ValueError(f"need 0 < eps < 1, got eps={eps}")
@@ -829,10 +880,10 @@ def iddpm_sigmas(
 
     Raises:
         ValueError: n < 1, a bad range, or fewer than n levels inside it.
-        TypeError: `n` or `levels` is not a whole number.
+        TypeError: `n` or `levels` is not a whole number, or a number is known only inside `jit`.
     """
     n = whole("n", n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     first, last = _inside(sigma_min, sigma_max, levels, c_1, c_2).values()
     if n > last - first + 1:
         raise ValueError(
@@ -854,14 +905,18 @@ def iddpm_table(
 
     Raises:
         ValueError: levels < 1, or C_1, C_2 outside (0, 1).
+        TypeError: `levels` is not a whole number, or a number is known only inside `jit`.
     """
     return jnp.asarray(iddpm_levels(levels, c_1, c_2))
 
 
-@functools.cache
 def iddpm_levels(levels: int, c_1: float, c_2: float) -> np.ndarray:
     """`iddpm_table` in float64 whatever JAX's default dtype is, shape (levels + 1,)."""
-    levels = whole("levels", levels)
+    return _recursion(whole("levels", levels), host("c_1", c_1), host("c_2", c_2))
+
+
+@functools.cache
+def _recursion(levels: int, c_1: float, c_2: float) -> np.ndarray:
     if not (0 < c_1 < 1 and 0 < c_2 < 1):
         raise ValueError(f"need c_1 and c_2 between 0 and 1, got {c_1} and {c_2}")
     angle = np.pi / 2 * np.arange(levels + 1) / (levels * (c_2 + 1))
@@ -879,9 +934,11 @@ def _ramp(n: int) -> np.ndarray:
     return np.linspace(0.0, 1.0, whole("n", n))
 
 
-def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max < np.inf:
+def _range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
+    low, high = host("sigma_min", sigma_min), host("sigma_max", sigma_max)
+    if not 0 < low < high < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    return low, high
 
 
 # dynamics
@@ -1427,7 +1484,7 @@ class Heun(AbstractSolver):
     formula: ClassVar = "Heun, 2 N - 1 calls"
 
     def __check_init__(self):
-        check_positive("alpha", self.alpha)
+        check_number("alpha", self.alpha)
 
     def init(self, x: Float[Array, "*shape"]) -> None:
         return None
@@ -1535,26 +1592,12 @@ def weighted_error(
     check_shape("n", n, x)
     c = preconditioning(as_float(sigma, x))
     output = network(c.c_in * (x + n), c.c_noise, cond, key=key)
-    check_shape("the network's output", output, x)
+    check_output(output, x)
     target = ((1 - c.c_skip) * x - c.c_skip * n) / c.c_out
     return (output - target) ** 2
 
 
-def _accepts_noise(loss: Callable[..., Array]) -> Callable[..., Array]:
-    """The same loss, which also takes `sigma_dist` as `noise`, its name in version 0.1.0."""
-
-    @wraps(loss)
-    def call(*args: Any, **named: Any) -> Array:
-        if "noise" in named and "sigma_dist" not in named:
-            message = "denoising_loss(noise=) is now sigma_dist=, the law of the noise level"
-            warnings.warn(message, DeprecationWarning, stacklevel=2)
-            named["sigma_dist"] = named.pop("noise")
-        return loss(*args, **named)
-
-    return call
-
-
-@_accepts_noise
+@renamed(noise="sigma_dist")
 def denoising_loss(
     denoiser: Preconditioned,
     x: Float[Array, "*shape"],
@@ -1598,13 +1641,13 @@ def loss_by_sigma(
         denoiser: any denoiser.
         x: examples, stacked along the first axis, data units; `cond` likewise, or None.
         sigmas: the noise levels, data units.
-        key: for the noise.
         preconditioning: whose $\lambda(\sigma)$ weighs the error of a denoiser that has
             none of its own, such as an exact one.
 
     Raises:
         ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
-            `sigmas` not positive, or not one condition for each example.
+            `sigmas` not 1-D and positive, or not one condition for each example.
+        TypeError: `key` is no random key.
     """
     errors = _errors_by_sigma(denoiser, x, sigmas, cond, key=key, preconditioning=preconditioning)
     return errors.mean(axis=1)
@@ -1652,6 +1695,7 @@ def check_initial_loss(
 
     Raises:
         ValueError: a loss differs from 1 by more than 4 standard errors, or as `loss_by_sigma`.
+        TypeError: `key` is no random key.
     """
     check_data("x", x)
     if len(x) < 2:
@@ -1681,7 +1725,12 @@ def _errors_by_sigma(
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
     check_positive("sigmas", sigmas)
+    if np.ndim(sigmas) != 1:
+        raise ValueError(
+            f"sigmas must be a 1-D array of noise levels, got shape {np.shape(sigmas)}"
+        )
     check_cond(cond, len(x))
+    check_key("key", key)
     if preconditioning is None:
         _parts(denoiser)
 
@@ -1739,7 +1788,8 @@ class Denoiser(eqx.Module):
         preconditioning: stays with the network for life, whatever sampler is used.
 
     Raises:
-        TypeError: `network` is not callable, or `preconditioning` is not one.
+        TypeError: `network` is not callable, has another signature (see `networks.adapt`) or
+            layers that keep a state, or `preconditioning` is not one.
     """
 
     network: Callable[..., Array]
@@ -1748,6 +1798,7 @@ class Denoiser(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
+        _check_network(self.network)
 
     def __call__(
         self,
@@ -1760,14 +1811,14 @@ class Denoiser(eqx.Module):
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
         Raises:
-            ValueError: `x` is not floating, `sigma` has axes, or the network changes the shape
-                of `x`.
+            ValueError: `x` is not floating, `sigma` has axes, or the network returns something
+                else than an array shaped like `x`.
         """
         check_floating("x", x)
         check_scalar("sigma", sigma)
         c = self.preconditioning(as_float(sigma, x))
         output = self.network(c.c_in * x, c.c_noise, cond, key=key)
-        check_shape("the network's output", output, x)
+        check_output(output, x)
         return c.c_skip * x + c.c_out * output
 
 
@@ -1820,7 +1871,7 @@ class Guided(eqx.Module):
 
     main: DenoiserFn
     guide: DenoiserFn
-    weight: Scalar
+    weight: Scalar = eqx.field(converter=as_traced)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
@@ -1847,6 +1898,28 @@ class Guided(eqx.Module):
         sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
         return jnp.where(inside, guide + weight * (main - guide), main)
+
+
+def _check_network(network: Callable[..., Array]) -> None:
+    """Refuse a network that cannot be called as one, or that keeps running statistics."""
+    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
+    if any(map(is_state, jax.tree.leaves(network, is_leaf=is_state))):
+        raise TypeError(
+            "network has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
+            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
+        )
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # a builtin does not tell
+        return
+    try:
+        signature.bind("x", "c_noise", "cond", key=None)
+    except TypeError as error:
+        raise TypeError(
+            "network is called as F(x, c_noise, cond, *, key=None) and returns an array shaped "
+            f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
+            "networks.adapt(network) makes one of a network that takes less, or one vector"
+        ) from None
 
 
 def _call(
@@ -1911,7 +1984,7 @@ class Churn(eqx.Module):
 def sample(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),
@@ -1927,11 +2000,14 @@ def sample(
     down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
     memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
 
+    It can start from an example y that was noised up to a level s only, x = y + s n: pass
+    `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.
+
     Arguments:
         denoiser: called as `denoiser(x, sigma, cond)`; `x` and `sigma` in data units.
         noise: standard normal, in the shape and dtype of one example.
         sigmas: positive noise levels, descending; the final 0 is implied.
-        cond: handed to the denoiser untouched.
+        cond: handed to the denoiser; its Python numbers, or a list of numbers, as arrays.
         schedule: the time in which the steps are taken, and the scaling of x.
         solver: `Heun()`, `Euler()`, `DPMSolverPP2M()`, or your own.
         churn: noise to add before each step.
@@ -1951,7 +2027,7 @@ def sample(
 def sample_path(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),

@@ -15,7 +15,8 @@ The subpackages `sbi`, `networks`, `training`, `images` and `book` are imported 
 """
 
 from . import designs as designs
-from ._deprecated.names import keep_old_names
+from ._deprecated import names as _names
+from .adapters import from_ddpm as from_ddpm, from_flow_matching as from_flow_matching
 from .denoiser import Denoiser as Denoiser, Guided as Guided, Pinned as Pinned
 from .designs import Design as Design
 from .distributions import (
@@ -96,4 +97,4 @@ from .training.optimizers import (
 from .training.sharding import data_parallel as data_parallel
 from .training.state import TrainState as TrainState, init_state as init_state
 
-keep_old_names()
+_names.keep_old_names()

@@ -95,6 +95,16 @@ def descends(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all() and values[-1] > 0 and np.all(np.diff(values) < 0))
 
 
+def host(name: str, value: Any) -> float:
+    """One number as a float, for what is computed outside `jit`."""
+    if not concrete(value):
+        raise TypeError(f"{name} must be known outside jit, got {value}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be one number, got {value!r}") from None
+
+
 def check_key(name: str, key: Any) -> None:
     """Refuse what is not one random key: a seed, or a batch of keys."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
@@ -132,6 +142,16 @@ def check_denoised(denoised: Any, x: Array) -> None:
         )
 
 
+def check_output(output: Any, x: Array) -> None:
+    """Refuse what a network returns unless it is one array shaped like its input `x`."""
+    if isinstance(output, tuple | list | dict):
+        raise ValueError(
+            f"the network must return one array, shaped like x, got a {type(output).__name__}: "
+            "networks.adapt(network) takes the first of a pair"
+        )
+    check_shape("the network's output", output, x)
+
+
 def check_data(name: str, data: Any) -> None:
     """Refuse data without an example along the first axis, or with an infinity or a NaN."""
     check_floating(name, data)
@@ -149,6 +169,8 @@ def check_data(name: str, data: Any) -> None:
 def check_cond(cond: Condition, count: int) -> None:
     """Refuse conditions that are not one for each of `count` examples, or not finite."""
     for leaf in jax.tree.leaves(cond):
+        if getattr(leaf, "dtype", None) is None:
+            raise ValueError(f"cond must be made of arrays, got {leaf!r}: use jnp.asarray(cond)")
         if jnp.ndim(leaf) == 0 or len(leaf) != count:
             raise ValueError(
                 f"every example needs its condition: {count} examples, and cond of shape "

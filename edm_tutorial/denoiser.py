@@ -5,6 +5,7 @@ the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothi
 that draws nothing needs no parameter `key`: it is passed on only where one was given.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import final
 
@@ -18,11 +19,11 @@ from ._checks import (
     check_callable,
     check_floating,
     check_kind,
+    check_output,
     check_scalar,
-    check_shape,
     concrete,
 )
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
 from .preconditioning import AbstractPreconditioning
 
 
@@ -38,7 +39,8 @@ class Denoiser(eqx.Module):
         preconditioning: stays with the network for life, whatever sampler is used.
 
     Raises:
-        TypeError: `network` is not callable, or `preconditioning` is not one.
+        TypeError: `network` is not callable, has another signature (see `networks.adapt`) or
+            layers that keep a state, or `preconditioning` is not one.
     """
 
     network: Callable[..., Array]
@@ -47,6 +49,7 @@ class Denoiser(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
+        _check_network(self.network)
 
     def __call__(
         self,
@@ -59,14 +62,14 @@ class Denoiser(eqx.Module):
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
         Raises:
-            ValueError: `x` is not floating, `sigma` has axes, or the network changes the shape
-                of `x`.
+            ValueError: `x` is not floating, `sigma` has axes, or the network returns something
+                else than an array shaped like `x`.
         """
         check_floating("x", x)
         check_scalar("sigma", sigma)
         c = self.preconditioning(as_float(sigma, x))
         output = self.network(c.c_in * x, c.c_noise, cond, key=key)
-        check_shape("the network's output", output, x)
+        check_output(output, x)
         return c.c_skip * x + c.c_out * output
 
 
@@ -119,7 +122,7 @@ class Guided(eqx.Module):
 
     main: DenoiserFn
     guide: DenoiserFn
-    weight: Scalar
+    weight: Scalar = eqx.field(converter=as_traced)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __check_init__(self):
@@ -146,6 +149,28 @@ class Guided(eqx.Module):
         sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
         return jnp.where(inside, guide + weight * (main - guide), main)
+
+
+def _check_network(network: Callable[..., Array]) -> None:
+    """Refuse a network that cannot be called as one, or that keeps running statistics."""
+    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
+    if any(map(is_state, jax.tree.leaves(network, is_leaf=is_state))):
+        raise TypeError(
+            "network has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
+            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
+        )
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # a builtin does not tell
+        return
+    try:
+        signature.bind("x", "c_noise", "cond", key=None)
+    except TypeError as error:
+        raise TypeError(
+            "network is called as F(x, c_noise, cond, *, key=None) and returns an array shaped "
+            f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
+            "networks.adapt(network) makes one of a network that takes less, or one vector"
+        ) from None
 
 
 def _call(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import whole
+from ._checks import host, whole
 
 Grid = TypeVar("Grid", bound=Callable[..., Array])
 
@@ -42,10 +42,10 @@ def edm_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    (sigma_min, sigma_max), rho = _range(sigma_min, sigma_max), host("rho", rho)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -58,10 +58,10 @@ def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Floa
 
     Raises:
         ValueError: n < 1 or not 0 < sigma_min < sigma_max.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
     ramp = _ramp(n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
 
 
@@ -76,8 +76,9 @@ def vp_sigmas(
 
     Raises:
         ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
-        TypeError: `n` is not a whole number.
+        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
     """
+    eps, beta_d, beta_min = host("eps", eps), host("beta_d", beta_d), host("beta_min", beta_min)
     t = 1 + _ramp(n) * (eps - 1)
     if not 0 < eps < 1:
         raise ValueError(f"need 0 < eps < 1, got eps={eps}")
@@ -122,10 +123,10 @@ def iddpm_sigmas(
 
     Raises:
         ValueError: n < 1, a bad range, or fewer than n levels inside it.
-        TypeError: `n` or `levels` is not a whole number.
+        TypeError: `n` or `levels` is not a whole number, or a number is known only inside `jit`.
     """
     n = whole("n", n)
-    _check_range(sigma_min, sigma_max)
+    sigma_min, sigma_max = _range(sigma_min, sigma_max)
     first, last = _inside(sigma_min, sigma_max, levels, c_1, c_2).values()
     if n > last - first + 1:
         raise ValueError(
@@ -147,14 +148,18 @@ def iddpm_table(
 
     Raises:
         ValueError: levels < 1, or C_1, C_2 outside (0, 1).
+        TypeError: `levels` is not a whole number, or a number is known only inside `jit`.
     """
     return jnp.asarray(iddpm_levels(levels, c_1, c_2))
 
 
-@functools.cache
 def iddpm_levels(levels: int, c_1: float, c_2: float) -> np.ndarray:
     """`iddpm_table` in float64 whatever JAX's default dtype is, shape (levels + 1,)."""
-    levels = whole("levels", levels)
+    return _recursion(whole("levels", levels), host("c_1", c_1), host("c_2", c_2))
+
+
+@functools.cache
+def _recursion(levels: int, c_1: float, c_2: float) -> np.ndarray:
     if not (0 < c_1 < 1 and 0 < c_2 < 1):
         raise ValueError(f"need c_1 and c_2 between 0 and 1, got {c_1} and {c_2}")
     angle = np.pi / 2 * np.arange(levels + 1) / (levels * (c_2 + 1))
@@ -172,6 +177,8 @@ def _ramp(n: int) -> np.ndarray:
     return np.linspace(0.0, 1.0, whole("n", n))
 
 
-def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max < np.inf:
+def _range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
+    low, high = host("sigma_min", sigma_min), host("sigma_max", sigma_max)
+    if not 0 < low < high < np.inf:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    return low, high

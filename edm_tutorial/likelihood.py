@@ -10,6 +10,7 @@ The result is the density of the data *with noise of level* `sigma_min`, in nats
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from ._checks import check_denoised, check_key, check_scalar, concrete, levels, whole
-from ._types import Condition, DenoiserFn, PRNGKey, as_float, as_traced
+from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
 
 
 class Likelihood(NamedTuple):
@@ -49,13 +50,13 @@ def log_likelihood(
     x: Float[Array, "*shape"],
     cond: Condition = None,
     *,
-    sigma_min: float | Float[ArrayLike, ""] = 0.002,
-    sigma_max: float | Float[ArrayLike, ""] = 80.0,
-    prior_mean: float | Float[ArrayLike, "..."] | None = None,
-    prior_std: float | Float[ArrayLike, "..."] | None = None,
+    sigma_min: Scalar = 0.002,
+    sigma_max: Scalar = 80.0,
+    prior_mean: Real[ArrayLike, "..."] | Sequence[float] | None = None,
+    prior_std: Real[ArrayLike, "..."] | Sequence[float] | None = None,
     probes: int | None = None,
     key: PRNGKey | None = None,
-    sigmas: Float[ArrayLike, " n"] | None = None,
+    sigmas: Real[ArrayLike, " n"] | Sequence[float] | None = None,
     solver: diffrax.AbstractSolver = diffrax.Dopri8(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(
         rtol=1e-5, atol=1e-5

@@ -15,9 +15,7 @@ $\lambda\,[(c_{skip}-1)^2\,E x^2 + c_{skip}^2\sigma^2]$. In EDM that is 1 at eve
 exactly when $E x^2$ is `sigma_data` squared, which `check_initial_loss` verifies before training.
 """
 
-import warnings
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -26,7 +24,16 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import check_cond, check_data, check_floating, check_positive, check_shape
+from ._checks import (
+    check_cond,
+    check_data,
+    check_floating,
+    check_key,
+    check_output,
+    check_positive,
+    check_shape,
+)
+from ._deprecated import renamed
 from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
 from .grids import edm_sigmas
 from .preconditioning import AbstractPreconditioning
@@ -71,26 +78,12 @@ def weighted_error(
     check_shape("n", n, x)
     c = preconditioning(as_float(sigma, x))
     output = network(c.c_in * (x + n), c.c_noise, cond, key=key)
-    check_shape("the network's output", output, x)
+    check_output(output, x)
     target = ((1 - c.c_skip) * x - c.c_skip * n) / c.c_out
     return (output - target) ** 2
 
 
-def _accepts_noise(loss: Callable[..., Array]) -> Callable[..., Array]:
-    """The same loss, which also takes `sigma_dist` as `noise`, its name in version 0.1.0."""
-
-    @wraps(loss)
-    def call(*args: Any, **named: Any) -> Array:
-        if "noise" in named and "sigma_dist" not in named:
-            message = "denoising_loss(noise=) is now sigma_dist=, the law of the noise level"
-            warnings.warn(message, DeprecationWarning, stacklevel=2)
-            named["sigma_dist"] = named.pop("noise")
-        return loss(*args, **named)
-
-    return call
-
-
-@_accepts_noise
+@renamed(noise="sigma_dist")
 def denoising_loss(
     denoiser: Preconditioned,
     x: Float[Array, "*shape"],
@@ -134,13 +127,13 @@ def loss_by_sigma(
         denoiser: any denoiser.
         x: examples, stacked along the first axis, data units; `cond` likewise, or None.
         sigmas: the noise levels, data units.
-        key: for the noise.
         preconditioning: whose $\lambda(\sigma)$ weighs the error of a denoiser that has
             none of its own, such as an exact one.
 
     Raises:
         ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
-            `sigmas` not positive, or not one condition for each example.
+            `sigmas` not 1-D and positive, or not one condition for each example.
+        TypeError: `key` is no random key.
     """
     errors = _errors_by_sigma(denoiser, x, sigmas, cond, key=key, preconditioning=preconditioning)
     return errors.mean(axis=1)
@@ -188,6 +181,7 @@ def check_initial_loss(
 
     Raises:
         ValueError: a loss differs from 1 by more than 4 standard errors, or as `loss_by_sigma`.
+        TypeError: `key` is no random key.
     """
     check_data("x", x)
     if len(x) < 2:
@@ -217,7 +211,12 @@ def _errors_by_sigma(
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
     check_positive("sigmas", sigmas)
+    if np.ndim(sigmas) != 1:
+        raise ValueError(
+            f"sigmas must be a 1-D array of noise levels, got shape {np.shape(sigmas)}"
+        )
     check_cond(cond, len(x))
+    check_key("key", key)
     if preconditioning is None:
         _parts(denoiser)
 

@@ -6,14 +6,14 @@ denoiser once. Noise levels, schedule, solver and churn are chosen here, after t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ._checks import check_finite, check_key, check_kind, concrete, descends, levels
 from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
@@ -72,7 +72,7 @@ class Churn(eqx.Module):
 def sample(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),
@@ -88,11 +88,14 @@ def sample(
     down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
     memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
 
+    It can start from an example y that was noised up to a level s only, x = y + s n: pass
+    `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.
+
     Arguments:
         denoiser: called as `denoiser(x, sigma, cond)`; `x` and `sigma` in data units.
         noise: standard normal, in the shape and dtype of one example.
         sigmas: positive noise levels, descending; the final 0 is implied.
-        cond: handed to the denoiser untouched.
+        cond: handed to the denoiser; its Python numbers, or a list of numbers, as arrays.
         schedule: the time in which the steps are taken, and the scaling of x.
         solver: `Heun()`, `Euler()`, `DPMSolverPP2M()`, or your own.
         churn: noise to add before each step.
@@ -112,7 +115,7 @@ def sample(
 def sample_path(
     denoiser: DenoiserFn,
     noise: Float[Array, "*shape"],
-    sigmas: Float[ArrayLike, " n"],
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
     schedule: AbstractSchedule = Linear(),

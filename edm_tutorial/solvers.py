@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import check_denoised, check_positive
+from ._checks import check_denoised, check_number
 from ._types import Condition, DenoiserFn
 from .dynamics import probability_flow
 from .schedules import AbstractSchedule
@@ -116,7 +116,7 @@ class Heun(AbstractSolver):
     formula: ClassVar = "Heun, 2 N - 1 calls"
 
     def __check_init__(self):
-        check_positive("alpha", self.alpha)
+        check_number("alpha", self.alpha)
 
     def init(self, x: Float[Array, "*shape"]) -> None:
         return None

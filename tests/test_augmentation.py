@@ -17,7 +17,7 @@ import edm_tutorial as edm
 from edm_tutorial.images.augmentation import Augmentation, AugmentedLoss, inverse_matrix, warp
 from edm_tutorial.networks import ImageCondition
 
-LOSS_AT_80 = partial(edm.denoising_loss, noise=edm.LogNormal(np.log(80.0), 1e-3))
+LOSS_AT_80 = partial(edm.denoising_loss, sigma_dist=edm.LogNormal(np.log(80.0), 1e-3))
 NAMES = ["mirror x", "mirror y", "scale", "cos", "sin", "stretch x", "stretch y", "right", "down"]
 
 

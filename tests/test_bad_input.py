@@ -130,6 +130,9 @@ SAMPLING = {
         lambda: sample(churn=edm.Churn(30.0), key=jr.split(key(), 2)),
         "key must be one random key",
     ),
+    "key a seed, no churn": (lambda: sample(key=0), "key must be one random key.*got 0"),
+    "sigmas rising, a list": (lambda: sample(sigmas=[1.0, 80]), "sigmas must be .* descending"),
+    "sigmas a list of lists": (lambda: sample(sigmas=[[80.0], [1.0]]), "sigmas must be a 1-D"),
     "churn without key": (lambda: sample(churn=edm.Churn(30.0)), "churn .* pass key="),
     "churn a number": (lambda: sample(churn=30.0, key=key()), "churn must be .*Churn.*got 30.0"),
     "solver a class": (lambda: sample(solver=edm.Heun), "solver must be .*AbstractSolver"),
@@ -201,6 +204,7 @@ SAMPLING |= {
     "churn: s_min": (lambda: edm.Churn(1.0, -2.0), "s_min.* must not be negative"),
     "churn: s_noise": (lambda: edm.Churn(1.0, s_noise=INF), "s_noise must be finite, got inf"),
     "heun: zero": (lambda: edm.Heun(0.0), "alpha must be positive"),
+    "heun: alphas": (lambda: edm.Heun(X), "alpha must be one number"),
     "heun: nan": (lambda: edm.Heun(NAN), "alpha must be positive"),
 }
 
@@ -258,6 +262,9 @@ GRIDS = {
     for what, args, message in (
         ("none", (0,), "n must be at least 1, got n=0"),
         ("negative", (-3,), "n must be at least 1, got n=-3"),
+        ("a float", (1e3,), "n must be a whole number, got 1000.0"),
+        ("a list", ([5],), r"n must be a whole number, got \[5\]"),
+        ("sigma_min a list", (5, [0.1], 1.0), "sigma_min must be one number"),
         ("turned", (5, 80.0, 0.002), "0 < sigma_min < sigma_max"),
         ("from zero", (5, 0.0, 80.0), "0 < sigma_min"),
         ("negative level", (5, -1.0, 80.0), "0 < sigma_min"),
@@ -272,6 +279,10 @@ GRIDS = {
     "vp: eps one": (lambda: edm.vp_sigmas(5, eps=1.0), "eps=1.0"),
     "vp: falling": (lambda: edm.vp_sigmas(5, beta_d=-1.0), "beta_d=-1.0"),
     "vp: nan": (lambda: edm.vp_sigmas(5, beta_min=NAN), "beta_min=nan"),
+    "edm: traced": (
+        lambda: jax.jit(lambda top: edm.edm_sigmas(5, sigma_max=top))(1.0),
+        "sigma_max must be known outside jit",
+    ),
     "iddpm: too many": (lambda: edm.iddpm_sigmas(993), "992 levels .* got n=993"),
     "iddpm: nothing inside": (lambda: edm.iddpm_sigmas(2, 1.0, 1.0001), "got n=2"),
     "table: none": (lambda: edm.iddpm_table(0), "levels=0"),
@@ -326,6 +337,18 @@ LIKELIHOOD = {
     "to infinity": (lambda: likelihood(sigma_max=INF), "sigma_max, got"),
     "no probes": (lambda: likelihood(probes=0, key=key()), "probes must be at least 1"),
     "probes without key": (lambda: likelihood(probes=1), "pass key="),
+    "half probes": (lambda: likelihood(probes=1e3, key=key()), "probes must be a whole number"),
+    "key a seed": (lambda: likelihood(probes=2, key=0), "key must be one random key.*got 0"),
+    "steps": (lambda: likelihood(max_steps=1e3), "max_steps must be a whole number, got 1000.0"),
+    "float16": (
+        lambda: likelihood(X.astype(jnp.float16)),
+        r"x must be .* float32 or float64, got float16: cast it with x.astype\(jnp.float32\)",
+    ),
+    "bfloat16": (lambda: likelihood(X.astype(jnp.bfloat16)), "float32 or float64, got bfloat16"),
+    "x a list": (lambda: likelihood([0.5, 1.0]), "x must be .* got list"),
+    "many ends": (lambda: likelihood(sigma_max=SIGMAS), "sigma_max must be one number"),
+    "grid rising": (lambda: likelihood(sigmas=SIGMAS[::-1]), "sigmas must be .* descending"),
+    "grid of one": (lambda: likelihood(sigmas=[80.0]), "1-D array of at least 2 noise levels"),
     "prior_std negative": (lambda: likelihood(prior_std=-1.0), "prior_std must"),
     "bits: no shape": (lambda: edm.bits_per_dim(X, (0,)), "shape"),
     "bits: no bins": (lambda: edm.bits_per_dim(X, (2,), bins=0), "bins"),
@@ -344,6 +367,77 @@ CONVERT = {
     )
 }
 
+NET = eqx.nn.MLP(3, 2, 4, 1, key=jr.key(1))
+NORM = eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jr.key(1)), eqx.nn.BatchNorm(2, "a", mode="ema")])
+ALPHA_BAR = np.array([0.9, 0.5, 0.1])
+NETWORKS = {
+    "another signature": (
+        lambda: edm.Denoiser(NET, EDM),
+        r"F\(x, c_noise, cond, \*, key=None\) .*got MLP .*networks.adapt\(network\)",
+    ),
+    "no condition": (lambda: edm.Denoiser(lambda x, c: x, EDM), "networks.adapt"),
+    "no key": (lambda: edm.Denoiser(lambda x, c, cond: x, EDM), "'key'.*networks.adapt"),
+    "a state": (lambda: edm.Denoiser(NORM, EDM), "keeps a state.*BatchNorm.*LayerNorm"),
+    "a pair": (
+        lambda: edm.Denoiser(lambda x, c, cond, key: (x, c), EDM)(X, 1.0),
+        "must return one array, shaped like x, got a tuple: networks.adapt",
+    ),
+    "a pair in the loss": (
+        lambda: loss(edm.Denoiser(lambda x, c, cond, key: (x, c), EDM)),
+        "got a tuple: networks.adapt",
+    ),
+    "adapt: a number": (lambda: networks.adapt(3.0), "network must be callable, got 3.0"),
+    "adapt: another size": (
+        lambda: edm.Denoiser(networks.adapt(NET), EDM)(jnp.ones(3), 1.0),
+        "one vector of length 4: 3 of x and 1 of c_noise and 0 of cond",
+    ),
+    "cast: no network": (lambda: networks.Cast(3), "network must be callable, got 3"),
+    "cast: integers": (
+        lambda: networks.Cast(zero, jnp.int32),
+        "dtype must be floating.*got .*int32",
+    ),
+    "unet: not square": (
+        lambda: networks.song_unet((24, 40), 1, 1, key=key()),
+        r"img_resolution must be one whole number: images are square, got \(24, 40\)",
+    ),
+    "unet: not halved": (
+        lambda: networks.song_unet(12, 1, 1, channel_mult=(1, 1, 1, 1), key=key()),
+        "img_resolution must be a multiple of 8.*got 12: pad the images, or give channel_mult",
+    ),
+    "unet: key a seed": (lambda: networks.song_unet(32, 1, 1, key=3), "key must be one random key"),
+    "adm: half a head": (
+        lambda: networks.dhariwal_unet(64, 1, 1, channels_per_head=0.5, key=key()),
+        "channels_per_head must be a whole number, got 0.5",
+    ),
+    "small unet: not square": (
+        lambda: networks.small_unet((1, 24, 40), key=key()),
+        r"shape must be \(channels, n, n\), a square, got \(1, 24, 40\)",
+    ),
+    "state dict: class": (
+        lambda: networks.from_state_dict("UNet", {}),
+        "cls must be one of SongUNet, DhariwalUNet, got 'UNet'",
+    ),
+    "ddpm: no network": (lambda: edm.from_ddpm(None, ALPHA_BAR), "eps_network must be callable"),
+    "ddpm: turned": (
+        lambda: edm.from_ddpm(zero, ALPHA_BAR[::-1]),
+        "alphas_cumprod must be .* descending",
+    ),
+    "ddpm: the betas": (lambda: edm.from_ddpm(zero, [1e-4, 0.02]), "alphas_cumprod must be"),
+    "ddpm: no noise": (lambda: edm.from_ddpm(zero, [1.0, 0.5]), "strictly between 1 and 0"),
+    "ddpm: nan": (lambda: edm.from_ddpm(zero, ALPHA_BAR * NAN), "strictly between 1 and 0"),
+    "ddpm: one step": (lambda: edm.from_ddpm(zero, ALPHA_BAR[:1]), "at least 2 numbers"),
+    "ddpm: many sigmas": (
+        lambda: edm.from_ddpm(zero, ALPHA_BAR)(X, X),
+        "sigma must be one number",
+    ),
+    "ddpm: shape": (
+        lambda: edm.from_ddpm(lambda x, t, cond: x[:1], ALPHA_BAR)(X, 1.0),
+        "network's output must have the shape of x",
+    ),
+    "flow: no network": (lambda: edm.from_flow_matching(1.0), "velocity must be callable"),
+    "flow: integers": (lambda: edm.from_flow_matching(zero)(WHOLE, 1.0), "x must be a floating"),
+}
+
 DESIGNS = {
     "edm: zero": (lambda: edm.designs.edm(0.0), "sigma_data must be positive"),
     "edm: nan": (lambda: edm.designs.edm(NAN), "sigma_data must be positive"),
@@ -356,9 +450,12 @@ TRAINING = {
         lambda: edm.denoising_loss(DENOISER, X, sigma_dist=edm.LogNormal(), key=3),
         "key",
     ),
-    "by sigma: key a seed": (lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3), "key"),
     "train: key a seed": (lambda: train(key=3), r"key must be one random key, .* got 3"),
     "train: many keys": (lambda: train(key=jr.split(key(), 3)), "key must be one random key"),
+    "by sigma: key a seed": (
+        lambda: edm.loss_by_sigma(DENOISER, DATA, (1.0,), key=3),
+        "key must be one random key",
+    ),
     "mlp: key a seed": (lambda: mlp(key=3), "key"),
     "mixture: weights and means": (
         lambda: mixture(weights=(1.0,)),
@@ -486,6 +583,16 @@ TRAINING = {
     "by sigma: negative": (lambda: by_sigma(sigmas=(-1.0,)), "sigmas must be positive"),
     "by sigma: nan level": (lambda: by_sigma(sigmas=(NAN,)), "sigmas must be positive"),
     "by sigma: no level": (lambda: by_sigma(sigmas=()), "sigmas must be positive"),
+    "by sigma: one level": (lambda: by_sigma(sigmas=1.0), "sigmas must be a 1-D array"),
+    "by sigma: a list of conditions": (
+        lambda: by_sigma(cond=[[1.0], [2.0], [3.0]]),
+        r"cond must be made of arrays, got 1.0: use jnp.asarray\(cond\)",
+    ),
+    "by sigma: a list": (lambda: by_sigma([[1.0, 2.0]]), "x must be a floating.* list"),
+    "check: key a seed": (
+        lambda: edm.check_initial_loss(DENOISER, DATA, key=0),
+        "key must be one random key, jax.random.key.seed., got 0",
+    ),
     "by sigma: conditions": (
         lambda: by_sigma(cond=jnp.ones((2, 1))),
         "needs its condition",
@@ -589,12 +696,12 @@ TRAINING = {
         lambda: edm.HalfLifeEMA().decay(1, 0),
         "batch_size must be positive",
     ),
-    "mlp: size zero": (lambda: mlp(0), "need size, width and depth"),
-    "mlp: cond negative": (lambda: mlp(2, -1), "cond_size and octaves of at least 0"),
-    "mlp: octaves negative": (lambda: mlp(octaves=-1), "octaves of at least 0"),
+    "mlp: size zero": (lambda: mlp(0), "^size must be at least 1, got size=0"),
+    "mlp: cond negative": (lambda: mlp(2, -1), "^cond_size must be at least 0, got cond_size=-1"),
+    "mlp: octaves negative": (lambda: mlp(octaves=-1), "^octaves must be at least 0"),
     "mlp: half an octave": (lambda: mlp(octaves=0.5), "^octaves must be a whole number, got 0.5"),
-    "mlp: width zero": (lambda: mlp(width=0), "need size, width and depth"),
-    "mlp: depth zero": (lambda: mlp(depth=0), "need size, width and depth"),
+    "mlp: width zero": (lambda: mlp(width=0), "^width must be at least 1"),
+    "mlp: depth zero": (lambda: mlp(depth=0), "^depth must be at least 1"),
     "mlp: half a feature": (lambda: mlp(1.5), "^size must be a whole number, got 1.5"),
     "mlp: cond size whole": (lambda: mlp(2, 1.0), "^cond_size must be a whole number, got 1.0"),
     "mlp: half a width": (lambda: mlp(width=4.5), "^width must be a whole number, got 4.5"),
@@ -620,6 +727,8 @@ TRAINING = {
         lambda: Embedded(mlp(2, 1), lambda cond: cond)(X, jnp.array(0.0), X),
         r"cond must have shape \(1,\), got \(2,\)",
     ),
+    "embedded: no network": (lambda: Embedded(3, zero), "network must be callable, got 3"),
+    "embedded: no embedding": (lambda: Embedded(zero, None), "embedding must be callable"),
     "preconditioning: zero": (
         lambda: edm.EDMPreconditioning(0.0),
         "sigma_data must be positive",
@@ -655,6 +764,7 @@ GROUPS = {
     "dynamics": DYNAMICS,
     "likelihood": LIKELIHOOD,
     "convert": CONVERT,
+    "networks": NETWORKS,
     "designs": DESIGNS,
     "training": TRAINING,
     "around training": AROUND_TRAINING,
@@ -769,3 +879,27 @@ def test_ends_known_only_inside_jit_are_checked_on_use():
     for low, high in ((1.0, 1.0), (2.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (NAN, 1.0)):
         with pytest.raises(RuntimeError, match="0 < sigma_min < sigma_max"):
             _log_prob(jnp.array(low), jnp.array(high))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("count", [np.int64(4), np.uint8(4), jnp.array(4)], ids=str)
+def test_whole_numbers_of_every_library_are_sizes(count):
+    for grid in (edm.edm_sigmas, edm.ve_sigmas, edm.vp_sigmas, edm.iddpm_sigmas):
+        np.testing.assert_array_equal(grid(count), grid(4))
+    assert len(edm.iddpm_table(count)) == 5
+    options = {"key": key(), "sigma_min": 0.5, "sigma_max": 1.0, "max_steps": np.int64(256)}
+    assert np.isfinite(likelihood(probes=count, **options).std_error)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_lists_of_numbers_are_arrays():
+    """As noise levels, conditions, and moments of the prior."""
+    as_list = sample(sigmas=[80, 1.0])
+    np.testing.assert_array_equal(as_list, sample(sigmas=SIGMAS))
+    np.testing.assert_array_equal(as_list, sample(sigmas=(80.0, 1.0)))
+    conditional = edm.Denoiser(mlp(2, 2), EDM)
+    got, want = (sample(denoiser=conditional, cond=c) for c in ([0.5, 2], jnp.array([0.5, 2.0])))
+    np.testing.assert_array_equal(got, want)
+    given = {"sigmas": [2.0, 1.0, 0.5], "prior_mean": [0.0, 1.0], "prior_std": [1.0, 2.0]}
+    arrays = {name: jnp.array(value) for name, value in given.items()}
+    np.testing.assert_array_equal(likelihood(**given).log_prob, likelihood(**arrays).log_prob)

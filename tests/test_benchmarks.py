@@ -108,7 +108,7 @@ def test_reference_files_have_what_the_table_needs():
         known = sbi.reference(task)
         observations, draws, width = known["reference_samples"].shape
         assert (observations, draws) == (5, sbi.DRAWS)
-        problem = getattr(sbi.simulators, task)()
+        problem = getattr(sbi.tasks, task)()
         assert known["observation"].shape == (5, problem.dim_x) and width == problem.dim_theta
 
 

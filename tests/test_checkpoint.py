@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -97,6 +99,16 @@ def test_a_checkpoint_of_the_same_step_is_replaced(state, tmp_path):
     checkpoint.save(tmp_path, state._replace(step=jnp.array(4)))
     checkpoint.save(tmp_path, at(state, 4))
     assert_identical(checkpoint.restore(tmp_path, state), at(state, 4))
+
+
+def test_what_a_killed_write_has_left_is_removed(state, tmp_path):
+    checkpoint.save(tmp_path, at(state, 1))
+    left = tmp_path / "2.orbax-checkpoint-tmp-7"
+    left.mkdir()
+    (left / "half").write_bytes(b"123")
+    assert int(checkpoint.restore(tmp_path, state).step) == 1
+    checkpoint.save(tmp_path, at(state, 2))
+    assert steps(tmp_path) == [1, 2] and not list(tmp_path.glob(UNFINISHED))
 
 
 def turned(whole, i):
@@ -233,6 +245,88 @@ def test_what_save_refuses(options, message, state, tmp_path):
     with pytest.raises(ValueError, match=message):
         checkpoint.save(tmp_path, state, **options)
     assert not steps(tmp_path)
+
+
+RELEASE_0_1 = Path(__file__).parent / "release_0_1"
+
+
+@pytest.fixture
+def release_0_1(tmp_path):
+    """Checkpoints that version 0.1.0 wrote, what they held, and the losses of its next steps."""
+    with tarfile.open(RELEASE_0_1 / "checkpoints.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    with jax.enable_x64(False):  # as they were made
+        yield tmp_path, dict(np.load(RELEASE_0_1 / "expected.npz"))
+
+
+def of_release_0_1(name):
+    """The training of tests/release_0_1/make.py, as one writes it now."""
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(-1, 1, (400, 2)).astype(np.float32)
+    x = jnp.asarray((theta + 0.3 * rng.normal(size=(400, 2))).astype(np.float32))
+    preconditioning = {
+        "measured": lambda: edm.EDMPreconditioning.from_data(x),
+        "number": lambda: edm.EDMPreconditioning(0.5),
+        "features": lambda: edm.EDMPreconditioning(jnp.array([0.5, 0.7], jnp.float32)),
+    }[name]()
+    network = edm.MLP(2, width=8, depth=1, key=jr.key(4))
+    return edm.Denoiser(network, preconditioning), x, optax.adam(1e-3)
+
+
+@pytest.mark.parametrize("name", ["measured", "number", "features"])
+def test_a_checkpoint_of_version_0_1_goes_on(release_0_1, name):
+    """Its weights to the bit, its sigma_data, the examples it had seen, and its next losses."""
+    folder, expected = release_0_1
+    denoiser, x, optimizer = of_release_0_1(name)
+    template = init_state(denoiser, optimizer)
+    state = checkpoint.restore(folder / f"checkpoint_{name}", template, batch_size=8)
+    assert (int(state.step), int(state.seen), state.seen.dtype) == (3, 24, np.uint32)
+    weights = jax.tree.leaves(eqx.filter(state.ema.network, eqx.is_inexact_array))
+    found = np.concatenate([np.ravel(leaf) for leaf in weights])
+    np.testing.assert_array_equal(found, expected[f"checkpoint_{name}"])
+    assert state.denoiser.preconditioning == denoiser.preconditioning
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
+    options = {"steps": 6, "batch_size": 8, "key": jr.key(5), "every": 3, "state": state}
+    [(after, losses)] = edm.train(denoiser, loss, x, optimizer, **options)
+    # float32, here by a compiler that is told not to optimise
+    np.testing.assert_allclose(losses, expected[f"next_{name}"], rtol=1e-5)
+    assert int(after.seen) == 48
+    # and what is saved from now on is of today, beside the old one
+    checkpoint.save(folder / f"checkpoint_{name}", after)
+    assert_identical(checkpoint.restore(folder / f"checkpoint_{name}", template), after)
+
+
+def test_a_checkpoint_of_version_0_1_needs_its_batch_size(release_0_1):
+    """It did not count examples, and averages go on by their count."""
+    folder, _ = release_0_1
+    denoiser, _, optimizer = of_release_0_1("number")
+    template = init_state(denoiser, optimizer)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="0.1.0.*pass batch_size"):
+        checkpoint.restore(folder / "checkpoint_number", template)
+    early = template._replace(step=jnp.array(1))  # but it is in the way as any other
+    with pytest.raises(ValueError, match="later checkpoint of this model, of step 3"):
+        checkpoint.save(folder / "checkpoint_number", early)
+
+
+@pytest.mark.parametrize("name, other", [("number", "features"), ("measured", "number")])
+def test_another_sigma_data_of_version_0_1_is_refused(release_0_1, name, other):
+    folder, _ = release_0_1
+    denoiser, _, optimizer = of_release_0_1(other)
+    template = init_state(denoiser, optimizer)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="_sigma_data(.0.)? is"):
+        checkpoint.restore(folder / f"checkpoint_{name}", template, batch_size=8)
+
+
+def test_a_number_measured_on_another_machine_may_round_otherwise(key, tmp_path):
+    """sigma_data is measured anew for the template; the stored number is the model's."""
+    optimizer = optax.sgd(0.1)
+    ours = init_state(model(key, sigma_data=0.7), optimizer)
+    checkpoint.save(tmp_path, ours)
+    near = init_state(model(key, sigma_data=0.7 * (1 + 1e-6)), optimizer)
+    assert_identical(checkpoint.restore(tmp_path, near), ours)
+    far = init_state(model(key, sigma_data=0.7 * (1 + 1e-4)), optimizer)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="_sigma_data is 0.7, here 0.7"):
+        checkpoint.restore(tmp_path, far)
 
 
 class Killed:

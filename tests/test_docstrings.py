@@ -162,34 +162,3 @@ def test_classes_announce_their_errors(name):
     for error in set().union(*map(raises, makers)):
         assert "Raises:" in doc(node) and error in doc(node), error
     assert "Raises:" in doc(node) or not any(map(checks, makers))
-
-
-def working_lines(file: Path) -> int:
-    """Lines of code that do something.
-
-    Docstrings, comments and blank lines do not count, and neither do imports and signatures: one
-    name a line, they are as long as they are.
-    """
-    skipped = set()
-    for node in ast.walk(TREES[file]):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            skipped |= set(range(node.lineno, (node.end_lineno or 0) + 1))
-        elif isinstance(node, Function):
-            skipped |= set(range(node.lineno, node.body[0].lineno))
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            skipped |= set(range(node.lineno, (node.end_lineno or 0) + 1))
-    lines = enumerate((line.strip() for line in file.read_text().splitlines()), 1)
-    return sum(bool(line) and line[0] != "#" and n not in skipped for n, line in lines)
-
-
-# What every chapter and every application stands on.
-CORE = (
-    *("types", "schedules", "grids", "preconditioning", "denoiser", "distributions", "noise"),
-    *("losses", "initial_loss", "dynamics", "solvers", "sampling", "likelihood", "ema", "training"),
-    "designs",
-)
-
-
-def test_core_is_small():
-    total = {name: working_lines(PACKAGE / f"{name}.py") for name in CORE}
-    assert sum(total.values()) < 1200, f"{sum(total.values())} lines: {total}"

@@ -373,3 +373,23 @@ def test_dynamics_refuse_a_denoiser_that_answers_in_another_form(denoiser, messa
     for name, field in fields.items():
         with pytest.raises(ValueError, match=f"the denoiser's output must have the {message}"):
             pytest.fail(f"{name} returned {field()}")
+
+
+@pytest.mark.slow
+def test_a_denoiser_needs_no_key_parameter():
+    """Nor a keyword: only a key that was given is handed on, and nothing here is given one."""
+    denoise = lambda x, sigma, cond=None: Gaussian(STD)(x, sigma)
+    x, key = jnp.array([0.3, -0.4]), jax.random.key(0)
+    fields = [edm.probability_flow(denoise), *edm.reverse_sde(denoise)]
+    for field in fields:
+        field(1.0, x, None)
+    churn = {"churn": edm.Churn(1.0), "key": key}
+    values = [
+        edm.score(denoise, x, 1.0),
+        edm.sample(denoise, x, edm.edm_sigmas(3)),
+        edm.sample(denoise, x, edm.edm_sigmas(3), solver=edm.DPMSolverPP2M(), **churn),
+        edm.sample_path(denoise, x, edm.edm_sigmas(3)),
+        edm.log_likelihood(denoise, x).log_prob,
+        edm.log_likelihood(denoise, x, probes=2, key=jax.random.clone(key)).log_prob,
+    ]
+    assert all(np.isfinite(value).all() for value in values)

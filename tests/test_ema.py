@@ -190,6 +190,16 @@ def test_reconstruction_is_the_least_squares_one_and_gets_better_with_snapshots(
     assert np.all(np.diff(errors) < 0) and errors[-1] < 0.02
 
 
+def test_large_weights_of_both_signs_do_not_round():
+    """Snapshots in float32 that are all the same: so is their combination, to half a unit."""
+    snapshots = [Snapshot(rule, step, None) for step in range(990, 1001, 2) for rule in PAIR]
+    short = PowerEMA(100.0)
+    assert np.abs(reconstruction_weights(snapshots, short)).sum() > 200  # float32 loses 2 digits
+    model = Model(jnp.array([0.1, 7.7], jnp.float32))
+    average = reconstruct([s._replace(model=model) for s in snapshots], short)
+    np.testing.assert_allclose(average.weights, model.weights, rtol=6e-8)
+
+
 def test_long_trainings_go_by_blocks(monkeypatch):
     kept = [Snapshot(rule, step, None) for rule in PAIR for step in (300, 700, 1000)]
     whole = reconstruction_weights(kept, PowerEMA(4.0), 900)

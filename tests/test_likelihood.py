@@ -5,6 +5,7 @@ from functools import partial
 import diffrax
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -198,6 +199,88 @@ def test_latent_decodes(key):
     back = jax.jit(jax.vmap(lambda z: edm.sample(mixture.denoise, z, sigmas)))(latent)
     # The flow ends at sigma_min, the sample at 0: up to sigma_min off, in the noise's tail.
     np.testing.assert_allclose(back, x, atol=1e-3)
+
+
+# A fixed grid of levels
+
+GAUSSIAN_2 = correlated(2, np.random.default_rng(2))
+
+
+@pytest.mark.parametrize(
+    "solver, order, counts",
+    [(diffrax.Heun(), 2, (64, 128, 256)), (diffrax.Bosh3(), 3, (32, 64, 128))],
+    ids=["heun", "bosh3"],
+)
+def test_order_of_convergence_on_a_fixed_grid(solver, order, counts):
+    """Against the density of a Gaussian, whose own moments make the terminal density exact."""
+    x = jnp.array([0.4, -0.9])
+    exact = GAUSSIAN_2.log_prob(x, SIGMA_MIN)
+    errors = []
+    for n in counts:
+        grid = edm.edm_sigmas(n)
+        result = edm.log_likelihood(GAUSSIAN_2.denoise, x, sigmas=grid, solver=solver)
+        assert result.num_steps == n - 1 and result.ok
+        errors.append(abs(float(result.log_prob - exact)))
+    np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), order, atol=0.25)
+
+
+@pytest.mark.slow
+def test_a_fixed_grid_takes_the_steps_of_diffrax(key):
+    """One step from each level to the next, for every point: the numbers of `diffrax.StepTo`."""
+    mixture, levels = MIXTURES["anisotropic"], edm.edm_sigmas(24, 0.01)
+    x = draw(mixture, key, 5)
+    step_to = diffrax.StepTo(levels[::-1])
+    ends = {"sigma_min": levels[-1], "sigma_max": levels[0], "stepsize_controller": step_to}
+    for solver in (diffrax.Bosh3(), diffrax.Tsit5()):
+        got = evaluate(mixture.denoise, x, sigmas=levels, solver=solver)
+        want = evaluate(mixture.denoise, x, solver=solver, **ends)
+        np.testing.assert_allclose(got.log_prob, want.log_prob, rtol=1e-12)
+        np.testing.assert_allclose(got.latent, want.latent, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_gradients_on_a_fixed_grid(key):
+    """d log p / dx is the score at the last level, up to the error of 96 steps."""
+    mixture = MIXTURES["centred"]
+    x = draw(mixture, key, 1)[0]
+    grid = edm.edm_sigmas(96, 0.05)
+    value = lambda x: edm.log_likelihood(mixture.denoise, x, sigmas=grid).log_prob
+    np.testing.assert_allclose(jax.grad(value)(x), mixture.score(x, 0.05), rtol=1e-4, atol=1e-4)
+
+
+def test_sweeps_compile_once():
+    """Ends, the terminal density and a float condition are numbers, not sizes."""
+    count = []
+
+    def denoise(x, sigma, cond=None):
+        count.append(1)
+        return cond + MIXTURES["centred"].denoise(x - cond, sigma)
+
+    x, found = jnp.array([0.9, 0.2]), set()
+    for v in (0.5, 0.7, 0.9):
+        ends = {"sigma_min": v / 10, "sigma_max": 10 * v}
+        result = edm.log_likelihood(denoise, x, v, prior_mean=v, prior_std=2 * v, **ends)
+        found |= {float(result.log_prob), len(count)}
+    assert len(found) == 4  # three values, and one number of traces
+
+
+@pytest.mark.parametrize("sigmas", [None, edm.edm_sigmas(8)], ids=["adaptive", "grid"])
+def test_it_exports_where_nothing_is_thrown(sigmas):
+    mixture, x = MIXTURES["centred"], jnp.array([0.9, 0.2])
+
+    @jax.jit
+    def run(x, std):
+        options = {"sigmas": sigmas, "prior_std": std, "throw": False}
+        return edm.log_likelihood(mixture.denoise, x, **options)._asdict()
+
+    exported = jax.export.export(run)(x, jnp.array(0.7))
+    for std in (0.7, -1.0):  # a negative one is NaN, not ok
+        arguments = x, jnp.array(std)
+        jax.tree.map(np.testing.assert_allclose, exported.call(*arguments), run(*arguments))
+        assert run(*arguments)["ok"] == (std > 0)
+    pytest.importorskip("flatbuffers")
+    back = jax.export.deserialize(exported.serialize())
+    jax.tree.map(np.testing.assert_allclose, back.call(*arguments), run(*arguments))
 
 
 @pytest.mark.slow

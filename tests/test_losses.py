@@ -1,5 +1,6 @@
 """The loss against Eq. 2 in denoiser space, and the noise levels against their laws."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -180,7 +181,7 @@ def test_the_old_name_of_sigma_dist_warns(key):
     """`noise` gives the same loss; both names at once are one too many."""
     denoiser, x, law = edm.Denoiser(wavy, edm.VEPreconditioning()), jnp.ones(3), edm.LogNormal()
     loss = edm.denoising_loss(denoiser, x, sigma_dist=law, key=jr.clone(key))
-    with pytest.warns(DeprecationWarning, match="noise=. is now sigma_dist="):
+    with pytest.warns(DeprecationWarning, match="noise=. is now called sigma_dist="):
         old = edm.denoising_loss(denoiser, x, noise=law, key=jr.clone(key))  # type: ignore[call-arg]
     assert loss == old
     with pytest.raises(TypeError, match="unexpected keyword argument 'noise'"):
@@ -334,6 +335,16 @@ def test_loss_by_sigma_calls_without_a_key(key):
     outside = edm.loss_by_sigma(plain, x, sigmas, key=key, preconditioning=denoiser.preconditioning)
     assert np.all(np.isfinite(inside))
     np.testing.assert_allclose(outside, inside, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_loss_by_sigma_takes_numpy_arrays_and_lists_of_levels(key):
+    denoiser = edm.Denoiser(wavy, edm.EDMPreconditioning(0.5))
+    x, cond = np.random.default_rng(0).normal(size=(3, 2)), np.arange(3.0)
+    loss = partial(edm.loss_by_sigma, denoiser, key=key)
+    jax_arrays = loss(jnp.asarray(x), jnp.array([0.5, 2.0]), jnp.asarray(cond), key=jr.clone(key))
+    numpy_arrays = loss(x, [0.5, 2.0], cond)
+    np.testing.assert_array_equal(numpy_arrays, jax_arrays)
 
 
 def test_loss_by_sigma_uses_fresh_noise_for_each_example_and_level(key):

@@ -99,7 +99,7 @@ def test_loss_and_likelihood_are_the_packages(key):
     for m in (edm, minimal):
         denoiser = m.Denoiser(network, m.EDMPreconditioning.from_data(data))
         losses.append(
-            m.denoising_loss(denoiser, data[0], noise=m.LogNormal(), key=jr.clone(loss_key))
+            m.denoising_loss(denoiser, data[0], sigma_dist=m.LogNormal(), key=jr.clone(loss_key))
         )
         exact = m.log_likelihood(denoiser, data[0])
         probed = m.log_likelihood(denoiser, data[0], probes=3, key=jr.clone(probe_key))

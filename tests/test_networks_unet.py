@@ -1,5 +1,6 @@
 """The image networks against the reference: layer by layer, and whole with their gradients."""
 
+import dataclasses
 import re
 from functools import cache, partial
 
@@ -10,7 +11,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 from golden_cases import Case, assert_close, check_file, each_case, manifest
-from golden_networks import NETWORKS, condition, config, network
+from golden_networks import (
+    NETWORKS,
+    condition,
+    config,
+    drawn_configs,
+    drawn_network,
+    network,
+)
+from hypothesis import Phase, given, settings, strategies as st
 
 import edm_tutorial as edm
 from edm_tutorial.networks import (
@@ -20,7 +29,7 @@ from edm_tutorial.networks import (
     small_unet,
     song_unet,
 )
-from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, Block
+from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, AuxSkip, Block
 from edm_tutorial.networks.unet.convolution import convolve
 from edm_tutorial.networks.unet.embedding import Fourier, Positional
 from edm_tutorial.networks.unet.layers import (
@@ -30,6 +39,8 @@ from edm_tutorial.networks.unet.layers import (
     GroupNorm,
     Up,
     attention_weights,
+    crop_image,
+    pad_image,
     xavier,
 )
 from edm_tutorial.networks.unet.state_dict import state_names
@@ -235,7 +246,8 @@ def test_network(file):
     for name in ("e1_noaug", "e2_onesigma"):
         if name in manifest()[file]["cases"]:
             case = Case(file, name)
-            check(file, case, jnp.float64)
+            for dtype in PRECISIONS:
+                check(file, case, dtype)
             case.check_all_read()
 
 
@@ -252,6 +264,37 @@ def test_network_and_gradient(file):
 def test_gradients_there_are():
     stored = [file for file in NETWORKS if "grad_x_f64" in Case(file, "e0")]
     assert len(stored) == 4
+
+
+FAST = "netx_106"  # labels, a residual encoder, and levels of 24, 12 and 24 channels
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != FAST)) for n in drawn_configs()]
+)
+def test_network_of_a_random_configuration(name):
+    """Outputs and gradients in float64, to 1e-10 of the largest entry as above."""
+    assert len(drawn_configs()) == 7
+    net, arrays = drawn_network(name)
+    unread = set(arrays) - {"class_labels", "augment_labels"}
+    labels = [arrays.get(label) for label in ("class_labels", "augment_labels")]
+    cond = ImageCondition(*(None if a is None else jnp.asarray(a, float) for a in labels))
+    x, c_noise = (jnp.asarray(arrays[n], float) for n in ("x", "noise_labels"))
+    got = evaluate_with_gradient(net, x, jnp.broadcast_to(c_noise, x.shape[:1]), cond)
+    for array, want in zip(got, (arrays["out_f64"], arrays["grad_x_f64"]), strict=True):
+        np.testing.assert_allclose(array, want, rtol=0, atol=1e-10 * np.abs(want).max())
+    assert unread == {"x", "noise_labels", "out_f64", "grad_x_f64"}
+
+
+def test_input_skip_adds_the_smaller_image():
+    """Block means of the image, times a 1x1 convolution, are added to the level's input."""
+    conv = Conv(1, 4, 1, xavier, key=jr.key(0))
+    conv = eqx.tree_at(lambda conv: conv.weight, conv, jnp.arange(1.0, 5)[None, None, None])
+    image, h = jnp.arange(16.0).reshape(4, 4, 1), jnp.ones((2, 2, 4))
+    out, smaller = AuxSkip(conv, Down((1, 1)))(h, image)
+    means = np.array([[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_allclose(smaller[..., 0], means)
+    np.testing.assert_allclose(out, 1 + means[..., None] * np.arange(1.0, 5), rtol=1e-12)
 
 
 # The convolution and its derivatives
@@ -484,18 +527,145 @@ def test_frequencies_are_not_trained():
 
 
 @pytest.mark.parametrize(
-    "size, levels", [(4, [4]), (8, [8, 4]), (28, [28, 14, 7]), (32, [32, 16, 8, 4]), (9, [9])]
+    "size, levels",
+    [
+        *[(1, [1]), (4, [4]), (5, [5]), (7, [7]), (8, [8, 4]), (12, [12, 6, 3])],
+        *[(28, [28, 14, 7]), (32, [32, 16, 8, 4]), (64, [64, 32, 16, 8])],
+        *[(9, [10, 5]), (27, [28, 14, 7]), (30, [32, 16, 8, 4]), (100, [104, 52, 26, 13])],
+        (200, [208, 104, 52, 26, 13]),
+    ],
 )
-def test_small_unet_halves_what_can_be_halved(size, levels, key):
-    build = partial(small_unet, (3, size, size), width=8)
-    net = eqx.filter_eval_shape(build, key=key)
+def test_levels_of_a_small_unet(size, levels, key):
+    """Halved where it can be, padded where not; the lowest level alone attends."""
+    net = eqx.filter_eval_shape(partial(small_unet, (3, size, size), width=8), key=key)
+    assert len(net.encoder) == len(levels) and net.resolutions == levels
     names = state_names(net)
     for level in levels:
         assert any(name.startswith(f"dec.{level}x{level}_block0") for name in names)
-    assert len(net.encoder) == len(levels)
+    attends = {name.split(".")[1] for name in names if "qkv" in name}
+    assert attends == {f"{levels[-1]}x{levels[-1]}_in0"} and levels[-1] ** 2 <= 256
     x = jax.ShapeDtypeStruct((3, size, size), jnp.float32)
     out = eqx.filter_eval_shape(net, x, jax.ShapeDtypeStruct((), jnp.float32))
     assert out.shape == x.shape and out.dtype == x.dtype
+
+
+def test_padding():
+    """Reflection, the wider margin last; along an axis that is too short, the edge repeated."""
+    x = jnp.arange(1.0, 13).reshape(3, 4, 1)
+    padded = pad_image(x, 4)[..., 0]
+    np.testing.assert_array_equal(padded, [*x[..., 0], x[1, :, 0]])
+    wide = pad_image(x, 10)[..., 0]
+    reflected = np.pad(x[..., 0], ((0, 0), (3, 3)), "reflect")
+    np.testing.assert_array_equal(wide, np.pad(reflected, ((3, 4), (0, 0)), "edge"))
+    np.testing.assert_array_equal(crop_image(pad_image(x, 10), 3, 4), x)
+    assert pad_image(x, 1) is x
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_halved_is_padded_and_cropped():
+    """The network of 9 pixels a side is that of 10 on a reflected image; all pixels matter."""
+    skeleton = eqx.filter_eval_shape(partial(small_unet, (1, 9, 9), width=8), key=jr.key(0))
+    rng = np.random.default_rng(0)
+    net = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape)), skeleton)
+    whole = dataclasses.replace(net, shape=(1, 10, 10))
+    x, c_noise = rng.standard_normal((1, 9, 9)), jnp.array(0.3)
+    wide = np.concatenate([x, x[:, -2:-1]], axis=1)
+    wide = np.concatenate([wide, wide[:, :, -2:-1]], axis=2)
+    out, gradient = evaluate_with_gradient(net, jnp.asarray(x)[None], c_noise[None], None)
+    want = evaluate(whole, jnp.asarray(wide)[None], c_noise[None], None)
+    np.testing.assert_allclose(out, want[..., :9, :9], rtol=1e-12, atol=1e-12)
+    assert np.all(gradient != 0)
+
+
+@st.composite
+def configurations(draw, levels):
+    """A constructor and keywords of a small network: every option, widths that go up and down."""
+    size = draw(st.sampled_from([2, 3, 4])) * 2 ** (levels - 1)
+    resolutions = [size >> i for i in range(levels)]
+    small = st.integers(1, 3)
+    keywords = {
+        "img_resolution": size,
+        "in_channels": draw(small),
+        "out_channels": draw(small),
+        "label_dim": draw(st.sampled_from([0, 3])),
+        "augment_dim": draw(st.sampled_from([0, 2])),
+        "model_channels": draw(st.sampled_from([4, 8])),
+        "channel_mult": draw(st.permutations([1, 2, 2, 3]))[:levels],
+        "channel_mult_emb": draw(small),
+        "num_blocks": draw(st.integers(1, levels - 1)),
+        "attn_resolutions": sorted(draw(st.sets(st.sampled_from(resolutions)))),
+        "dropout": draw(st.sampled_from([0.0, 0.2])),
+    }
+    if draw(st.integers(0, 3)) == 3:
+        return dhariwal_unet, keywords | {"channels_per_head": draw(st.sampled_from([4, 64]))}
+    return song_unet, keywords | {
+        "embedding_type": draw(st.sampled_from(["positional", "fourier"])),
+        "channel_mult_noise": draw(small),
+        "encoder_type": draw(st.sampled_from(["standard", "residual", "skip"])),
+        "decoder_type": draw(st.sampled_from(["standard", "skip"])),
+        "resample_filter": draw(st.sampled_from([(1, 1), (1, 3, 3, 1)])),
+    }
+
+
+def drawn(max_examples):
+    """The same examples in every run; a smaller failure is not worth minutes of compilation."""
+    phases = [Phase.explicit, Phase.generate]
+    return settings(
+        derandomize=True, deadline=None, max_examples=max_examples, database=None, phases=phases
+    )
+
+
+def example(keywords):
+    """An input of a network, its label and its condition."""
+    rng = np.random.default_rng(0)
+    side = keywords["img_resolution"]
+    x = jnp.asarray(rng.standard_normal((keywords["in_channels"], side, side)), jnp.float32)
+    labels = (keywords[n] for n in ("label_dim", "augment_dim"))
+    cond = ImageCondition(*(jnp.ones(n) / n if n else None for n in labels))
+    return x, jnp.float32(0.4), cond
+
+
+@pytest.mark.slow
+@given(configurations(levels=3))
+@drawn(15)
+def test_shapes_of_any_configuration(configuration):
+    """The image comes back in its size, and every array has a name of its own."""
+    build, keywords = configuration
+    net = eqx.filter_eval_shape(partial(build, **keywords), key=jr.key(0))
+    names = state_names(net)
+    assert len(set(names)) == len(names) == len(jax.tree.leaves(net))
+    x, c_noise, cond = example(keywords)
+    out = eqx.filter_eval_shape(lambda net: net(x, c_noise, cond, key=jr.key(1)), net)
+    assert out.shape == (keywords["out_channels"], *x.shape[1:]) and out.dtype == x.dtype
+
+
+@pytest.mark.slow
+@given(configurations(levels=2))
+@drawn(2)
+def test_values_of_any_configuration(configuration):
+    """Untrained, F is 0; with numbers in every array it is not, and all gradients are finite."""
+    build, keywords = configuration
+    x, c_noise, cond = example(keywords)
+
+    @eqx.filter_jit
+    def run(net, x):
+        def total(arguments):
+            net, x = arguments
+            out = net(x, c_noise, cond, key=jr.key(2))
+            return jnp.sum(out**2), out
+
+        return eqx.filter_grad(total, has_aux=True)((net, x))
+
+    net = build(**keywords, key=jr.key(1))
+    net = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), net)
+    np.testing.assert_array_equal(run(net, x)[1], 0)
+    rng = np.random.default_rng(1)
+    awake = jax.tree.map(lambda a: jnp.float32(0.3 * rng.standard_normal(a.shape)), net)
+    gradients, out = run(awake, x)
+    assert np.all(out != 0)
+    for leaf in jax.tree.leaves(gradients):
+        assert np.all(np.isfinite(leaf))
+    assert np.all(gradients[1] != 0)  # every pixel matters
 
 
 REFUSED = {
@@ -522,6 +692,66 @@ def test_refused(message, key):
         song_unet(**(options | REFUSED[message]), key=key)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (partial(song_unet, (24, 40), 1, 1), r"img_resolution .* square, got \(24, 40\)"),
+        (partial(dhariwal_unet, 8.0, 1, 1), "img_resolution must be a whole number, got 8.0"),
+        (partial(song_unet, 8, 1, 1, label_dim=0.5), "label_dim must be a whole number, got 0.5"),
+        (partial(song_unet, 8, 1, 1.5), "out_channels must be a whole number, got 1.5"),
+        (partial(small_unet, (1, 8.5, 8.5)), "height and width must be a whole number, got 8.5"),
+    ],
+)
+def test_sizes_are_whole_numbers(build, message, key):
+    with pytest.raises(TypeError, match=message):
+        build(key=key)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_counts_below_the_least(key):
+    with pytest.raises(ValueError, match="augment_dim must be at least 0, got augment_dim=-1"):
+        small_unet((1, 8, 8), augment_dim=-1, key=key)
+    with pytest.raises(ValueError, match="channels_per_head must be at least 1"):
+        dhariwal_unet(8, 1, 1, attn_resolutions=(), channels_per_head=0, key=key)
+    with pytest.raises(ValueError, match="height and width must be at least 1"):
+        small_unet((1, 0, 0), key=key)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sizes_of_numpy(key):
+    """Counts that come out of NumPy are numbers like others, and stay outside of JAX."""
+    one = lambda n: np.array([n])[0]
+    given = dict(label_dim=one(3), augment_dim=one(2), dropout=one(0.1))
+    builds = [
+        partial(small_unet, (one(1), one(9), one(9)), width=one(8), **given),
+        partial(
+            dhariwal_unet,
+            *(one(9), one(1), one(1)),
+            model_channels=one(8),
+            channel_mult=np.array([1]),
+            num_blocks=one(1),
+            attn_resolutions=np.array([9]),
+            channels_per_head=one(8),
+            **given,
+        ),
+        partial(
+            song_unet,
+            *(9, 1, 1),
+            model_channels=8,
+            channel_mult=(1,),
+            attn_resolutions=(),
+            channel_mult_noise=one(1),
+            resample_filter=np.array([1.0, 3.0, 3.0, 1.0]),
+        ),
+    ]
+    for build in builds:
+        net = eqx.filter_eval_shape(build, key=jr.clone(key))
+        assert net.shape == (1, 9, 9) and {type(n) for n in net.shape} == {int}
+        out = eqx.filter_eval_shape(net, jnp.zeros((1, 9, 9)), jnp.array(0.3))
+        assert out.shape == (1, 9, 9)
+
+
 def test_unknown_keywords_are_refused(key):
     with pytest.raises(TypeError, match="model_chanels"):
         song_unet(8, 1, 1, model_chanels=8, key=key)
@@ -535,9 +765,11 @@ def test_unknown_keywords_are_refused(key):
     [
         (IMAGE[:, :7], None, "x must have shape"),
         (IMAGE.astype(int), None, "floating"),
-        (IMAGE, jnp.zeros(3), "ImageCondition"),
+        (IMAGE, jnp.zeros(3), r"got ArrayImpl: class k is ImageCondition\(jax.nn.one_hot\(k, 3"),
+        (IMAGE, 2, r"got int: class k is ImageCondition\(jax.nn.one_hot\(k, 3\)\)"),
+        (IMAGE, ImageCondition(2), r"\(3,\), jax.nn.one_hot\(k, 3\) for class k; got shape \(\)"),
         (IMAGE, ImageCondition(jnp.zeros(4)), r"class_labels must have shape \(3,\)"),
-        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\)"),
+        (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\);"),
     ],
 )
 def test_refused_calls(x, cond, message):

@@ -161,8 +161,7 @@ def found(name: str) -> bool:
 def test_a_name_that_a_chapter_takes_from_a_library_exists(notebook):
     names = {name for name in names_of_libraries(code_of(notebook))}
     names = {name for name in names if name.partition(".")[0] not in OWN}
-    assert len(names) > 10
-    assert not [name for name in sorted(names) if not found(name)]
+    assert names and not [name for name in sorted(names) if not found(name)]
 
 
 def test_a_name_that_no_library_has_is_missed():

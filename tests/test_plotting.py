@@ -34,11 +34,11 @@ def test_one_channel_is_grey():
 def test_three_channels_are_red_green_and_blue():
     """-limit is dark, limit is full, channels come last; what is beyond is cut off."""
     images = np.zeros((1, 2, 3, 4, 4))
-    images[0, 1, 0, 1, 2] = 2.0  # red, row 1, column 2 of the second image
+    images[0, 1, 0, 1, 2] = 1.0  # reddish, row 1, column 2 of the second image
     images[0, 1, 2, 3, 0] = -7.0  # no blue, row 3, column 0
     arrays, _ = drawn(images, limit=2.0)
     np.testing.assert_array_equal(arrays[0], np.full((4, 4, 3), 0.5))
-    np.testing.assert_array_equal(arrays[1][1, 2], [1.0, 0.5, 0.5])
+    np.testing.assert_array_equal(arrays[1][1, 2], [0.75, 0.5, 0.5])
     np.testing.assert_array_equal(arrays[1][3, 0], [0.5, 0.5, 0.0])
 
 

@@ -177,6 +177,15 @@ def test_preconditioning_prints_its_number(name):
     )
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_its_numbers_may_become_arrays(name):
+    """As they do at the door of the sampler, so that another value compiles nothing anew."""
+    part = MADE[name]()
+    arrays = jax.tree.map(jnp.asarray, part)
+    for c, exact in zip(eqx.filter_jit(arrays)(jnp.array(0.7)), part(0.7), strict=True):
+        np.testing.assert_allclose(c, exact, rtol=1e-15)
+
+
 def test_one_compilation_for_all_values():
     """Inside jit sigma_data is an array like any other."""
     compiled = []
@@ -254,7 +263,7 @@ def test_from_data_refuses(unchecked, data, message):
 
 
 def test_discrete_models_need_levels():
-    with pytest.raises(ValueError, match="need at least 1 noise level, got levels=0"):
+    with pytest.raises(ValueError, match="levels=0"):
         edm.IDDPMPreconditioning(levels=0)
     with pytest.raises(ValueError, match="need c_1 and c_2 between 0 and 1"):
         edm.IDDPMPreconditioning(c_1=2.0)

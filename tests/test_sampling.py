@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -385,6 +386,102 @@ def test_the_denoiser_is_traced_once_a_stage(solver):
 
     stages = 3 if isinstance(solver, edm.Heun) else 2  # of a step, and the last one
     assert traces(18) == traces(256) == stages
+
+
+def counted(count):
+    """A denoiser with a condition, and a list that grows whenever it is traced."""
+
+    def denoise(x, sigma, cond=None):
+        count.append(1)
+        return GAUSSIAN(x - cond, sigma) + cond
+
+    return denoise
+
+
+def test_a_sweep_in_a_python_loop_compiles_once():
+    """Over numbers that are no sizes: a condition, churn, guidance. Three calls are traced."""
+    count = []
+    plain, amounts = counted(count), [0.5, 1.0, 2.5]
+    sweeps = {
+        "condition": lambda v: edm.sample(plain, NOISE, LEVELS, v),
+        "churn": lambda v: edm.sample(
+            plain, NOISE, LEVELS, 0.0, churn=edm.Churn(v, v / 9, 9 * v, v), key=KEY
+        ),
+    }
+    for name, sweep in sweeps.items():
+        count.clear()
+        ends = [np.asarray(sweep(value)) for value in amounts]
+        assert len(count) == 3, name
+        assert np.abs(np.diff(ends, axis=0)).min() > 1e-3, name  # and each value counts
+
+
+def test_a_sweep_over_the_guidance_weight_compiles_once():
+    count = []
+
+    def main(x, sigma, cond=None, *, key=None):
+        count.append(1)
+        return GAUSSIAN(x, sigma)
+
+    def guide(x, sigma, cond=None, *, key=None):
+        return x / (1 + sigma**2)
+
+    ends = [edm.sample(edm.Guided(main, guide, w), NOISE, LEVELS) for w in (0.0, 1.0, 2.5)]
+    assert len(count) == 3
+    np.testing.assert_allclose(ends[0], edm.sample(guide, NOISE, LEVELS), rtol=1e-12)
+    np.testing.assert_allclose(ends[1], edm.sample(main, NOISE, LEVELS), rtol=1e-12)
+
+
+@pytest.mark.parametrize("churn", [None, edm.Churn(2.0, 0.1, 3.0)], ids=["plain", "churned"])
+def test_it_exports(churn):
+    """Nothing in the compiled path calls back to Python, so that it runs without JAX's tracing."""
+    schedule = edm.VariancePreserving()
+    options = {"schedule": schedule, "solver": edm.DPMSolverPP2M(), "churn": churn}
+
+    @jax.jit
+    def draw(noise, sigmas, seed):
+        key = None if churn is None else jax.random.wrap_key_data(seed)
+        return edm.sample(GAUSSIAN, noise, sigmas, key=key, **options)
+
+    arguments = NOISE, LEVELS, jax.random.key_data(KEY)
+    exported = jax.export.export(draw)(*arguments)
+    np.testing.assert_allclose(exported.call(*arguments), draw(*arguments), rtol=1e-13)
+    pytest.importorskip("flatbuffers")
+    back = jax.export.deserialize(exported.serialize())
+    np.testing.assert_allclose(back.call(*arguments), draw(*arguments), rtol=1e-13)
+
+
+# From an example that was noised up to a level s only
+
+
+@pytest.mark.parametrize("schedule", [edm.Linear(), edm.VariancePreserving()], ids=["edm", "vp"])
+def test_from_a_noisy_example(schedule):
+    """y + s n goes where the ODE through that point leads: mean + (x - mean) c / hypot(c, s).
+
+    Heun's error with 256 levels is below 1e-4 of the distance.
+    """
+    s, y, n = 0.7, np.array([0.9, -1.3]), np.array([0.2, -0.5])
+    x = y + s * n
+    start = jnp.asarray(x / s)
+    got = edm.sample(GAUSSIAN, start, edm.edm_sigmas(256, sigma_max=s), schedule=schedule)
+    std, mean = np.asarray(GAUSSIAN.std), np.asarray(GAUSSIAN.mean)
+    exact = mean + (x - mean) * std / np.hypot(std, s)
+    np.testing.assert_allclose(got, exact, atol=1e-4)
+
+
+def test_from_a_noisy_example_of_a_mixture():
+    """The ODE in one dimension keeps every point's rank: F(end; 0) = F(y + s n; s)."""
+    weights, means, stds = np.array([0.4, 0.6]), np.array([-0.8, 0.5]), np.array([0.2, 0.3])
+    mixture = edm.GaussianMixture(weights, means[:, None], stds[:, None, None] ** 2)
+
+    def rank(x, sigma):
+        z = (x - means) / np.hypot(stds, sigma)
+        return float(weights @ np.asarray(jax.scipy.stats.norm.cdf(z)))
+
+    s = 0.5
+    for x in (-1.4, -0.2, 0.3):
+        end = edm.sample(mixture.denoise, jnp.array([x / s]), edm.edm_sigmas(256, sigma_max=s))
+        # Heun's error with 256 levels, times a density of at most 1
+        assert rank(float(end[0]), 0.0) == pytest.approx(rank(x, s), abs=2e-4)
 
 
 # What is refused

@@ -210,7 +210,7 @@ T, D = np.zeros((3, 2)), np.zeros((3, 5, 2))
         (lambda: calibration.expected_coverage(np.array([1]), 5, prob=1.0), "prob must lie"),
         (lambda: calibration.expected_coverage(np.array([0]), 0), "draws, levels and simulations"),
         (lambda: c2st(T, D[0, :, :1]), r"same columns, got shapes \(3, 2\) and \(5, 1\)"),
-        (lambda: c2st(normal(1, 4), normal(2, 9)), "5 folds, 4 and 9 rows"),
+        (lambda: c2st(normal(1, 4), normal(2, 9)), "5 rows of each sample, got 4 and 9"),
         (lambda: c2st(normal(1, 9), normal(2, 9) * np.inf), "samples must be finite"),
         (lambda: c2st(np.ones((9, 2)), normal(2, 9)), r"constant in columns \[0, 1\]"),
     ],

@@ -254,6 +254,16 @@ def test_batches_are_uniform_draws_of_all_examples(key):
     assert abs(means.std() / spread - 1) < 4 / np.sqrt(2 * 400)
 
 
+@pytest.mark.parametrize("end", [jnp.max, jnp.min])
+def test_the_first_and_the_last_example_are_drawn_too(end, key):
+    """10,000 draws of 101 examples miss a given one with probability e^-99."""
+    x = jnp.linspace(-1.0, 1.0, 101)[:, None]
+    loss = BatchLoss(lambda model, x, cond, *, key: end(x) + 0 * model.weight)
+    options = {"steps": 400, "batch_size": 25, "key": key, "every": 400}
+    [(_, found)] = edm.train(Recorder(jnp.array(1.0)), loss, x, optax.sgd(0.0), **options)
+    assert end(found) == end(x)
+
+
 def test_every_example_of_a_step_has_noise_of_its_own(key):
     x = jnp.zeros((3, 1))
     model = Recorder(jnp.array(1.0))
@@ -576,6 +586,21 @@ def test_an_optimizer_that_asks_for_the_loss_gets_it():
     np.testing.assert_array_equal(rates, [1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
+def test_what_an_optimizer_is_told_is_the_loss_of_the_batch():
+    """The loss, its gradient, and the loss as a function, at w = (0, 0) and (1, 0) by hand."""
+
+    def update(updates, state, params, *, value, grad, value_fn, **rest):
+        elsewhere = Recorder(params.weight.at[0].set(1.0))
+        told = jnp.array([value, *grad.weight, value_fn(params), value_fn(elsewhere)])
+        return updates, told
+
+    init = lambda params: jnp.zeros(5)
+    optimizer = optax.GradientTransformationExtraArgs(init, update)
+    with jax.debug_key_reuse(False):  # the loss as a function has the noise of the batch
+        [(state, _)] = simple_run(optax.chain(optimizer, optax.sgd(0.1)), steps=1)
+    np.testing.assert_allclose(state.opt_state[0], [45, -3, -27, 45, 42.5], rtol=1e-14)
+
+
 def test_lbfgs_searches_along_its_lines():
     """A quadratic in two dimensions is solved in a few steps; steepest descent is far from it."""
     with jax.debug_key_reuse(False):  # every point of a line has the batch's own noise
@@ -687,11 +712,11 @@ def test_the_warning_can_be_silenced_alone():
 
 
 class Normalised(eqx.Module):
-    """A network with a layer that has a state."""
+    """A denoiser of one's own, with a layer that has a state."""
 
     norm: eqx.nn.BatchNorm
 
-    def __call__(self, x, c_noise, cond=None, *, key=None):
+    def __call__(self, x, sigma, cond=None, *, key=None):
         return x
 
 
@@ -710,6 +735,5 @@ def test_a_network_whose_weights_are_out_of_reach_is_refused(name, key):
 
 def test_a_layer_with_a_state_is_refused(key):
     norm, _ = eqx.nn.make_with_state(eqx.nn.BatchNorm)(2, "batch", mode="batch")
-    denoiser = edm.Denoiser(Normalised(norm), edm.EDMPreconditioning(1.0))
     with pytest.raises(ValueError, match="layers with a state, such as eqx.nn.BatchNorm"):
-        edm.train(denoiser, LOSS, jnp.ones((3, 2)), ADAM, steps=1, batch_size=1, key=key)
+        edm.train(Normalised(norm), LOSS, jnp.ones((3, 2)), ADAM, steps=1, batch_size=1, key=key)

@@ -6,7 +6,9 @@
 
 The environment first gets a JAX, as Colab has one, then a wheel of the package by the line that
 the first cell of a chapter would run, which must leave that JAX alone. Each notebook is
-copied to an empty folder and executed there.
+copied to an empty folder and executed there. That JAX is the newest, which may be newer than
+Colab's: that no chapter takes a name which an older one lacks is looked at by `make oldest`
+(tests/test_pages.py).
 """
 
 import argparse

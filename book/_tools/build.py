@@ -4,7 +4,8 @@
     python book/_tools/build.py --execute-only    # export and run, without the pages
 
 1. `export.py` writes the notebooks that Colab opens.
-2. Each notebook whose code, or whose package, changed is run once, in `.executed/`.
+2. Each notebook whose code changed, or the package, or any version, is run once, in `.executed/`;
+   a warning of its own is an error.
 3. The outputs, and nothing else, go into the cache that Jupyter Book reads.
 4. Jupyter Book builds `_build/html`, with every warning an error.
 """
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import export
@@ -31,8 +32,14 @@ from repository import ROOT
 
 EXECUTED = ROOT / ".executed"
 BUILD = ROOT / "_build"
-PACKAGES = ("jax", "equinox", "diffrax", "optax", "numpy", "matplotlib")
 CELL_SECONDS = 1800
+# Each kernel runs this first. A cell that means to warn catches the warning and prints it.
+STARTUP = """\
+import warnings
+
+# A warning of a cell or of the package is an error; one of a library goes to stderr.
+warnings.filterwarnings("error", module=r"__main__$|edm_tutorial\\b")
+"""
 
 
 def fingerprint(chapter: Path) -> str:
@@ -43,8 +50,13 @@ def fingerprint(chapter: Path) -> str:
             digest.update(cell.source.encode() + b"\0")
     for path in sorted((ROOT / "edm_tutorial").rglob("*.py")):
         digest.update(path.read_bytes())
-    digest.update(" ".join([sys.version, *map(version, PACKAGES)]).encode())
+    digest.update("\n".join([sys.version, *installed(), STARTUP]).encode())
     return digest.hexdigest()
+
+
+def installed() -> list[str]:
+    """Every package of this environment with its version: which one moves a digit, nobody knows."""
+    return sorted(f"{found.name}=={found.version}" for found in distributions())
 
 
 def execute(sources: list[Path]) -> dict[str, float]:
@@ -65,9 +77,18 @@ def execute(sources: list[Path]) -> dict[str, float]:
             record = {"hash": prints[source], "seconds": seconds[source.stem]}
             _record_path(source).write_text(json.dumps(record))
             os.utime(source)  # Sphinx reads the page again
+            for text in stderr(source):
+                print(f"build: {source.stem} said, where its page does not show it:\n{text}")
     if failed := [source.stem for source in stale if source.stem not in seconds]:
         sys.exit(f"\nbuild: a cell failed in {', '.join(failed)} (see above)")
     return {source.stem: _record(source)["seconds"] for source in sources}
+
+
+def stderr(source: Path) -> list[str]:
+    """What the cells of the executed copy wrote to stderr, where libraries warn."""
+    cells = read(_executed(source), as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def _run(sources: list[Path]) -> dict[str, float]:
@@ -80,7 +101,11 @@ def _run(sources: list[Path]) -> dict[str, float]:
     command += ["-n", str(min(len(sources), 2))] if len(sources) > 1 else []
     command += [str(_executed(source)) for source in sources]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    startup = EXECUTED / "ipython" / "profile_default" / "startup" / "warnings.py"
+    startup.parent.mkdir(parents=True, exist_ok=True)
+    startup.write_text(STARTUP)
     environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
+    environment["IPYTHONDIR"] = str(EXECUTED / "ipython")
     environment.pop("MPLBACKEND", None)
     code = subprocess.run(command, cwd=EXECUTED, env=environment).returncode
     if code not in (0, 1):

@@ -51,11 +51,11 @@ class Augmented(NamedTuple):
 
 @final
 class Augmentation(eqx.Module):
-    """Random warps with their labels: `augmentation(image, key=key)`.
+    """Random warps with their labels, called as `augmentation(image, key=key)`.
 
-    Each of the warps (mirror top to bottom, scale, turn, stretch, move) is done or left out
-    on its own. Scale, stretch and move are normal in their labels, the turn and the
-    direction of the stretch are uniform.
+    Each of the warps (both mirrors, scale, turn, stretch, move) is done or left out
+    independently. The labels of scale, stretch and move are normal. The angle of the turn and
+    the direction of the stretch are uniform.
 
     Arguments:
         p: the probability of each warp but the next.
@@ -75,7 +75,7 @@ class Augmentation(eqx.Module):
                 raise ValueError(f"{name} must be a probability, got {value}")
 
     def __call__(self, image: Float[Array, "channels height width"], *, key: PRNGKey) -> Augmented:
-        """`image` after random warps; with both probabilities 0, untouched."""
+        """An image after random warps; with both probabilities 0 it is the same to the bit."""
         labels = self.labels(key).astype(image.dtype)
         return Augmented(warp(image, labels), labels)
 

@@ -217,7 +217,7 @@ def _load(args: argparse.Namespace) -> data.Images:
 
 
 def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
-    """Why this folder cannot be gone on with; a new one is marked as ours."""
+    """Reason why a run in this folder cannot go on; a new folder gets its settings."""
     free = {"out", "steps", "every", "sample_every", "cache", "dry_run"}
     settings = {name: value for name, value in vars(args).items() if name not in free}
     file = folder / "settings.json"

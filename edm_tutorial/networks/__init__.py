@@ -1,5 +1,6 @@
 """Networks to put inside a `Denoiser`: called as `F(x, c_noise, cond=None, *, key=None)`."""
 
+from .adapt import adapt as adapt
 from .mlp import MLP as MLP, Embedded as Embedded
 from .precision import Cast as Cast
 from .unet.configurations import (

@@ -6,7 +6,6 @@ The last layer starts at zero: the untrained network outputs 0, hence a loss of 
 """
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, final
 
 import equinox as eqx
@@ -16,7 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_floating
+from .._checks import check_callable, check_floating, check_key, whole
 from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
@@ -97,28 +96,17 @@ class MLP(eqx.Module):
         dropout: float = 0.0,
         key: PRNGKey,
     ):
-        sizes = {
-            "size": size,
-            "cond_size": cond_size,
-            "width": width,
-            "depth": depth,
-            "octaves": octaves,
-        }
-        for name, count in sizes.items():
-            if not isinstance(count, Integral):
-                raise TypeError(f"{name} must be a whole number, got {count!r}")
-        if min(size, width, depth) < 1 or min(cond_size, octaves) < 0:
-            raise ValueError(
-                "need size, width and depth of at least 1, cond_size and octaves of at least 0, "
-                f"got {size}, {width}, {depth}, {cond_size} and {octaves}"
-            )
+        self.size, self.cond_size = whole("size", size), whole("cond_size", cond_size, least=0)
+        self.octaves = whole("octaves", octaves, least=0)
+        width, depth = whole("width", width), whole("depth", depth)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        check_key("key", key)
         input_key, context_key, output_key, *block_keys = jr.split(key, 3 + depth)
-        self.size, self.cond_size, self.octaves = int(size), int(cond_size), int(octaves)
-        self.embed_input = eqx.nn.Linear(size * (1 + 2 * octaves), width, key=input_key)
+        features = self.size * (1 + 2 * self.octaves)
+        self.embed_input = eqx.nn.Linear(features, width, key=input_key)
         self.embed_context = eqx.nn.MLP(
-            2 * FREQUENCIES + cond_size,
+            2 * FREQUENCIES + self.cond_size,
             width,
             width,
             depth=1,
@@ -127,7 +115,7 @@ class MLP(eqx.Module):
             key=context_key,
         )
         self.blocks = [_Block(width, dropout, block_key) for block_key in block_keys]
-        output = eqx.nn.Linear(width, size, key=output_key)
+        output = eqx.nn.Linear(width, self.size, key=output_key)
         self.output = jax.tree.map(jnp.zeros_like, output)
 
     def __call__(
@@ -168,10 +156,17 @@ class Embedded(eqx.Module):
         network: called with `embedding(cond)` as its condition.
         embedding: any callable of one condition: `eqx.nn.Embedding` for class labels, a
             network of your own for a time series or a set.
+
+    Raises:
+        TypeError: a network or an embedding that cannot be called.
     """
 
     network: Callable[..., Array]
     embedding: Callable[[Any], Any]
+
+    def __check_init__(self):
+        check_callable("network", self.network)
+        check_callable("embedding", self.embedding)
 
     def __call__(
         self,

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_callable
 from .._types import Condition, PRNGKey
 
 
@@ -25,10 +26,19 @@ class Cast(eqx.Module):
     Arguments:
         network: one that computes in the dtype of `x`, as all networks here do.
         dtype: of the computation; bfloat16 has the range of float32 and about 3 digits.
+
+    Raises:
+        ValueError: a dtype that is not floating.
+        TypeError: a network that cannot be called.
     """
 
     network: Callable[..., Array]
     dtype: Any = eqx.field(static=True, default=jnp.bfloat16)
+
+    def __check_init__(self):
+        check_callable("network", self.network)
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"dtype must be floating, such as jnp.bfloat16, got {self.dtype}")
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ Few simulations ask for strong weight decay and few steps; many bear a large net
 numbers were chosen by validation loss, not by reference posteriors.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
         """Steps between two looks at the validation loss."""
         return max(self.steps // 40, 1)
 
-    def of_training(self) -> dict[str, int]:
+    def of_training(self) -> dict[str, Any]:
         """The keywords of `train`."""
         return {"steps": self.steps, "batch_size": self.batch_size, "every": self.every}
 

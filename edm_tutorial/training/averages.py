@@ -60,7 +60,7 @@ Averaging = AbstractEMA | tuple[AbstractEMA, ...] | None
 
 @final
 class HalfLifeEMA(AbstractEMA):
-    r"""Average of a constant half-life (App. F.2), which grows to it early in training.
+    r"""Average with a half-life counted in examples (App. F.2), shorter early in training.
 
     $\beta = 2^{-B/h}$ for a batch of $B$ examples, with
     $h = \min(h_0,\ r \cdot \text{examples seen})$.

@@ -1,7 +1,8 @@
-r"""Batches of examples: the batch of step $i$ is a function of $i$, so that a run can be resumed.
+r"""Batches of training examples.
 
-From arrays, a batch is drawn with replacement inside the compiled step. From a function of the
-step, or from an iterator, it is made on the host, one step at a time.
+The batch of step $i$ is a function of $i$, so that a run can be resumed. From arrays, a batch is
+drawn with replacement inside the compiled step. From a function of the step, or from an iterator,
+it is made on the host, one step at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +46,7 @@ BatchOf = Callable[[int], Batch]
 
 
 def load(data: Any, batch_size: int, sharding: NamedSharding | None) -> Examples | BatchOf:
-    """What `train` draws from, made of any of the three kinds of `data` that it takes.
+    """Source of batches, made of any of the three kinds of `data` that `train` takes.
 
     Raises:
         ValueError: arrays, here or in the batch of a step, that are empty, not finite or of

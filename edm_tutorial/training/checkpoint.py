@@ -14,7 +14,7 @@ there is a later step it saves nothing, damaged as that may be, and says nothing
 Checkpoints of version 0.1.0 are restored too.
 """
 
-import json
+import re
 import shutil
 import warnings
 import zlib
@@ -44,7 +44,7 @@ class Refused(Exception):
 
 
 class Stored(NamedTuple):
-    """What a checkpoint holds, under the names of `describe`.
+    """Content of a checkpoint, under the names of `describe`.
 
     Arguments:
         leaves: arrays by dtype and shape, numbers by value.
@@ -106,7 +106,7 @@ def restore(
     best: bool = False,
     batch_size: int | None = None,
 ) -> TrainState | None:
-    """The last state saved to `path`, bit for bit; None if there is none.
+    """Last state saved to `path`, bit for bit; None if there is none.
 
     A checkpoint that is damaged or foreign is refused with a warning that says why, and the
     one before it is used.
@@ -169,7 +169,7 @@ def _named(state: TrainState) -> dict[str, Any]:
 
 
 def _raw(leaf: Any) -> np.ndarray:
-    """An array as numbers, which a random key is not."""
+    """The numbers of an array, also of random keys."""
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jr.key_data(leaf) if is_key else leaf)
 
@@ -197,24 +197,21 @@ def _page(folder: Path) -> dict[str, Any]:
 def _read(folder: Path, batch_size: int | None) -> Stored:
     page = _page(folder)
     leaves, checksums = page["leaves"], page["checksums"]
-    # Orbax takes no array that has nothing in it
-    names = [name for name, told in leaves.items() if told.endswith("]") and 0 not in _shape(told)]
+    # Orbax takes no array that has an axis of length 0
+    stored = lambda told: told.endswith("]") and not re.search(r"\D0[,\]]", told)
+    names = [name for name, told in leaves.items() if stored(told)]
     arrays = _load(folder, arrays=ocp.args.StandardRestore()).arrays
     for n, checksum in enumerate(checksums):
         if _checksum(arrays[str(n)]) != checksum:
             raise Refused(f"array {n} of {len(checksums)} has another checksum than when saved")
-    stored = Stored(leaves, {name: arrays[str(n)] for n, name in enumerate(names)})
-    return stored if page["kind"] == KIND else _of_today(stored, batch_size)
-
-
-def _shape(told: str) -> list[int]:
-    return json.loads(told[told.index("[") :])
+    content = Stored(leaves, {name: arrays[str(n)] for n, name in enumerate(names)})
+    return content if page["kind"] == KIND else _of_today(content, batch_size)
 
 
 def _of_today(stored: Stored, batch_size: int | None) -> Stored:
-    """What version 0.1.0 has stored, as if it were stored today.
+    """A checkpoint of version 0.1.0 in the form of today.
 
-    It did not count examples, and `sigma_data` was an array or a number of another name.
+    That version did not count examples, and had `sigma_data` as an array or under another name.
     """
     if batch_size is None:
         raise Refused(

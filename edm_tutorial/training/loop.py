@@ -1,4 +1,4 @@
-r"""The training loop as a generator: the caller owns the loop, each pass is a chunk of steps.
+r"""Training loop as a generator: the caller owns the loop, and each pass is a chunk of steps.
 
 Step $i$ draws its batch and its noise from `fold_in(key, i)`, so a run is a function of its key
 and its data: stopped anywhere and resumed, it gives the same weights.
@@ -32,7 +32,7 @@ class NonFiniteLossWarning(UserWarning):
 
 @final
 class BatchLoss(eqx.Module):
-    """A loss of a whole batch, for `train`: such as one that stratifies its noise levels.
+    """Loss of a whole batch, for `train`; one that stratifies its noise levels is an example.
 
     Arguments:
         loss: called as `loss(denoiser, x, cond, key=key)` with the whole batch, a scalar.
@@ -46,7 +46,7 @@ class BatchLoss(eqx.Module):
 
 
 class Run(NamedTuple):
-    """What all steps of a run have in common, as in the arguments of `train`."""
+    """Arguments of `train` that all steps share."""
 
     loss: Callable[..., Array]
     optimizer: optax.GradientTransformation
@@ -70,14 +70,14 @@ def train(
     state: TrainState | None = None,
     sharding: NamedSharding | None = None,
 ) -> Iterator[tuple[TrainState, Float[Array, " chunk"]]]:
-    """Training, as an iterator over the state and the losses of every `every` steps.
+    """Training, as an iterator over the states and losses of its chunks of steps.
 
         loss = partial(denoising_loss, sigma_dist=LogNormal())
         for state, losses in tqdm(train(denoiser, loss, x, optax.adam(1e-3), ...)):
             ...
 
     Arguments:
-        denoiser: what to train, an `eqx.Module`; a preconditioning inside it is left alone.
+        denoiser: what to train, an `eqx.Module`; a field `preconditioning` is left alone.
         loss: called as `loss(denoiser, x, cond, key=key)` for one example, a scalar; or a
             `BatchLoss`, called so for a whole batch.
         data: examples `x` stacked along the first axis, or a tuple `(x, cond)` of such, from
@@ -92,8 +92,9 @@ def train(
         key: everything random follows from it and the step number.
         ema: how weights are averaged, `state.ema`; a tuple of rules makes that a tuple of
             averages, None keeps it equal to the weights.
-        every: steps a chunk. Chunks of arrays are compiled loops; with `every=1` there is no
-            loop. The same `every` gives the same bits, another one may round otherwise.
+        every: steps a chunk. From arrays a chunk is one compiled loop; with `every=1` there is
+            no loop. A run that is stopped and resumed with the same `every` gives the same
+            bits; with another one it may round otherwise.
         state: where to resume; `denoiser` is then only a template.
         sharding: of a batch's first axis over devices, for data-parallel training:
             `data_parallel()`.
@@ -169,45 +170,33 @@ def _step(
     batch_key, key = jr.split(jr.fold_in(run.key, state.step))
     drawn = isinstance(source, Examples)
     x, cond = source.draw(batch_key, run.batch_size, run.sharding) if drawn else source
+    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
 
-    def mean_loss(denoiser: Any) -> Array:
+    def loss(params: Any) -> Array:
+        denoiser = eqx.combine(params, static)
         if isinstance(run.loss, BatchLoss):
             return run.loss(denoiser, x, cond, key=key)
         keys = jr.split(key, run.batch_size)
         return jnp.mean(jax.vmap(partial(run.loss, denoiser))(x, cond, key=keys))
 
-    return descend(state, mean_loss, run.optimizer, run.ema, run.batch_size)
+    value, grads = jax.value_and_grad(loss)(params)
+    known = {"value": value, "grad": grads, "value_fn": loss}
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
+        updates, opt_state = _update(run.optimizer, grads, state.opt_state, params, **known)
+        denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
+    average = _average(run.ema, state, denoiser, run.batch_size)
+    seen = add_examples(state.seen, run.batch_size)
+    return TrainState(denoiser, average, opt_state, state.step + 1, seen), value
 
 
 _one_step = eqx.filter_jit(_step)
 
 
-def descend(
-    state: TrainState,
-    mean_loss: Callable[[Any], Array],
-    optimizer: optax.GradientTransformation,
-    ema: Averaging,
-    batch_size: int,
-) -> tuple[TrainState, Array]:
-    """One step of any training: down the gradient of `mean_loss(denoiser)`, then the average.
-
-    Arguments:
-        batch_size: the examples in `mean_loss`, by which averages count.
-    """
-    params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
-    value_fn = lambda params: mean_loss(eqx.combine(params, static))
-    value, grads = jax.value_and_grad(value_fn)(params)
-    known = {"value": value, "grad": grads, "value_fn": value_fn}
-    update = optax.with_extra_args_support(optimizer).update
-    with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
-        try:
-            updates, opt_state = update(grads, state.opt_state, params, **known)
-        except TypeError as error:
-            raise TypeError(f"this optimizer cannot be used in train: {error}") from error
-        denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
-    average = _average(ema, state, denoiser, batch_size)
-    seen = add_examples(state.seen, batch_size)
-    return TrainState(denoiser, average, opt_state, state.step + 1, seen), value
+def _update(optimizer: optax.GradientTransformation, *args: Any, **known: Any) -> tuple[Any, Any]:
+    try:
+        return optax.with_extra_args_support(optimizer).update(*args, **known)
+    except TypeError as error:
+        raise TypeError(f"this optimizer cannot be used in train: {error}") from error
 
 
 def _average(ema: Averaging, state: TrainState, denoiser: Any, batch_size: int) -> Any:

@@ -1,8 +1,8 @@
-r"""Two parts to add to an Optax optimizer: a learning-rate ramp-up, and repair of gradients.
+r"""Learning-rate ramp-up and repair of gradients, for any Optax optimizer.
 
 The learning rate of a step is $\eta \min(\text{examples seen} / N,\ 1)$, where $N$ is the
 length of the ramp-up (Table 7); the first step has rate 0. Gradients that are not finite are
-replaced and counted. Both go with any optimizer:
+replaced and counted:
 
     rate = ramp_up(1e-3, 10_000_000, batch_size=512)
     optimizer = optax.chain(clean_gradients(), optax.adam(rate))
@@ -72,7 +72,7 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
 
 
 def cleaned(state: Any) -> Cleaned:
-    """The count of the one `clean_gradients` in a `TrainState` or an optimizer's state.
+    """Count of the one `clean_gradients` in a `TrainState` or an optimizer's state.
 
     Raises:
         ValueError: there is none, or more than one.

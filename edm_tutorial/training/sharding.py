@@ -1,14 +1,15 @@
-r"""Many devices, one training: each takes its part of every batch.
+r"""Data-parallel training: each device takes its part of every batch.
 
 The gradient of a mean over $B$ examples is the mean over $n$ devices of the gradients of
-$B/n$ examples each. Weights and data are on every device, the batch is split along its
-first axis, and the compiler inserts the sum over devices: the program is that of one device.
+$B/n$ examples each. Weights and data are on every device, and the batch is split along its
+first axis. The program is the one for a single device; the compiler inserts the sum over
+devices.
 
 Several processes (one a machine, or one a GPU) are joined before anything else, by
 
     jax.distributed.initialize(address, num_processes, process_id)
 
-and then run the same lines as one: every process calls `train` with the same arguments.
+Then every process runs the same lines as one would, `train` with the same arguments.
 """
 
 from typing import Any
@@ -22,12 +23,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def data_parallel() -> NamedSharding:
-    """The split of a batch over all devices of all processes, for `train(sharding=...)`."""
+    """Sharding of a batch over all devices of all processes, for `train(sharding=...)`."""
     return NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec("batch"))
 
 
 def replicate(tree: Any, sharding: NamedSharding) -> Any:
-    """All arrays of `tree` on every device; what is not an array is left alone."""
+    """Copy of a tree with all its arrays on every device."""
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
 
     def place(array: Any) -> jax.Array:
@@ -40,7 +41,7 @@ def replicate(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def split(batch: Any, sharding: NamedSharding) -> Any:
-    """The arrays of a batch, split along their first axis.
+    """Arrays of a batch, split along their first axis.
 
     Every process holds the whole batch and hands its own devices their parts.
     """
@@ -48,14 +49,14 @@ def split(batch: Any, sharding: NamedSharding) -> Any:
 
 
 def _place(array: Any, sharding: NamedSharding) -> jax.Array:
-    """By way of the host: a device of another process cannot be written to."""
+    """An array by way of the host: a device of another process cannot be written to."""
     host = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
     part = lambda index: np.asarray(host[index])
     return jax.make_array_from_callback(host.shape, sharding, part)
 
 
 def automatic(sharding: Any, batch_size: int) -> NamedSharding:
-    """The same sharding over axes that the compiler handles, as `train` needs.
+    """The same sharding over axes of the kind that the compiler handles, as `train` needs.
 
     Raises:
         TypeError: not a `NamedSharding`.

@@ -1,6 +1,6 @@
-r"""The state of a training: weights, their averages, and what the optimizer remembers.
+r"""State of a training: weights, their averages, and what the optimizer remembers.
 
-What the optimizer may change are the floating arrays of a denoiser, outside its preconditioning.
+The optimizer may change the floating arrays of a denoiser, outside its `preconditioning`.
 """
 
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class Cleaned(NamedTuple):
 def init_state(
     denoiser: Any, optimizer: optax.GradientTransformation, ema: Averaging = None
 ) -> TrainState:
-    """The state before the first step: a template to restore into, too.
+    """State before the first step; also a template for `checkpoint.restore`.
 
     Raises:
         ValueError: a denoiser without weights or with layers that have a state.
@@ -61,14 +61,14 @@ def init_state(
 
 
 def trainable(denoiser: Any) -> Any:
-    """The mask of what the optimizer may change: floating arrays outside `preconditioning`."""
+    """Mask of what the optimizer may change: floating arrays outside `preconditioning`."""
     frozen = lambda place: any(getattr(key, "name", "") == "preconditioning" for key in place)
     mask = lambda place, leaf: eqx.is_inexact_array(leaf) and not frozen(place)
     return jax.tree_util.tree_map_with_path(mask, denoiser)
 
 
 def parameters(denoiser: Any) -> Any:
-    """The arrays to train, with None in place of all else.
+    """Arrays to train, with None in place of all else.
 
     Raises:
         ValueError: there are none, or there are layers that have a state.
@@ -114,14 +114,14 @@ def check_state(state: TrainState, optimizer: optax.GradientTransformation, ema:
 
 
 def add_examples(seen: UInt[Array, ""], batch_size: int) -> UInt[Array, ""]:
-    """The count after one more step; it stops at the largest number of its dtype."""
+    """Count of examples after one more step; it stops at the largest number of its dtype."""
     total = seen + jnp.asarray(batch_size, seen.dtype)
     most = jnp.asarray(jnp.iinfo(seen.dtype).max, seen.dtype)
     return jnp.where(total < seen, most, total)  # unsigned integers wrap
 
 
 def describe(tree: Any) -> dict[str, str]:
-    """Arrays by shape and dtype and numbers by value, each under the name of its place."""
+    """Arrays by dtype and shape and numbers by value, each under the name of its place."""
     found = {}
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
@@ -132,7 +132,7 @@ def describe(tree: Any) -> dict[str, str]:
 
 
 def differences(found: dict[str, str], expected: dict[str, str]) -> str:
-    """In words, where two descriptions differ: the first three places; empty if nowhere."""
+    """Differences of two descriptions in words, the first three; empty if there are none."""
     told = [
         f"{name} is {found.get(name, 'missing')}, here {expected.get(name, 'missing')}"
         for name in dict.fromkeys([*expected, *found])
@@ -142,6 +142,6 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> str:
 
 
 def cleaners(state: Any) -> list[Cleaned]:
-    """The counts of every `clean_gradients` in a `TrainState` or an optimizer's state."""
+    """Counts of every `clean_gradients` in a `TrainState` or an optimizer's state."""
     is_count = lambda node: isinstance(node, Cleaned)
     return [leaf for leaf in jax.tree.leaves(state, is_leaf=is_count) if is_count(leaf)]

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from numbering import toc_pages
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 browser_tools = pytest.importorskip("browser")
 ROOT = browser_tools.ROOT
 HTML = browser_tools.HTML
-PAGES = [f"{name}.html" for name, _ in toc_pages(ROOT)]
+PAGES = [f"{name}.html" for name in parse_toc_yaml(ROOT / "_toc.yml")]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 WINDOWS = {"wide": (1280, "light"), "narrow": (375, "dark")}
 HEAVIEST = 1_500_000  # bytes of a page and all that it loads, compressed

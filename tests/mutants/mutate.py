@@ -1,4 +1,4 @@
-"""Small mutations of the core: one operator, constant or condition changed at a time.
+"""Small mutations of the package: one operator, constant or condition changed at a time.
 
     python tests/mutants/mutate.py [count [seed]]        lists what would be drawn
 
@@ -16,23 +16,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = (
-    *("types", "schedules", "grids", "distributions", "networks/mlp", "preconditioning"),
-    *("dynamics", "noise_levels", "losses", "denoiser", "solvers", "sampling"),
-    *("likelihood", "ema", "training"),
+PACKAGE = ROOT / "edm_tutorial"
+# Every module but the faces of folders, the book's own, and what is gone after one release.
+FILES = tuple(
+    sorted(
+        str(path.relative_to(PACKAGE).with_suffix(""))
+        for path in PACKAGE.rglob("*.py")
+        if not path.stem.startswith("__")
+        and path.relative_to(PACKAGE).parts[0] not in ("book", "_deprecated")
+    )
 )
-# Where a bug of a file should show first, beside the tests named like the file.
+# Where a bug of a file should show first, beside the tests named like it.
 NEAR = {
-    "types": ["bad_input", "sampling"],
+    "_types": ["bad_input", "sampling"],
+    "_checks": ["bad_input"],
+    "adapters": ["denoiser"],
     "schedules": ["golden_samplers", "dynamics"],
     "grids": ["golden_samplers", "sampling"],
-    "networks/mlp": ["networks_mlp"],
     "preconditioning": ["golden_precond", "golden_losses"],
     "noise_levels": ["golden_losses", "losses"],
     "losses": ["golden_losses", "initial_loss"],
     "solvers": ["golden_samplers", "sampling"],
     "sampling": ["golden_samplers"],
-    "ema": ["training"],
+    "training/averages": ["ema", "training"],
+    "training": ["training"],
+    "networks/unet": ["networks_unet", "networks_import"],
+    "networks": ["networks_mlp", "networks_unet"],
+    "images/command_line": ["cli"],
+    "sbi/transforms": ["sbi_transforms"],
+    "sbi/tasks": ["sbi_tasks"],
+    "sbi/files": ["sbi_posterior"],
+    "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations"],
 }
 SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,),
@@ -75,7 +89,10 @@ class Mutation(NamedTuple):
     @property
     def tests(self) -> list[str]:
         """The test modules to begin with."""
-        near = dict.fromkeys([Path(self.file).name, *NEAR.get(self.file, []), "bad_input"])
+        place = Path(self.file)
+        near = [place.name, f"{place.parts[0]}_{place.name}"]
+        near += [name for part in (place, *place.parents) for name in NEAR.get(str(part), [])]
+        near = dict.fromkeys([*near, "bad_input"])
         return [f"test_{name}" for name in near if (ROOT / f"tests/test_{name}.py").exists()]
 
 
@@ -150,7 +167,7 @@ def mutation(file: str, site: tuple[int, int]) -> Mutation:
 def drawn(count: int, seed: int = 0) -> list[Mutation]:
     """`count` mutations: from each file in turn, in an order fixed by the seed."""
     shuffled = []
-    for file in CORE:
+    for file in FILES:
         found = sites(file)
         random.Random(f"{file} {seed}").shuffle(found)
         shuffled.append([(file, site) for site in found])

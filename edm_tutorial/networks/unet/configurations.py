@@ -11,13 +11,16 @@ for it builds the same network here. An unknown keyword is a TypeError.
 At 32 x 32 the paper uses `channel_mult=(2, 2, 2)` for the first two (Table 7).
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import count
-from numbers import Integral
 from typing import Any
 
+import jax
 import jax.random as jr
+import numpy as np
 
+from ..._checks import check_key, whole
 from ..._types import PRNGKey
 from .blocks import DHARIWAL, SONG
 from .embedding import DhariwalEmbedding, Fourier, Positional, SongEmbedding
@@ -82,10 +85,9 @@ def song_unet(
         resample_filter=tuple(resample_filter),
         dropout=dropout,
     )
-    _check_sizes(sizes)
-    _check_labels(label_dim, augment_dim)
+    sizes = _checked(sizes, label_dim, augment_dim)
     keys = _fresh_keys(key)
-    noise_channels = model_channels * channel_mult_noise
+    noise_channels = int(model_channels * channel_mult_noise)
     if embedding_type == "fourier":
         map_noise = Fourier(noise_channels, next(keys))
     else:
@@ -142,18 +144,17 @@ def dhariwal_unet(
         resample_filter=(1, 1),
         dropout=dropout,
     )
-    _check_sizes(sizes)
-    _check_labels(label_dim, augment_dim)
-    _check_count("channels_per_head", channels_per_head)
+    sizes = _checked(sizes, label_dim, augment_dim)
+    whole("channels_per_head", channels_per_head)
     keys = _fresh_keys(key)
     embedding = DhariwalEmbedding(
-        noise_channels=model_channels,
+        noise_channels=int(model_channels),
         emb_channels=sizes.emb_channels,
         label_dim=label_dim,
         augment_dim=augment_dim,
         key=next(keys),
     )
-    style = DHARIWAL._replace(channels_per_head=channels_per_head)
+    style = DHARIWAL._replace(channels_per_head=int(channels_per_head))
     types = {"encoder_type": "standard", "decoder_type": "standard"}
     return make_unet(sizes, style, embedding, **types, keys=keys)
 
@@ -168,37 +169,48 @@ def small_unet(
     dropout: float = 0.0,
     key: PRNGKey,
 ) -> UNet:
-    """A DDPM++ for images of `shape` (channels, n, n), n from 4 to 64 or so.
+    """A small DDPM++ for square images of any size, `shape` = (channels, n, n).
 
-    Halves the resolution while it is even and above 4, at most 3 times, with `width`
-    channels at the full resolution and twice as many below: 8 to 4, 28 to 7, 32 to 4.
+    The network halves the resolution down to 4, at most 3 times, or as often as it takes to
+    come to 16 or less; an odd resolution up to 8 is not halved. An image that cannot be halved
+    so often is padded inside (see `UNet`): 8 becomes 4; 28 and 27, padded to 28, become 7; 100,
+    padded to 104, becomes 13. Only the lowest resolution attends, so over at most 256 points.
+    Class labels are given as `ImageCondition(jax.nn.one_hot(label, label_dim))`.
+
+    Arguments as in `song_unet`, and
+
+        width: channels at the full resolution, a multiple of 4; twice as many below.
 
     Raises:
         ValueError: an image that is not square, or a width that is not a multiple of 4.
+        TypeError: a size that is not a whole number.
     """
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"shape must be (channels, n, n), got {tuple(shape)}")
-    channels, resolution, _ = shape
-    halvings = 0
-    while halvings < 3 and resolution >> halvings > 4 and (resolution >> halvings) % 2 == 0:
-        halvings += 1
-    return song_unet(
-        resolution,
+        raise ValueError(f"shape must be (channels, n, n), a square, got {tuple(shape)}")
+    channels, side, _ = shape
+    whole("height and width", side)
+    lowest, halvings = side, 0
+    while lowest > 16 or (halvings < 3 and (lowest > 8 or lowest > 4 and lowest % 2 == 0)):
+        lowest, halvings = -(-lowest // 2), halvings + 1
+    network = song_unet(
+        lowest * 2**halvings,
         channels,
         channels,
         label_dim=label_dim,
         augment_dim=augment_dim,
         model_channels=width,
-        channel_mult=(1, 2, 2, 2)[: halvings + 1],
+        channel_mult=(1,) + halvings * (2,),
         num_blocks=num_blocks,
         attn_resolutions=(),
         dropout=dropout,
         key=key,
     )
+    return dataclasses.replace(network, shape=(int(channels), int(side), int(side)))
 
 
 def _fresh_keys(key: PRNGKey) -> Iterator[PRNGKey]:
     """An endless sequence of keys."""
+    check_key("key", key)
     return (jr.fold_in(key, i) for i in count())
 
 
@@ -207,25 +219,18 @@ def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
-def _check_count(argument: str, number: Any, least: int = 1) -> None:
-    if not isinstance(number, Integral):
-        raise TypeError(f"{argument} must be a whole number, got {number!r}")
-    if int(number) < least:
-        raise ValueError(f"{argument} must be at least {least}, got {number}")
-
-
-def _check_labels(label_dim: Any, augment_dim: Any) -> None:
-    _check_count("label_dim", label_dim, least=0)
-    _check_count("augment_dim", augment_dim, least=0)
-
-
-def _check_sizes(sizes: UNetSizes) -> None:
-    """Refuse sizes of which no network can be made, in the words of the public arguments."""
-    _check_count("the length of channel_mult", len(sizes.channels))
-    _check_count("model_channels times channel_mult", min(sizes.channels))
-    _check_count("model_channels times channel_mult_emb", sizes.emb_channels)
+def _checked(sizes: UNetSizes, label_dim: Any, augment_dim: Any) -> UNetSizes:
+    """The sizes as Python's numbers; what makes no network is refused by its public name."""
+    whole("the length of channel_mult", len(sizes.channels))
+    whole("model_channels times channel_mult", min(sizes.channels))
+    whole("model_channels times channel_mult_emb", sizes.emb_channels)
+    if np.ndim(sizes.img_resolution) > 0:
+        got = sizes.img_resolution
+        raise TypeError(f"img_resolution must be one whole number: images are square, got {got}")
     for name in ("img_resolution", "in_channels", "out_channels", "num_blocks"):
-        _check_count(name, getattr(sizes, name))
+        whole(name, getattr(sizes, name))
+    whole("label_dim", label_dim, least=0)
+    whole("augment_dim", augment_dim, least=0)
     multiple = 2 ** (len(sizes.channels) - 1)
     if sizes.img_resolution % multiple:
         raise ValueError(
@@ -245,3 +250,4 @@ def _check_sizes(sizes: UNetSizes) -> None:
         )
     if not 0 <= sizes.dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {sizes.dropout}")
+    return jax.tree.map(lambda n: n.item() if isinstance(n, np.generic) else n, sizes)

@@ -1,4 +1,4 @@
-r"""A convolution whose derivatives are as fast as itself, also inside a loop.
+r"""A convolution whose derivatives are as fast as the convolution itself, also inside a loop.
 
 $y = w * x$ is linear in each factor, so its derivatives are convolutions too: towards the
 image, $y' * \mathrm{flip}(w)^T$; towards the weights, of the image with $y'$. JAX writes them

@@ -117,7 +117,8 @@ class SongEmbedding(eqx.Module):
         key: PRNGKey,
     ):
         keys = jr.split(key, 4)
-        self.map_noise, self.label_dim, self.augment_dim = map_noise, label_dim, augment_dim
+        self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
+        self.map_noise = map_noise
         self.map_label, self.map_augment = None, None
         if label_dim:
             self.map_label = Dense(label_dim, noise_channels, xavier, key=keys[0])
@@ -166,7 +167,7 @@ class DhariwalEmbedding(eqx.Module):
     ):
         keys = jr.split(key, 4)
         self.map_noise = Positional(noise_channels, endpoint=False)
-        self.label_dim, self.augment_dim = label_dim, augment_dim
+        self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
         self.map_label, self.map_augment = None, None
         if augment_dim:
             self.map_augment = Dense(
@@ -203,14 +204,14 @@ def check_condition(cond: Any, label_dim: int, augment_dim: int) -> ImageConditi
     if cond is None:
         return ImageCondition()
     if not isinstance(cond, ImageCondition):
-        raise ValueError(
-            f"cond must be None or ImageCondition(class_labels, augment_labels), got {type(cond)}"
-        )
+        hint = f": class k is ImageCondition(jax.nn.one_hot(k, {label_dim}))" if label_dim else ""
+        raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}{hint}")
+    hints = (f", jax.nn.one_hot(k, {label_dim}) for class k", "")
     lengths = {"class_labels": label_dim, "augment_labels": augment_dim}
-    for (name, length), labels in zip(lengths.items(), cond, strict=True):
+    for (name, length), labels, hint in zip(lengths.items(), cond, hints, strict=True):
         if labels is not None and (length == 0 or jnp.shape(labels) != (length,)):
-            needed = f"have shape ({length},)" if length else "be None: this network has none"
-            raise ValueError(f"{name} must {needed}, got shape {jnp.shape(labels)}")
+            needed = f"have shape ({length},){hint}" if length else "be None: this network has none"
+            raise ValueError(f"{name} must {needed}; got shape {jnp.shape(labels)}")
     return cond
 
 

@@ -193,6 +193,28 @@ def attention_weights(
     return jax.nn.softmax(products / math.sqrt(q.shape[-1]), axis=-1)
 
 
+def pad_image(x: Float[Array, "h w c"], multiple: int) -> Float[Array, "h2 w2 c"]:
+    """The image with a margin that makes height and width multiples of `multiple`.
+
+    The margin continues the image by reflection, or, where it is too wide for that, by its
+    outermost pixels. It is the same on both sides, or one pixel wider on the far side.
+    """
+    for axis in (0, 1):
+        missing = -x.shape[axis] % multiple
+        if missing:
+            widths = [(0, 0)] * 3
+            widths[axis] = (missing // 2, missing - missing // 2)
+            fits = max(widths[axis]) < x.shape[axis]
+            x = jnp.pad(x, widths, mode="reflect" if fits else "edge")
+    return x
+
+
+def crop_image(x: Float[Array, "h2 w2 c"], height: int, width: int) -> Float[Array, "h w c"]:
+    """The middle of an image, without the margin of `pad_image`."""
+    top, left = (x.shape[0] - height) // 2, (x.shape[1] - width) // 2
+    return x[top : top + height, left : left + width]
+
+
 def _wide(dtype: Any) -> Any:
     """The dtype for sums over many entries: float32, or what is longer."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
@@ -210,7 +232,7 @@ def _uniform(key: PRNGKey, shape: tuple[int, ...], bound: float) -> Array:
     They are the first of 2^n numbers: XLA compiles the generator anew for each length, and
     so there are few lengths.
     """
-    size = math.prod(shape)
+    size = int(math.prod(shape))
     numbers = jr.uniform(key, (2 ** max(16, (size - 1).bit_length()),), minval=-1.0)
     return _cut(numbers, bound, shape)
 

@@ -7,15 +7,16 @@ encoder entered the level. Three networks of the literature are made of the same
 - DDPM++ and NCSN++ (Song et al. 2021), `song_unet`;
 - ADM (Dhariwal and Nichol 2021), `dhariwal_unet`;
 
-and `small_unet` chooses the numbers for images of 4 pixels a side or more:
+and `small_unet` chooses the numbers for images of any size:
 
     network = small_unet((1, 8, 8), label_dim=10, width=32, key=jax.random.key(0))
     cond = ImageCondition(class_labels=jax.nn.one_hot(3, 10))
     network(x, c_noise, cond)                              # x and the result: (1, 8, 8)
 
 Seen from outside, images are (channels, height, width); inside, channels come last, the
-layout in which the convolutions were measured to be fastest. Untrained, a network returns
-exactly 0, so its loss is 1.
+layout in which the convolutions were measured to be fastest. An image that cannot be halved
+often enough is padded by its own reflection, and the result is cropped. Untrained, a network
+returns exactly 0, so its loss is 1.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from ..._checks import check_floating
 from ..._types import PRNGKey, as_float
 from .blocks import AuxResidual, AuxSkip, Block, NoAux, Output, Style
 from .embedding import DhariwalEmbedding, ImageCondition, SongEmbedding, check_condition
-from .layers import Conv, Down, Filter, Up
+from .layers import Conv, Down, Filter, Up, crop_image, pad_image
 
 
 @final
@@ -57,7 +58,9 @@ class DecoderLevel(eqx.Module):
 class UNet(eqx.Module):
     """F(x, c_noise, cond) for one image: made by `song_unet`, `dhariwal_unet`, `small_unet`.
 
-    Computes the image in the dtype of `x` and the embedding in the dtype of `c_noise`.
+    Computes the image in the dtype of `x` and the embedding in the dtype of `c_noise`. An image
+    that cannot be halved often enough is padded inside, by reflection (by its edge where a
+    margin is too wide for that), and the result is cropped. No official network needs this.
 
     Arguments:
         embedding: of c_noise and the condition.
@@ -94,8 +97,19 @@ class UNet(eqx.Module):
         cond = check_condition(cond, self.embedding.label_dim, self.embedding.augment_dim)
         emb = self.embedding(as_float(c_noise), cond)
         keys = _block_keys(self, key)
-        h, skips = self._encode(jnp.moveaxis(x, 0, -1), emb, keys)
-        return jnp.moveaxis(self._decode(h, skips, emb, keys), -1, 0)
+        h, skips = self._encode(pad_image(jnp.moveaxis(x, 0, -1), self._multiple), emb, keys)
+        image = crop_image(self._decode(h, skips, emb, keys), *x.shape[1:])
+        return jnp.moveaxis(image, -1, 0)
+
+    @property
+    def _multiple(self) -> int:
+        return 2 ** (len(self.encoder) - 1)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Height and width at each level, that of the padded image first."""
+        padded = self.shape[1] + -self.shape[1] % self._multiple
+        return [padded >> i for i in range(len(self.encoder))]
 
     def _encode(self, x: Array, emb: Array, keys: Any) -> tuple[Array, list[Array]]:
         h, aux, skips = x, x, []
@@ -185,6 +199,7 @@ def _encoder(
     """The levels of the encoder, and how many channels each of its outputs has."""
     make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)
     down, channels = Down(sizes.resample_filter), sizes.first_channels
+    aux_channels = sizes.in_channels
     levels, skips = [], []
     for i, (resolution, width) in enumerate(zip(sizes.resolutions, sizes.channels, strict=True)):
         aux = NoAux()
@@ -194,11 +209,11 @@ def _encoder(
             entry = make(channels, channels, resample=down, key=next(keys))
             aux_key = next(keys)
             if encoder_type == "residual":
-                aux_channels = sizes.in_channels if i == 1 else channels
                 conv = Conv(aux_channels, channels, 3, style.init, key=aux_key)
                 aux = AuxResidual(conv, down, style.skip_scale)
+                aux_channels = channels
             elif encoder_type == "skip":
-                conv = Conv(sizes.in_channels, channels, 1, style.init, key=aux_key)
+                conv = Conv(aux_channels, channels, 1, style.init, key=aux_key)
                 aux = AuxSkip(conv, down)
         skips.append(channels)
         attends = resolution in sizes.attn_resolutions

@@ -65,7 +65,7 @@ def state_names(network: UNet) -> list[str]:
 def _parts(network: UNet) -> Iterator[tuple[str, Any]]:
     """The parts of a network that have weights, each after the prefix of its names."""
     song = isinstance(network.embedding, SongEmbedding)
-    levels = [network.shape[1] >> i for i in range(len(network.encoder))]
+    levels = network.resolutions
     yield "", network.embedding
     for size, level in zip(levels, network.encoder, strict=True):
         at = f"enc.{size}x{size}"

@@ -129,7 +129,11 @@ class AbstractTask(eqx.Module, Generic[Prior]):
         return self.prior.sample(key)
 
     def log_prior(self, theta: Float[Array, " d"]) -> Float[Array, ""]:
-        """ln p(theta) in nats, -inf outside the support."""
+        """ln p(theta) in nats, -inf outside the support.
+
+        Raises:
+            ValueError: `theta` of another shape.
+        """
         check_vector("theta", theta, self.dim_theta)
         return self.prior.log_prob(theta)
 
