@@ -222,7 +222,8 @@ def test_a_plan_is_settings_with_a_patience_of_its_own():
     plan = default(3_000)
     assert plan == settings and plan.network() == {"width": 128, "depth": 3, "dropout": 0.3}
     assert (plan.patience, plan.every) == (settings.patience, settings.every)
-    assert make(*settings, 7, every=5)._replace(width=64).patience == 7
+    changed = make(*settings, 7, every=5)._replace(width=64, every=9)
+    assert (changed.width, changed.patience, changed.every) == (64, 7, 9)
     shorter = make(*settings, 7, 5).lasting(400)
     assert shorter == settings.with_steps(400) and (shorter.patience, shorter.every) == (100, 10)
 
@@ -306,9 +307,9 @@ def load(name: str, **options: Any) -> sbi.Posterior:
         return sbi.Posterior.load(FILES / name, **options)
 
 
-# Draws and log-densities are of order 1, in float32, after some forty steps: another compiler, or
-# other settings of it, moves them by some hundred roundings of 1e-7.
-ROUNDING = 2e-5
+# Of draws and log-densities, which are of order 1 in float32. Without the compiler's optimisations
+# they are 2e-7 and 1.4e-6 off; the smallest mistake in the old network that was tried, 1.6e-5.
+ROUNDING, ROUNDING_OF_LOGS = 2e-6, 1e-5
 
 
 @pytest.mark.slow
@@ -318,7 +319,7 @@ def test_an_old_posterior_gives_what_it_gave(expected, tmp_path):
         draws = found.sample(jr.key(1), expected["x_o"], 8)
         np.testing.assert_allclose(draws, expected["draws"], rtol=0, atol=ROUNDING)
         log_prob = found.log_prob(expected["draws"], expected["x_o"])
-        np.testing.assert_allclose(log_prob, expected["log_prob"], rtol=0, atol=ROUNDING)
+        np.testing.assert_allclose(log_prob, expected["log_prob"], rtol=0, atol=ROUNDING_OF_LOGS)
     header = json.loads((FILES / "posterior").read_bytes().partition(b"\n")[0])
     assert [posterior.sigma_min, posterior.sigma_max, posterior.steps] == header["sampling"]
     assert list(map(list, posterior.history[:3])) == header["history"]
