@@ -16,14 +16,14 @@ TARGET = ROOT / "edm_minimal.py"
 HEART = ["grids", "denoiser", "noise_levels", "losses", "sampling", "likelihood"]
 HEADER = '''"""EDM diffusion models in one file: denoiser, loss, sampler with churn, likelihood.
 
-The package edm_tutorial {version}, joined by `make minimal`; edit the package instead, and copy
-this file. Licence: Apache-2.0. {url}
+The package edm_tutorial {version}, joined by `make minimal`. Licence: Apache-2.0. {url}
 """
 '''
 
 
-def tree(name: str) -> ast.Module:
-    return ast.parse((ROOT / f"edm_tutorial/{name}.py").read_text())
+def source(name: str) -> str:
+    path = ROOT / "edm_tutorial" / name
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
 
 
 def in_order(names: list[str]) -> list[str]:
@@ -31,8 +31,8 @@ def in_order(names: list[str]) -> list[str]:
     graph, todo = {}, list(names)
     while todo:
         name = todo.pop()
-        froms = [node for node in tree(name).body if isinstance(node, ast.ImportFrom)]
-        graph[name] = [str(node.module) for node in froms if node.level]
+        body = ast.parse(source(name)).body
+        graph[name] = [str(n.module) for n in body if isinstance(n, ast.ImportFrom) and n.level]
         todo += graph[name]
     return list(TopologicalSorter(graph).static_order())
 
@@ -41,11 +41,11 @@ def minimal() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     head, parts, defined = set(), [], Counter()
     for name in in_order(HEART):
-        lines = (ROOT / f"edm_tutorial/{name}.py").read_text().splitlines()
-        imports = [n for n in tree(name).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        lines, body = source(name).splitlines(), ast.parse(source(name)).body
+        imports = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
         head |= {ast.unparse(n) for n in imports if not getattr(n, "level", 0)}
         parts += [f"# {name}", *lines[imports[-1].end_lineno :]]
-        defined.update(n.name for n in tree(name).body if hasattr(n, "name"))
+        defined.update(n.name for n in body if hasattr(n, "name"))
     if max(defined.values()) > 1:
         sys.exit(f"two files define one name: {defined.most_common(2)}")
     header = HEADER.format(version=project["version"], url=project["urls"]["Repository"])

@@ -180,7 +180,7 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
     """Warn of columns whose mean and standard deviation describe nothing."""
     rows = rows.astype(float)
     low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
-    widths = np.abs(rows - middle) / np.maximum((high - low) / 1.349, np.finfo(float).tiny)
+    widths = np.abs(rows - middle) / np.where(high > low, (high - low) / 1.349, 1)
     bottom, top = np.quantile(rows, (0.01, 0.99), axis=0)
     decades = (rows > 0).all(axis=0) & (top > DECADES * np.maximum(bottom, 0))
     skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
