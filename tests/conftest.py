@@ -40,6 +40,14 @@ def forget_compiled_code() -> Iterator[None]:
 
 
 @pytest.fixture
+def single_precision() -> Iterator[None]:
+    """JAX as it is unless it is told otherwise. (The oldest one has no `jax.enable_x64`.)"""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
 def unchecked() -> Iterator[None]:
     """Without the run-time type checks: what a user sees."""
     jaxtyping.config.update("jaxtyping_disable", True)

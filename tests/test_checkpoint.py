@@ -251,12 +251,14 @@ RELEASE_0_1 = Path(__file__).parent / "release_0_1"
 
 
 @pytest.fixture
-def release_0_1(tmp_path):
-    """Checkpoints that version 0.1.0 wrote, what they held, and the losses of its next steps."""
+def release_0_1(tmp_path, single_precision):
+    """Checkpoints that version 0.1.0 wrote, what they held, and the losses of its next steps.
+
+    In single precision, as they were made.
+    """
     with tarfile.open(RELEASE_0_1 / "checkpoints.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    with jax.enable_x64(False):  # as they were made
-        yield tmp_path, dict(np.load(RELEASE_0_1 / "expected.npz"))
+    return tmp_path, dict(np.load(RELEASE_0_1 / "expected.npz"))
 
 
 def of_release_0_1(name):

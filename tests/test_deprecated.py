@@ -220,7 +220,8 @@ def test_a_plan_is_settings_with_a_patience_of_its_own():
     settings = sbi.default_settings(3_000)
     make, default = (looked_up(sbi, name)[0] for name in ("Plan", "default_plan"))
     plan = default(3_000)
-    assert plan == settings and plan.network() == {"width": 128, "depth": 3, "dropout": 0.3}
+    assert plan == settings
+    assert plan.network() == pytest.approx({"width": 128, "depth": 3, "dropout": 0.3})
     assert (plan.patience, plan.every) == (settings.patience, settings.every)
     changed = make(*settings, 7, every=5)._replace(width=64, every=9)
     assert (changed.width, changed.patience, changed.every) == (64, 7, 9)

@@ -117,8 +117,7 @@ def test_iddpm_rounds_ties_to_even():
 def test_float32_grids_are_float64_ones_rounded(grid, request):
     """They are computed on the host, whatever precision JAX has been given."""
     exact = np.asarray(grid(40))
-    request.addfinalizer(lambda: jax.config.update("jax_enable_x64", True))
-    jax.config.update("jax_enable_x64", False)
+    request.getfixturevalue("single_precision")
     rounded = np.asarray(grid(40))
     assert rounded.dtype == np.float32
     np.testing.assert_array_equal(rounded, exact.astype(np.float32))

@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -171,16 +170,12 @@ def test_a_name_that_no_library_has_is_missed():
     assert [name for name in sorted(names) if not found(name)] == ["jax.no", "scipy.nothing"]
 
 
-def test_double_precision_is_for_its_block_only():
-    assert jnp.zeros(()).dtype == jnp.float64  # as conftest.py has it
-    jax.config.update("jax_enable_x64", False)
-    try:
-        with pytest.raises(KeyError), double_precision():
-            assert jnp.zeros(()).dtype == jnp.float64
-            raise KeyError
-        assert jnp.zeros(()).dtype == jnp.float32
-    finally:
-        jax.config.update("jax_enable_x64", True)
+def test_double_precision_is_for_its_block_only(request):
     with double_precision():
         pass
-    assert jnp.zeros(()).dtype == jnp.float64  # what was on stays on
+    assert jnp.zeros(()).dtype == jnp.float64  # what was on, in conftest.py, stays on
+    request.getfixturevalue("single_precision")
+    with pytest.raises(KeyError), double_precision():
+        assert jnp.zeros(()).dtype == jnp.float64
+        raise KeyError
+    assert jnp.zeros(()).dtype == jnp.float32

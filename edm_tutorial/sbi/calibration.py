@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.random as jr
 import numpy as np
-from arviz_stats.ecdf_utils import get_pointwise_confidence_band, simulate_confidence_bands
 from jaxtyping import Array, ArrayLike, Float, Int
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
@@ -139,6 +138,9 @@ def expected_coverage(
         ValueError: no ranks, one that is not from 0 to `draws`, `prob` not between 0 and 1, or
             a count (`draws`, `levels`, `simulations`) below 1.
     """
+    # Here, since it needs NumPy 2; the ranks do not.
+    from arviz_stats.ecdf_utils import get_pointwise_confidence_band, simulate_confidence_bands
+
     counts = np.asarray(ranks)
     _check_coverage(counts, draws, prob, levels, simulations)
     k = np.unique(np.round(np.linspace(1, draws, min(draws, levels))).astype(int))
