@@ -85,16 +85,20 @@ T = TypeVar("T")
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A decorator that accepts a keyword under its old name: `@renamed(old="new")`.
 
-    The call warns and names the new one. Both at once are refused, as any unknown keyword is.
+    The call warns and names the new one. Both at once are refused, as any unknown keyword is. The
+    signature shows the new one alone.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        called, constructor, _ = function.__qualname__.partition(".__init__")
+        stacklevel = 3 if constructor else 2  # Equinox calls constructors
+
         @wraps(function)
         def call(*args: Any, **given: Any) -> T:
             for old, new in names.items():
                 if old in given and new not in given:
-                    message = f"{function.__name__}({old}=) is now called {new}="
-                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    message = f"{called}({old}=) is now called {new}="
+                    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
                     given[new] = given.pop(old)
             return function(*args, **given)
 

@@ -53,8 +53,7 @@ def test_no_name_means_two_things(tmp_path, monkeypatch):
     """Files joined into one share their names; the tool refuses two of one name."""
     for name in tool.in_order(tool.HEART):
         (tmp_path / "edm_tutorial").mkdir(exist_ok=True)
-        text = (ROOT / f"edm_tutorial/{name}.py").read_text()
-        (tmp_path / f"edm_tutorial/{name}.py").write_text(text)
+        (tmp_path / f"edm_tutorial/{name}.py").write_text(tool.source(name))
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     tool.minimal()

@@ -22,8 +22,13 @@ this file. Licence: Apache-2.0. {url}
 '''
 
 
+def source(name: str) -> str:
+    path = ROOT / "edm_tutorial" / name
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
 def tree(name: str) -> ast.Module:
-    return ast.parse((ROOT / f"edm_tutorial/{name}.py").read_text())
+    return ast.parse(source(name))
 
 
 def in_order(names: list[str]) -> list[str]:
@@ -41,7 +46,7 @@ def minimal() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     head, parts, defined = set(), [], Counter()
     for name in in_order(HEART):
-        lines = (ROOT / f"edm_tutorial/{name}.py").read_text().splitlines()
+        lines = source(name).splitlines()
         imports = [n for n in tree(name).body if isinstance(n, ast.Import | ast.ImportFrom)]
         head |= {ast.unparse(n) for n in imports if not getattr(n, "level", 0)}
         parts += [f"# {name}", *lines[imports[-1].end_lineno :]]
