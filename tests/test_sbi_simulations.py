@@ -108,6 +108,13 @@ def test_ordinary_positive_parameters_do_not_warn(draw):
     look(theta, x)
 
 
+def test_counts_do_not_warn():
+    """The infected of an epidemic: mostly none, seldom hundreds."""
+    theta, x = pairs(2000)
+    x[:, 0] = RNG.poisson(300 * RNG.beta(0.05, 1.0, 2000))
+    look(theta, x)
+
+
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
 def test_outliers_warn(share):
     theta, x = pairs(2000)

@@ -183,8 +183,10 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
     widths = np.abs(rows - middle) / np.where(high > low, (high - low) / 1.349, 1)
     bottom, top = np.quantile(rows, (0.01, 0.99), axis=0)
     decades = (rows > 0).all(axis=0) & (top > DECADES * np.maximum(bottom, 0))
+    counts = (rows == np.round(rows)).all(axis=0)  # mostly zeros, they have no width to judge by
+    judged = (high > low) & ~counts
     skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
-    for column in np.flatnonzero((high > low) & decades & skewed):
+    for column in np.flatnonzero(judged & decades & skewed):
         which, ratio = f"{name}[:, {column}]", top[column] / bottom[column]
         warn(
             WideScales,
@@ -192,7 +194,7 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
             f"beside what is large: fit np.log({which}) in its place, with its bounds transformed "
             "alike",
         )
-    for column in np.flatnonzero((high > low) & ~decades & far):
+    for column in np.flatnonzero(judged & ~decades & far):
         which, share = f"{name}[:, {column}]", np.mean(widths[:, column] > FAR)
         warn(
             WideScales,
