@@ -8,6 +8,7 @@ from abc import abstractmethod
 from typing import ClassVar, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -33,6 +34,10 @@ class AbstractNoiseDistribution(eqx.Module):
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
         """The noise level made from a standard draw `r`: N(0, 1) or U(0, 1)."""
 
+    def from_uniform(self, r: Scalar) -> Float[Array, ""]:
+        """The noise level made from a draw `r` of U(0, 1), so that draws can be stratified."""
+        return self.from_variate(r)
+
 
 @final
 class LogNormal(AbstractNoiseDistribution):
@@ -56,6 +61,9 @@ class LogNormal(AbstractNoiseDistribution):
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
         return jnp.exp(self.p_mean + self.p_std * as_float(r))
+
+    def from_uniform(self, r: Scalar) -> Float[Array, ""]:
+        return self.from_variate(jax.scipy.special.ndtri(as_float(r)))
 
 
 @final

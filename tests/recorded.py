@@ -124,18 +124,12 @@ def training(dtype: str) -> Iterator[tuple[str, Any]]:
     """The losses of 20 steps, and the weights and averages they lead to."""
     x = points(dtype, 50)
     law = edm.LogNormal(-1.0, 1.0)
-    try:
-        loss = partial(edm.denoising_loss, sigma_dist=law)
-        loss(trained(dtype), x[0], key=jr.key(0))
-    except TypeError:
-        loss = partial(edm.denoising_loss, noise=law)
+    loss = partial(edm.denoising_loss, sigma_dist=law)
     for name, ema in {"half-life": edm.HalfLifeEMA(), "power": edm.PowerEMA(6.94)}.items():
         given = {"steps": 20, "batch_size": 8, "key": jr.key(6), "every": 7, "ema": ema}
-        states = edm.train(trained(dtype), loss, x, optax.adam(1e-2), **given)
-        values = []
-        for state, chunk in states:  # noqa: B007
-            values.append(np.asarray(chunk))
-        yield f"train losses {name}", np.concatenate(values)
+        chunks = list(edm.train(trained(dtype), loss, x, optax.adam(1e-2), **given))
+        yield f"train losses {name}", np.concatenate([losses for _, losses in chunks])
+        state, _ = chunks[-1]
         leaves = jax.tree.leaves(eqx.filter(state.ema, eqx.is_inexact_array))
         yield f"train ema {name}", jnp.stack([jnp.sum(leaf) for leaf in leaves])
 

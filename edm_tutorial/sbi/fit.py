@@ -7,7 +7,6 @@ denoiser of the posterior: no likelihood is evaluated, no prior density is neede
 import dataclasses
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, final
 
 import equinox as eqx
@@ -23,7 +22,7 @@ from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..losses import weighted_error
 from ..networks.mlp import MLP, Embedded
-from ..noise_levels import AbstractNoiseDistribution, LogNormal
+from ..noise_levels import AbstractNoiseDistribution
 from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
@@ -160,18 +159,13 @@ class StratifiedLoss(eqx.Module):
         """The mean over the batch."""
         level_key, noise_key, network_key = jr.split(key, 3)
         strata = jnp.arange(len(z), dtype=z.dtype) + jr.uniform(level_key, (len(z),), z.dtype)
-        sigmas = jax.vmap(partial(from_uniform, self.sigma_dist))(strata / len(z))
+        sigmas = jax.vmap(self.sigma_dist.from_uniform)(strata / len(z))
         n = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
 
         def error(z: Array, sigma: Array, n: Array, x: Array, key: PRNGKey) -> Array:
             return weighted_error(denoiser, z, sigma, n, x, key=key)
 
         return jnp.mean(jax.vmap(error)(z, sigmas, n, x, jr.split(network_key, len(z))))
-
-
-def from_uniform(law: AbstractNoiseDistribution, r: Float[Array, ""]) -> Float[Array, ""]:
-    """The noise level of a draw `r` of U(0, 1), also where the law is made from N(0, 1)."""
-    return law.from_variate(jax.scipy.special.ndtri(r) if isinstance(law, LogNormal) else r)
 
 
 @functools.cache  # one optimizer object for the same settings: fits alike are compiled once

@@ -250,7 +250,6 @@ def _draw(
 def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> Array:
     denoiser, cond, x = posterior.given(x_o)
     transform = posterior.transform
-    levels = sigmas.astype(theta.dtype)[::-1]
     center = transform.inverse(jnp.zeros_like(transform.bounds.low, theta.dtype), x)
 
     def one(theta: Array) -> Array:
@@ -260,10 +259,8 @@ def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> 
             denoiser,
             transform.forward(theta, x),
             cond,
-            sigma_min=levels[0],
-            sigma_max=levels[-1],
+            sigmas=sigmas.astype(theta.dtype),
             solver=diffrax.Bosh3(),
-            stepsize_controller=diffrax.StepTo(levels),
         ).log_prob
         return jnp.where(inside, value + transform.log_det(theta, x), -jnp.inf)
 

@@ -153,7 +153,7 @@ class Down(eqx.Module):
         x = _pad(x, pad, axis)
         last = 2 * ((x.shape[axis] - len(taps)) // 2)
         entries = lambda k: jax.lax.slice_in_dim(x, k, k + last + 1, 2, axis)
-        return sum((tap / total) * entries(k) for k, tap in enumerate(taps))  # type: ignore
+        return sum((tap / total) * entries(k) for k, tap in enumerate(taps))  # type: ignore  # sum starts at the int 0
 
 
 @final

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from . import AbstractTransform, Observation, Parameters
 from .bounds import Bounds
-from .linear import RIDGES, LinearRegression
+from .linear import LinearRegression
 from .standardize import Standardizer
 
 
@@ -33,22 +33,20 @@ class Chain(AbstractTransform):
         theta: Float[np.ndarray, "n d"],
         x: Float[np.ndarray, "n k"] | None,
         bounds: Bounds,
-        ridges: np.ndarray = RIDGES,
     ) -> "Chain":
         """Bounds, scale and linear fit of simulations; without `x`, no linear fit.
 
         Arguments:
             x: standardised observations.
-            ridges: as for `LinearRegression.fit`; an infinite one alone ignores x.
         """
         if x is None:
             return cls((bounds, Standardizer.fit(rows(bounds, theta), "theta")))
         scale = Standardizer.fit(theta, "theta")
-        spread = LinearRegression.fit(rows(scale, theta), x, ridges).spread()
+        spread = LinearRegression.fit(rows(scale, theta), x).spread()
         bounds = bounds.softened(spread * scale.std)
         u = rows(bounds, theta)
         scale = Standardizer.fit(u, "theta")
-        return cls((bounds, scale, LinearRegression.fit(rows(scale, u), x, ridges)))
+        return cls((bounds, scale, LinearRegression.fit(rows(scale, u), x)))
 
     @property
     def bounds(self) -> Bounds:

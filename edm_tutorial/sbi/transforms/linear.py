@@ -21,7 +21,6 @@ from . import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 RIDGES = np.array([*np.geomspace(1.0, 1e6, 7), np.inf])  # in examples; an infinite one ignores x
-IGNORE_X = RIDGES[-1:]
 NARROWEST = 1e-4  # of L, beside the spread of u, so that float32 can invert it
 
 
