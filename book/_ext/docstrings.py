@@ -36,11 +36,11 @@ def to_rst(text: str) -> str:
 def _split_code(lines: list[str]) -> list[tuple[bool, list[str]]]:
     """Prose and indented code, in turns: code follows a blank line after prose."""
     parts: list[tuple[bool, list[str]]] = [(False, [])]
-    last = ":"  # the last line that is not blank; a section's lines are no code
+    last = "::"  # the last line that is not blank; a section's lines are no code
     for i, line in enumerate(lines):
         indented = line.startswith("    ")
         is_code, _ = parts[-1]
-        after_prose = not last.startswith(" ") and not last.endswith(":")
+        after_prose = not last.startswith(" ") and not last.endswith("::")
         if indented and not is_code and after_prose and not lines[i - 1].strip():
             parts.append((True, []))
         elif is_code and line.strip() and not indented:

@@ -54,8 +54,8 @@ class AbstractEMA(eqx.Module):
         return eqx.combine(jax.tree.map(mix, params, old), static)
 
 
+# How weights are averaged: by one rule, by several at once, or not at all.
 Averaging = AbstractEMA | tuple[AbstractEMA, ...] | None
-"""How weights are averaged: by one rule, by several at once, or not at all."""
 
 
 @final

@@ -80,6 +80,7 @@ def test_moving_there_and_back_changes_nothing(tmp_path):
             "Train.\n\n    x = `1`\n\n    y\n\nEnd `z`.",
             "Train.\n\n::\n\n    x = `1`\n\n    y\n\nEnd ``z``.",
         ),
+        ("Train:\n\n    x = `1`", "Train:\n\n::\n\n    x = `1`"),
         ("Arguments:\n    a: `x`\n\n    b: y", "Arguments:\n    a: ``x``\n\n    b: y"),
     ],
 )

@@ -122,8 +122,9 @@ def dhariwal_unet(
 ) -> UNet:
     """ADM, the network of Dhariwal and Nichol (2021); the defaults are ImageNet-64's.
 
-    Arguments as in `song_unet`, and
+    The other arguments are those of `song_unet`.
 
+    Arguments:
         channels_per_head: of attention. As in the reference, a level with fewer channels
             does not attend at all, not even the lowest.
 
@@ -177,8 +178,9 @@ def small_unet(
     padded to 104, becomes 13. Only the lowest resolution attends, so over at most 256 points.
     Class labels are given as `ImageCondition(jax.nn.one_hot(label, label_dim))`.
 
-    Arguments as in `song_unet`, and
+    The other arguments are those of `song_unet`.
 
+    Arguments:
         width: channels at the full resolution, a multiple of 4; twice as many below.
 
     Raises:
