@@ -1,11 +1,14 @@
 """Posteriors of five problems against reference posteriors, and what they cost.
 
-    python -m benchmarks.sbi [--tasks two_moons slcp] [--budgets 1000 10000 100000] [--peers]
+    python -m benchmarks.sbi [--only two_moons slcp] [--budgets 1000 10000] [--seeds 1 2 3]
+                             [--hours 3] [--peers]
 
-One set of defaults for all. Every run adds its row to `results/sbi.csv` as soon as it has it; a row
-that is there is not measured again unless `--fresh`. `--peers` runs the package `sbi` too, in an
-environment of its own under `build/peers`, on the same simulations and with the same C2ST. Where
-only CPU wheels of torch are wanted, tell pip so by its own settings, `PIP_EXTRA_INDEX_URL`.
+One set of defaults for all, which was chosen with seed 0. Every observation adds its row to
+`results/sbi.csv` as soon as its draws are judged; a row that is there is not measured again unless
+`--fresh`, so a run that was stopped goes on. `--hours` starts no fit after that time. `--peers`
+runs the package `sbi` too, in an environment of its own under `build/peers`, on the same
+simulations and with the same C2ST. Where only CPU wheels of torch are wanted, tell pip so by its
+own settings, `PIP_EXTRA_INDEX_URL`.
 """
 
 import argparse
@@ -38,13 +41,15 @@ TARGETS = {
     "gaussian_linear_uniform": (0.60, 0.53, 0.51),
 }
 OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
-SEED, DRAWS, POINTS = 0, 10_000, 1_000
+SEEDS = (1, 2, 3)
+DRAWS, POINTS, FRESH = 10_000, 1_000, 2_000
 HERE = Path(__file__).parent
 TABLE = RESULTS / "sbi.csv"
 PEER_PACKAGES = ("sbi==0.27.0", TORCH)
-COLUMNS = ("task", "budget", "method", "seed", *(f"c2st_{i}" for i in range(1, 6)), "mean")
-COLUMNS += ("target", "train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "heldout_loss")
-COLUMNS += ("note", "machine")
+COLUMNS = ("task", "budget", "method", "seed", "observation", "c2st", "nats")
+COLUMNS += ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "note", "machine")
+NAME = COLUMNS[:5]
+Fit = tuple[str, int, str, int]  # task, budget, method, seed
 
 
 def reference(task: str) -> dict[str, np.ndarray]:
@@ -53,8 +58,8 @@ def reference(task: str) -> dict[str, np.ndarray]:
         return {key: file[key] for key in file.files}
 
 
-def simulations(task: str, budget: int) -> tuple[jax.Array, jax.Array]:
-    key = jr.fold_in(jr.key(SEED), budget)
+def simulations(task: str, budget: int, seed: int) -> tuple[jax.Array, jax.Array]:
+    key = jr.fold_in(jr.key(seed), budget)
     return tasks.draw(key, getattr(tasks, task)(), budget)
 
 
@@ -65,34 +70,36 @@ def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
     return value, time.process_time() - start
 
 
-def run_ours(task: str, budget: int) -> dict[str, Any]:
-    """Train, draw and evaluate. Compilation counts in training; later, medians leave it out."""
-    theta, x = simulations(task, budget)
+def run_ours(task: str, budget: int, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The draws for each observation, and the other cells of its row.
+
+    Compilation counts in training; drawing and densities are done twice, and the second is timed.
+    """
+    theta, x = simulations(task, budget, seed)
     support = getattr(tasks, task)().prior_support
-    posterior, train = cpu(lambda: fit_posterior(jr.key(SEED + 1), theta, x, prior_support=support))
-    log_prob = jax.jit(jax.vmap(posterior.log_prob, (0, None)))
-    known, draws, seconds = reference(task), [], []
-    for i, x_o in enumerate(known["observation"]):
-        key, x_o = jr.fold_in(jr.key(SEED + 2), i), jnp.asarray(x_o)
-        value, drawing = cpu(lambda key=key, x_o=x_o: posterior.sample(key, x_o, DRAWS))
-        points = jnp.asarray(known["reference_samples"][i, :POINTS])
-        _, evaluating = cpu(lambda points=points, x_o=x_o: log_prob(points, x_o))
-        draws.append(np.asarray(value))
-        seconds.append((drawing, evaluating))
-    sample, density = np.median(seconds, axis=0)
-    return {
-        "draws": np.stack(draws),
+    fit = lambda: fit_posterior(jr.key(100 + seed), theta, x, prior_support=support)
+    posterior, train = cpu(fit)
+    fresh = tasks.draw(jr.key(999), getattr(tasks, task)(), FRESH)
+    cells = {
+        "nats": -float(jnp.mean(jax.jit(jax.vmap(posterior.log_prob))(*fresh))),
         "train_cpu_s": train,
-        "sample_cpu_s": sample,
-        "log_prob_cpu_s": density,
-        "heldout_loss": min(posterior.history.held_out),
         "machine": f"{machine()}, scikit-learn {sklearn.__version__}",
     }
+    known = reference(task)
+    for i, x_o in enumerate(jnp.asarray(known["observation"])):
+        draw = lambda i=i, x_o=x_o: posterior.sample(jr.fold_in(jr.key(seed), i), x_o, DRAWS)
+        points = jnp.asarray(known["reference_samples"][i, :POINTS])
+        evaluate = lambda points=points, x_o=x_o: posterior.log_prob(points, x_o)
+        (_, (draws, drawing)), (_, (_, evaluating)) = [(cpu(f), cpu(f)) for f in (draw, evaluate)]
+        yield (
+            np.asarray(draws),
+            cells | {"sample_cpu_s": drawing, "log_prob_cpu_s": evaluating},
+        )
 
 
-def run_peer(method: str, task: str, budget: int) -> dict[str, Any]:
+def run_peer(method: str, task: str, budget: int, seed: int) -> list[tuple[Any, dict[str, Any]]]:
     """The same for a method of `sbi`: files in, files out. Its own failure is the note."""
-    theta, x = simulations(task, budget)
+    theta, x = simulations(task, budget, seed)
     problem, known = getattr(tasks, task)(), reference(task)
     low, high = problem.prior_support
     moments = {
@@ -112,42 +119,35 @@ def run_peer(method: str, task: str, budget: int) -> dict[str, Any]:
             **moments,
         )
         runner = HERE / "peers" / "sbi_runner.py"
-        run([python, runner, method, str(SEED), source, target])
+        run([python, runner, method, str(seed), source, target])
     except Missing as error:
-        return {"note": f"failed: {error}", "machine": machine()}
+        return [(None, {"note": f"failed: {error}", "machine": machine()})]
     with np.load(target) as result:
-        return {
-            "draws": result["draws"],
+        cells = {
             "train_cpu_s": float(result["train"]),
             "sample_cpu_s": float(result["sample"]),
             "log_prob_cpu_s": float(result["log_prob"]),
-            "heldout_loss": float(result["held_out"]),
             "machine": f"{machine()}, {result['versions']}",
         }
+        return [(draws, cells) for draws in result["draws"]]
 
 
-def scores(task: str, draws: np.ndarray) -> dict[str, float]:
-    """C2ST at each observation, and its mean."""
-    pairs = zip(reference(task)["reference_samples"], draws, strict=True)
-    values = [c2st(truth, sample) for truth, sample in tqdm(pairs, "C2ST", 5, leave=False)]
-    named = {f"c2st_{i}": value for i, value in enumerate(values, 1)}
-    return named | {"mean": float(np.mean(values))}
-
-
-def measure(task: str, budget: int, method: str) -> dict[str, Any]:
-    """One row of the table."""
-    start = {"task": task, "budget": budget, "method": method, "seed": SEED}
-    result = run_ours(task, budget) if method == OURS else run_peer(method, task, budget)
-    if "draws" in result:
-        result |= scores(task, result.pop("draws"))
-    if method == OURS and budget in BUDGETS:
-        result["target"] = TARGETS[task][BUDGETS.index(budget)]
-    row = dict.fromkeys(COLUMNS, "") | start | result
-    return {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+def measure(fit: Fit) -> Iterator[dict[str, Any]]:
+    """The rows of one fit, each as soon as it is known."""
+    task, budget, method, seed = fit
+    truth = reference(task)["reference_samples"]
+    ours = method == OURS
+    parts = run_ours(task, budget, seed) if ours else run_peer(method, task, budget, seed)
+    for i, (draws, cells) in enumerate(parts):
+        row = dict(zip(NAME, (*fit, i + 1), strict=True)) | cells
+        if draws is not None:
+            row["c2st"] = c2st(truth[i], draws)
+        row = dict.fromkeys(COLUMNS, "") | row
+        yield {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
 
 
 def name_of(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in ("task", "budget", "method"))
+    return tuple(str(row[key]) for key in NAME)
 
 
 def read() -> list[dict[str, Any]]:
@@ -161,7 +161,8 @@ def store(row: dict[str, Any]) -> None:
     """Put the row in the table, in the place of an older one of its name; never half a file."""
     kept = [old for old in read() if name_of(old) != name_of(row)]
     order = {name: i for i, name in enumerate(TARGETS)}
-    rows = sorted([*kept, row], key=lambda r: (order[r["task"]], int(r["budget"]), r["method"]))
+    place = lambda r: (order[r["task"]], int(r["budget"]), r["method"], int(r["seed"]))
+    rows = sorted([*kept, row], key=lambda r: (*place(r), int(r["observation"])))
     RESULTS.mkdir(exist_ok=True)
     draft = TABLE.with_suffix(".tmp")
     with draft.open("w", newline="") as file:
@@ -171,35 +172,41 @@ def store(row: dict[str, Any]) -> None:
     draft.replace(TABLE)
 
 
-def plan(options: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
-    """What is still to be measured, cheap budgets first. A row without a mean is tried again."""
+def plan(options: argparse.Namespace) -> Iterator[Fit]:
+    """The fits still to be made: cheap budgets first, then seed by seed."""
     rows = [] if options.fresh else read()
-    done = {name_of(row) for row in rows if row["mean"]}
+    done = {name_of(row) for row in rows if row["c2st"]}
     for budget in sorted(options.budgets):
-        for task in options.tasks:
-            for method in (OURS, *(PEERS if options.peers else ())):
-                if (task, str(budget), method) not in done:
-                    yield task, budget, method
+        for seed in options.seeds:
+            for task in options.only:
+                for method in (OURS, *(PEERS if options.peers else ())):
+                    fit = (task, budget, method, seed)
+                    names = {(*map(str, fit), str(i)) for i in range(1, 6)}
+                    if not names <= done:
+                        yield fit
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Posteriors against reference posteriors.")
-    parser.add_argument("--tasks", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--hours", type=float, default=float("inf"), help="start no fit after them")
     parser.add_argument("--peers", action="store_true", help="run the package sbi as well")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     return parser.parse_args()
 
 
 def main() -> None:
-    runs = tqdm(list(plan(arguments())))
-    for task, budget, method in runs:
-        runs.set_description(f"{method} on {task}, {budget}")
-        row = measure(task, budget, method)
-        store(row)
-        shown = ("mean", "target", "train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "note")
-        values = "  ".join(f"{key}={row[key]}" for key in shown if row[key] != "")
-        tqdm.write(f"{task} {budget} {method}: {values}", file=sys.stdout)
+    options, start = arguments(), time.monotonic()
+    for fit in tqdm(list(plan(options))):
+        if time.monotonic() - start > 3600 * options.hours:
+            break
+        for row in measure(fit):
+            store(row)
+            shown = ("observation", "c2st", *COLUMNS[6:-1])
+            values = "  ".join(f"{key}={row[key]}" for key in shown if row[key] != "")
+            tqdm.write(f"{' '.join(map(str, fit))}: {values}", file=sys.stdout)
 
 
 if __name__ == "__main__":

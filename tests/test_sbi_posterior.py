@@ -18,6 +18,7 @@ from scipy.stats import norm
 
 import edm_tutorial as edm
 from edm_tutorial.sbi.early_stopping import History
+from edm_tutorial.sbi.networks import PosteriorMLP
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.transforms.bounds import Bounds
 from edm_tutorial.sbi.transforms.chain import Chain
@@ -172,9 +173,9 @@ def test_batched_equals_single(key):
 def learned(key):
     """A posterior with the default network and a linear fit, at random weights."""
     keys = jr.split(key, 3)
-    network = edm.MLP(2, 2, width=8, depth=2, octaves=3, dropout=0.25, key=keys[0])
-    noise = jr.normal(keys[1], network.output.weight.shape)
-    network = eqx.tree_at(lambda net: net.output.weight, network, noise / 9)
+    network = PosteriorMLP(2, 2, width=8, depth=2, dropout=0.25, key=keys[0])
+    noise = jr.normal(keys[1], network.joint.output.weight.shape)
+    network = eqx.tree_at(lambda net: net.joint.output.weight, network, noise / 9)
     maps = gaussian(0.5, **BOX)
     fit = LinearRegression(jr.normal(keys[2], (2, 2)), jnp.ones(2), 2 * jnp.eye(2))
     chain = Chain((*maps.transform.steps, fit))

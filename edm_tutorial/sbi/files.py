@@ -22,9 +22,10 @@ import numpy as np
 
 from .._deprecated import posterior_0_1
 from ..denoiser import Denoiser
-from ..networks.mlp import MLP, Embedded
+from ..networks.mlp import Embedded
 from ..preconditioning import EDMPreconditioning
 from .early_stopping import History
+from .networks import PosteriorMLP
 from .transforms.bounds import Bounds
 from .transforms.chain import Chain
 from .transforms.linear import LinearRegression
@@ -119,22 +120,21 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
 
 
 def _sizes(network: Any) -> dict[str, Any] | None:
-    """The keywords with which `MLP` makes the default network; None for any other.
+    """The keywords with which the default network is made; None for any other.
 
-    That of version 0.1.0 says so, beside the sizes of its MLP.
+    That of version 0.1.0 says so beside them.
     """
     inner = network.network if isinstance(network, Embedded) else network
-    if isinstance(inner, posterior_0_1.PosteriorMLP):
-        return {"release": "0.1.0"} | (_sizes(inner.joint) or {})
-    if not isinstance(inner, MLP):
+    if not isinstance(inner, PosteriorMLP | posterior_0_1.PosteriorMLP):
         return None
-    return {
-        "cond_size": inner.cond_size,
-        "width": inner.embed_input.out_features,
-        "depth": len(inner.blocks),
-        "octaves": inner.octaves,
-        "dropout": inner.blocks[0].dropout.p,
+    joint = inner.joint
+    sizes = {
+        "cond_size": joint.cond_size,
+        "width": joint.embed_input.out_features,
+        "depth": len(joint.blocks),
+        "dropout": joint.blocks[0].dropout.p,
     }
+    return sizes if isinstance(inner, PosteriorMLP) else {"release": "0.1.0"} | sizes
 
 
 def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
@@ -143,7 +143,7 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
     if network is None and "release" in header["network"]:
         network = posterior_0_1.default_network(header, embedding)
     elif network is None:
-        network = MLP(size, **header["network"], key=jr.key(0))
+        network = PosteriorMLP(size, **header["network"], key=jr.key(0))
     if embedding is not None:
         network = Embedded(network, embedding)
     scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))

@@ -21,12 +21,13 @@ from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..losses import weighted_error
-from ..networks.mlp import MLP, Embedded
+from ..networks.mlp import Embedded
 from ..noise_levels import AbstractNoiseDistribution
 from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
 from .early_stopping import FitState, Progress
+from .networks import PosteriorMLP
 from .noise_levels import LikelihoodNoise, PosteriorNoise
 from .posterior import Posterior
 from .settings import Settings, default_settings
@@ -36,7 +37,6 @@ from .transforms.standardize import Standardizer
 from .validation import LARGEST_SIGMA_MIN, HeldOut, gaussian_nats
 
 LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
-OCTAVES = 3  # waves of the parameters that the default network sees beside them
 AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
@@ -209,7 +209,7 @@ def _network(
                 "makes one of each observation"
             )
         sizes = {"width": settings.width, "depth": settings.depth, "dropout": settings.dropout}
-        network = MLP(size, len(cond), octaves=OCTAVES, **sizes, key=key)
+        network = PosteriorMLP(size, len(cond), **sizes, key=key)
     return network if embedding is None else Embedded(network, embedding)
 
 

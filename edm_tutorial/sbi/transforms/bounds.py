@@ -95,12 +95,9 @@ class Bounds(AbstractTransform):
             )
         return box
 
-    def softened(self, spread: Float[Array, " d"]) -> "Bounds":
-        """The same box, its softness the spread that a linear fit to x leaves of each parameter.
-
-        So a Gaussian posterior that a bound cuts off gets a tail of its own width.
-        """
-        return Bounds(self.low, self.high, spread.astype(self.softness.dtype))
+    def softened(self, softness: Float[ArrayLike, " d"]) -> "Bounds":
+        """The same box with another softness."""
+        return Bounds(self.low, self.high, jnp.asarray(softness, self.softness.dtype))
 
     def contains(self, theta: Float[Array, " d"]) -> Bool[Array, ""]:
         """Whether `theta` is finite and inside, bounds included."""

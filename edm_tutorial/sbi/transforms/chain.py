@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from . import AbstractTransform, Observation, Parameters
 from .bounds import Bounds
 from .linear import LinearRegression
+from .neighbours import narrowness
 from .standardize import Standardizer
 
 
@@ -42,8 +43,9 @@ class Chain(AbstractTransform):
         if x is None:
             return cls((bounds, Standardizer.fit(rows(bounds, theta), "theta")))
         scale = Standardizer.fit(theta, "theta")
-        spread = LinearRegression.fit(rows(scale, theta), x).spread()
-        bounds = bounds.softened(spread * scale.std)
+        scaled = rows(scale, theta)
+        spread = np.asarray(LinearRegression.fit(scaled, x).spread())
+        bounds = bounds.softened(spread * narrowness(scaled, x, spread) ** 2 * scale.std)
         u = rows(bounds, theta)
         scale = Standardizer.fit(u, "theta")
         return cls((bounds, scale, LinearRegression.fit(rows(scale, u), x)))

@@ -1,0 +1,63 @@
+"""The default network of a posterior, by hand."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from edm_tutorial.networks.mlp import embed_noise
+from edm_tutorial.sbi.networks import PosteriorMLP
+
+D, K = 3, 4
+
+
+def made(key):
+    """With random numbers in all its arrays, also where it starts at zero."""
+    make_key, fill_key = jr.split(key)
+    network = PosteriorMLP(D, K, width=16, depth=2, dropout=0.5, key=make_key)
+    arrays, rest = eqx.partition(network, eqx.is_inexact_array)
+    leaves, tree = jax.tree.flatten(arrays)
+    keys = jr.split(fill_key, len(leaves))
+    filled = [0.4 * jr.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+    return eqx.combine(jax.tree.unflatten(tree, filled), rest)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_untrained_it_is_exactly_zero(key, dtype):
+    network = PosteriorMLP(D, K, width=16, depth=2, dropout=0.5, key=key)
+    z, x = jnp.arange(D, dtype=dtype), jnp.ones(K, dtype)
+    for draw in (None, jr.key(1)):
+        output = network(z, dtype(-0.3), x, key=draw)
+        np.testing.assert_array_equal(output, np.zeros(D))
+        assert output.dtype == dtype
+
+
+def test_it_is_the_large_network_plus_one_small_network_for_all_parameters(key):
+    network = made(key)
+    z, c_noise, x = jnp.array([0.3, -1.0, 2.0]), jnp.array(-0.4), jnp.array([1.0, 2.0, -1.0, 0.5])
+    predicted = network.predictor.weight @ x + network.predictor.bias
+    expected = network.joint(z, c_noise, x)
+    for j in range(D):  # the label is told as it comes: nothing of the preconditioning is undone
+        told = [z[j, None], predicted[j, None], network.codes[j], embed_noise(c_noise)]
+        expected = expected.at[j].add(network.marginal(jnp.concatenate(told))[0])
+    np.testing.assert_allclose(network(z, c_noise, x), expected, rtol=1e-12)
+
+
+def test_every_number_matters(key):
+    network = made(key)
+    z, c_noise, x = jnp.array([0.3, -1.0, 2.0]), jnp.array(-0.4), jnp.ones(K)
+    by_z, by_noise, by_x = jax.jacobian(network, argnums=(0, 1, 2))(z, c_noise, x)
+    assert np.all(np.abs(by_z) > 1e-6) and np.all(np.abs(by_x) > 1e-6)
+    assert np.all(np.abs(by_noise) > 1e-6)
+    gradient = eqx.filter_grad(lambda net: jnp.sum(net(z, c_noise, x)))(network)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_it_drops_units_only_where_a_key_is_given(key):
+    network = made(key)
+    z, c_noise, x = jnp.ones(D), jnp.array(0.1), jnp.ones(K)
+    still = network(z, c_noise, x)
+    np.testing.assert_array_equal(network(z, c_noise, x), still)
+    assert np.any(network(z, c_noise, x, key=jr.key(1)) != still)
