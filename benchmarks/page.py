@@ -10,9 +10,13 @@ target follows it, `name: at most 1`; it is written beside the number, which is 
 
 import re
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import plots
+from benchmarks.sbi import BUDGETS, OBSERVATIONS, OURS, TARGETS
 from benchmarks.timing import read
 
 PAGE = Path(__file__).parents[1] / "book" / "benchmarks.md"
@@ -92,38 +96,86 @@ def machines(rows: list[dict[str, str]]) -> str:
     return f"\n\nMeasured on: {'; '.join(names)}." if names else ""
 
 
+def fits() -> dict[tuple[str, str, str], list[list[dict[str, str]]]]:
+    """Rows of `sbi.csv`: for each task, budget and method a list of fits with all observations."""
+    found: dict[tuple[str, str, str], dict[str, list[dict[str, str]]]] = {}
+    for row in read("sbi"):
+        fit = found.setdefault((row["task"], row["budget"], row["method"]), {})
+        fit.setdefault(row["seed"], []).append(row)
+    whole = lambda rows: len(rows) == OBSERVATIONS or rows[0]["note"]
+    return {name: kept for name, fit in found.items() if (kept := [*filter(whole, fit.values())])}
+
+
+def mean_of(rows: list[dict[str, str]], column: str) -> float:
+    """Over the observations of one fit; NaN where it failed or nothing was measured."""
+    return float(np.mean([float(row[column] or "nan") for row in rows]))
+
+
+def scores(name: tuple[str, str, str]) -> list[float]:
+    """C2ST of each fit that did not fail, mean over its observations."""
+    found = (mean_of(rows, "c2st") for rows in fits().get(name, []))
+    return [score for score in found if np.isfinite(score)]
+
+
+def standard_error(values: list[float]) -> float:
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def met(values: list[float], target: float) -> bool:
+    """Whether the mean is below the target plus one standard error."""
+    return bool(np.mean(values) <= target + standard_error(values))
+
+
+def target_of(name: tuple[str, str, str]) -> float | None:
+    task, budget, method = name
+    known = method == OURS and int(budget) in BUDGETS
+    return TARGETS[task][BUDGETS.index(int(budget))] if known else None
+
+
 def posteriors() -> str:
-    """A row for each run: C2ST beside its target, and CPU seconds beside their limits."""
-    heads = ["problem", "simulations", "method", "C2ST, mean", "C2ST of each observation"]
+    """A row for each problem, budget and method: C2ST beside its target, CPU seconds, nats."""
+    heads = ["problem", "simulations", "method", "seeds", "C2ST, mean", "median", "nats"]
     cells = []
-    for row in (rows := read("sbi")):
-        limited = (row["method"], row["budget"]) == ("EDM", "10000")
-        limits = LIMITS.get(row["task"], ("",) * 3) if limited else ("",) * 3
-        numbers = [(row["mean"], row["target"], ".3f")]
-        numbers += [(row[name], most, ".3g") for name, most in zip(COSTS, limits, strict=True)]
-        mean, *costs = (
-            judged(value, "at most", most, format(float(value), spec) if value else "")
-            for value, most, spec in numbers
-        )
-        each = " ".join(f"{float(row[f'c2st_{i}']):.2f}" for i in range(1, 6) if row["mean"])
-        name = [row["task"].replace("_", " "), f"{int(row['budget']):,}", row["method"]]
-        cells.append([*name, mean, row["note"] or each, *costs])
-    return markdown([*heads, "training", "draws", "log-densities"], cells) + machines(rows)
+    for name, runs in fits().items():
+        task, budget, method = name
+        limits = LIMITS.get(task, ()) if (method, budget) == (OURS, "10000") else ()
+        costs = [np.median([mean_of(rows, column) for rows in runs]) for column in COSTS]
+        costs = [
+            judged("" if np.isnan(cost) else f"{cost:.3g}", "at most", most)
+            for cost, most in zip_longest(costs, limits)
+        ]
+        named = [task.replace("_", " "), f"{int(budget):,}", method]
+        named.append(" ".join(rows[0]["seed"] for rows in runs))
+        cells.append([*named, *told(name, runs), *costs])
+    heads = [*heads, "training", "draws", "log-densities"]
+    return markdown(heads, cells) + machines(read("sbi"))
+
+
+def told(name: tuple[str, str, str], runs: list[list[dict[str, str]]]) -> list[str]:
+    """Mean C2ST and its spread over seeds, the median over everything, -ln q."""
+    values, goal = scores(name), target_of(name)
+    if not values:
+        return [runs[0][0]["note"], "-", "-"]
+    shown = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if values[1:] else "")
+    shown = shown if goal is None or met(values, goal) else red(shown)
+    beside = "" if goal is None else f" (at most {goal})"
+    each = [float(row["c2st"]) for rows in runs for row in rows if row["c2st"]]
+    nats = np.mean([mean_of(rows, "nats") for rows in runs])
+    return [shown + beside, f"{np.median(each):.3f}", "-" if np.isnan(nats) else f"{nats:.3f}"]
 
 
 def posteriors_met() -> str:
-    ours = [row for row in read("sbi") if row["mean"] and row["target"]]
-    return f"{sum(float(row['mean']) <= float(row['target']) for row in ours)} of {len(ours)}"
+    goals = [(scores(name), goal) for name in fits() if (goal := target_of(name)) is not None]
+    return f"{sum(met(*pair) for pair in goals)} of {len(goals)}"
 
 
 def beside_npse(task: str, column: str) -> str:
     """At 10,000 simulations: how many times our CPU seconds theirs are, or our C2ST less theirs."""
-    rows = [row for row in read("sbi") if (row["task"], row["budget"]) == (task, "10000")]
-    values = {row["method"]: row[column] for row in rows if row["mean"]}
-    if not values.keys() >= {"EDM", "sbi NPSE"}:
+    runs = [fits().get((task, "10000", method), []) for method in (OURS, "sbi NPSE")]
+    if not all(runs):
         return ABSENT
-    ours, theirs = float(values["EDM"]), float(values["sbi NPSE"])
-    return f"{ours - theirs:.3f}" if column == "mean" else f"{theirs / ours:.1f}"
+    ours, theirs = (np.mean([mean_of(rows, column) for rows in each]) for each in runs)
+    return f"{ours - theirs:.3f}" if column == "c2st" else f"{theirs / ours:.1f}"
 
 
 def bugs() -> str:
@@ -160,15 +212,9 @@ PARTS = {
     "bugs drawn": lambda: str(count("mutant", ".*: ")),
     "share of bugs caught": share_caught,
 }
-for _task in (
-    "two_moons",
-    "gaussian_mixture",
-    "slcp",
-    "gaussian_linear",
-    "gaussian_linear_uniform",
-):
+for _task in TARGETS:
     PARTS[f"NPSE seconds, {_task}"] = partial(beside_npse, _task, "sample_cpu_s")
-    PARTS[f"NPSE C2ST, {_task}"] = partial(beside_npse, _task, "mean")
+    PARTS[f"NPSE C2ST, {_task}"] = partial(beside_npse, _task, "c2st")
 
 if __name__ == "__main__":
     plots.draw_all()

@@ -42,7 +42,7 @@ TARGETS = {
 }
 OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
 SEEDS = (1, 2, 3)
-DRAWS, POINTS, FRESH = 10_000, 1_000, 2_000
+OBSERVATIONS, DRAWS, POINTS, FRESH = 5, 10_000, 1_000, 2_000
 HERE = Path(__file__).parent
 TABLE = RESULTS / "sbi.csv"
 PEER_PACKAGES = ("sbi==0.27.0", TORCH)
@@ -181,7 +181,7 @@ def plan(options: argparse.Namespace) -> Iterator[Fit]:
             for task in options.only:
                 for method in (OURS, *(PEERS if options.peers else ())):
                     fit = (task, budget, method, seed)
-                    names = {(*map(str, fit), str(i)) for i in range(1, 6)}
+                    names = {(*map(str, fit), str(i)) for i in range(1, OBSERVATIONS + 1)}
                     if not names <= done:
                         yield fit
 
