@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import pytest
 from scipy.stats import norm
 
 import edm_tutorial as edm
+from edm_tutorial.networks import Embedded
 from edm_tutorial.sbi.early_stopping import History
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.transforms.bounds import Bounds
@@ -121,6 +123,32 @@ def test_steps_solver_schedule_and_churn_are_those_asked_for(key):
     heun = {"solver": edm.Heun(), "steps": 8}  # 2M is the same in every schedule
     for other in ({"churn": edm.Churn(10.0)}, {"schedule": edm.VariancePreserving()}):
         assert np.abs(draw(**heun, **other) - draw(**heun)).max() > 1e-4 * spread.max()
+
+
+def test_without_noise_a_draw_is_the_mean(monkeypatch):
+    """Noise starts around the mean, not around 0, which would be 0.03 widths away here."""
+    zeros = lambda key, shape, dtype: jnp.zeros(shape, dtype)
+    monkeypatch.setattr(jr, "normal", zeros)
+    with jax.disable_jit():
+        [draw] = gaussian(0.3, sigma_min=0.1).sample(jr.key(0), X_O, 1, steps=4)
+    mean, spread = truth(0.3)
+    # D(0) at 20 is off by (0.3 / 20)^2 of the mean, of which the flow leaves 0.3 / 20.
+    np.testing.assert_allclose((draw - mean) / spread, 0, atol=1e-4)
+
+
+def test_steps_of_a_log_density_are_those_asked_for():
+    """And half of those for sampling unless asked; three by hand, in the coordinates z."""
+    posterior, theta = gaussian(0.5, sigma_min=0.1), jnp.array([0.3, -0.5])
+    z, x = (theta - jnp.array([0.0, 0.1])) / jnp.array([0.7, 0.8]), posterior.x_scale.forward(X_O)
+    by_hand = edm.log_likelihood(
+        posterior.denoiser, z, x, sigmas=edm.edm_sigmas(3, 0.1, 20.0), solver=diffrax.Bosh3()
+    )
+    got = posterior.log_prob(theta, X_O, steps=3)
+    np.testing.assert_allclose(got, by_hand.log_prob - np.log(0.7 * 0.8), rtol=1e-12)
+    assert posterior.steps == round(5.5 * np.log(200.0)) == 29
+    np.testing.assert_array_equal(
+        posterior.log_prob(theta, X_O), posterior.log_prob(theta, X_O, steps=14)
+    )
 
 
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}
@@ -231,6 +259,20 @@ def test_a_network_of_your_own_is_saved_with_its_structure(key, tmp_path):
     again = Posterior.load(tmp_path / "own", network=Exact(jnp.zeros((2, 2)), jnp.array(0.0)))
     expected = posterior.sample(key, X_O, 3)
     np.testing.assert_array_equal(again.sample(jr.clone(key), X_O, 3), expected)
+
+
+def test_an_embedding_beside_a_network_of_your_own_is_loaded(key, tmp_path):
+    """It turns x round, so that draws without it would be those at another observation."""
+    plain = gaussian(0.4, sigma_min=0.1)
+    turn = lambda x: x[::-1]
+    network = Embedded(plain.denoiser.network, turn)
+    posterior = dataclasses.replace(plain, denoiser=edm.Denoiser(network, PRECONDITIONING))
+    posterior.save(tmp_path / "both")
+    empty = Exact(jnp.zeros((2, 2)), jnp.array(0.0))
+    again = Posterior.load(tmp_path / "both", network=empty, embedding=turn)
+    expected = posterior.sample(key, X_O, 3, steps=3)
+    np.testing.assert_array_equal(again.sample(jr.clone(key), X_O, 3, steps=3), expected)
+    assert np.all(expected != plain.sample(jr.clone(key), X_O, 3, steps=3))
 
 
 def test_messages(key, unchecked):
