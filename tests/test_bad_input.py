@@ -545,6 +545,14 @@ TRAINING = {
         lambda: edm.Guided(DENOISER, DENOISER, 2.0, (NAN, 1.0)),
         "interval must be",
     ),
+    "guided: interval a number": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, 3.0),
+        "interval must be .* got 3.0",
+    ),
+    "guided: interval of words": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, ("low", 1.0)),
+        "interval must be",
+    ),
     "guided: interval of three": (
         lambda: edm.Guided(DENOISER, DENOISER, 2.0, (0.0, 1.0, 2.0)),
         "interval must be",

@@ -156,6 +156,9 @@ def test_bounds_messages(unchecked):
         Bounds.of((np.zeros(3), np.ones(3)), theta)
     with pytest.raises(ValueError, match="low < high"):
         Bounds.of((np.zeros(2), np.array([1.0, 0.0])), theta)
+    for no_pair in (3.0, (np.zeros(2),), np.zeros((3, 2))):
+        with pytest.raises(ValueError, match=r"must be \(low, high\) or None, got"):
+            Bounds.of(no_pair, theta)
     with pytest.raises(ValueError, match="1 of 2 rows, first in row 1"):
         Bounds.of((np.zeros(2), np.ones(2)), theta)
     with pytest.raises(ValueError, match="one length"):
