@@ -256,8 +256,12 @@ def test_network(file):
             case.check_all_read()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", NETWORKS)
+WITH_SKIPS = "net_song_skip.npz"  # of the image, in the encoder and in the decoder
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(n, marks=[pytest.mark.slow] * (n != WITH_SKIPS)) for n in NETWORKS]
+)
 def test_network_and_gradient(file):
     """With every input, in both precisions; gradients towards x for four of the networks."""
     case = Case(file, "e0")
