@@ -67,6 +67,14 @@ def test_labels_are_zero_exactly_where_nothing_was_done(key, image, dtype):
     assert 0 < untouched.sum() < 300
 
 
+@pytest.mark.parametrize("p, p_mirror", [(0.0, 1.0), (1.0, 0.0)])
+def test_the_first_mirror_has_a_probability_of_its_own(p, p_mirror, key):
+    """Left to right it is `p_mirror`, of top to bottom and all others `p`."""
+    told = Augmentation(p=p, p_mirror=p_mirror).labels(key)
+    np.testing.assert_array_equal(told[:2], [p_mirror, p])
+    np.testing.assert_array_equal(told[2:] != 0, p == 1)
+
+
 @pytest.mark.slow
 def test_each_warp_comes_with_its_probability(key):
     count = 4000
