@@ -4,6 +4,7 @@ One row for each: what is called, and the words its message must contain. These 
 messages of a user without run-time type checks, hence `unchecked`.
 """
 
+import ast
 import inspect
 import re
 import traceback
@@ -20,7 +21,9 @@ import optax
 import pytest
 
 import edm_tutorial
-from edm_tutorial import networks
+from edm_tutorial import networks, sbi, training
+from edm_tutorial.images import augmentation, data
+from edm_tutorial.training import checkpoint, sharding
 
 # Called wrongly on purpose, which a type checker would be right to refuse.
 edm: Any = edm_tutorial
@@ -839,6 +842,25 @@ def test_every_public_function_has_a_row():
     public = {k for k, v in vars(edm_tutorial).items() if k[0] != "_" and not inspect.ismodule(v)}
     missing = public - TAKE_NOTHING
     assert {name for name in missing if not re.search(rf"\b{name}\b[.(,]", text)} == set()
+
+
+def test_what_says_that_it_raises_is_seen_to():
+    """In the subpackages too: it is named where a test, or a table of tests, expects an error."""
+    tried = set()
+    for file in Path(__file__).parent.glob("test_*.py"):
+        lines, last = file.read_text().splitlines(), 0
+        for node in ast.parse("\n".join(lines)).body:
+            part, last = "\n".join(lines[last : node.end_lineno]), node.end_lineno  # decorators too
+            if "raises(" in part or isinstance(node, ast.Assign):
+                tried |= set(re.findall(r"\w+", part))
+    for space in (networks, sbi, training, augmentation, data, checkpoint, sharding):
+        public = {k: v for k, v in vars(space).items() if k != "old_name"}
+        for value in filter(inspect.isclass, [*public.values()]):
+            public |= vars(value)
+        for name, found in public.items():
+            kind = inspect.isroutine(found) or inspect.isclass(found)
+            if kind and name[0] != "_" and "Raises:" in (found.__doc__ or ""):
+                assert name in tried, f"{space.__name__}: {name}"
 
 
 @pytest.mark.usefixtures("unchecked")
