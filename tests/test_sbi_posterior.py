@@ -151,6 +151,32 @@ def test_without_noise_a_draw_is_the_mean(monkeypatch):
     np.testing.assert_allclose((draw - mean) / spread, 0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": edm.Euler()},
+        {"schedule": edm.VariancePreserving(), "solver": edm.Heun()},
+        {"churn": edm.Churn(2.0, s_noise=1.1, draw=lambda key, shape, dtype: jnp.full(shape, 0.5))},
+        {},
+    ],
+    ids=lambda options: "-".join(options) or "none",
+)
+def test_a_draw_is_that_of_sample_with_the_same_options(options, monkeypatch):
+    """From noise that is known, by way of z and back; DPM++(2M) unless asked otherwise."""
+    posterior = gaussian(0.5, sigma_min=0.1)
+    monkeypatch.setattr(jr, "normal", lambda key, shape, dtype: jnp.ones(shape, dtype))
+    sigmas, x = edm.edm_sigmas(4, 0.1, 20.0), posterior.x_scale.forward(X_O)
+    noise = 1 + posterior.denoiser(jnp.zeros(2), 20.0, x) / 20.0
+    given = {"solver": edm.DPMSolverPP2M()} | options
+    if "churn" in options:
+        given["key"] = jr.key(1)  # which its draws do not look at
+    with jax.disable_jit():
+        z = edm.sample(posterior.denoiser, noise, sigmas, x, **given)
+        [draw] = posterior.sample(jr.key(0), X_O, 1, steps=4, **options)
+    by_hand = np.array([0.0, 0.1]) + np.array([0.7, 0.8]) * z
+    np.testing.assert_allclose(draw, by_hand, rtol=1e-12)
+
+
 def test_steps_of_a_log_density_are_those_asked_for():
     """And half of those for sampling unless asked; three by hand, in the coordinates z."""
     posterior, theta = gaussian(0.5, sigma_min=0.1), jnp.array([0.3, -0.5])
