@@ -19,12 +19,14 @@ from scipy.stats import norm
 
 import edm_tutorial as edm
 from edm_tutorial.sbi import PoorFit, default_settings, fit, fit_posterior, tasks, validation
-from edm_tutorial.sbi.early_stopping import FitState
+from edm_tutorial.sbi.early_stopping import FitState, History
 from edm_tutorial.sbi.fit import StratifiedLoss, optimizer_of
 from edm_tutorial.sbi.noise_levels import LikelihoodNoise, PosteriorNoise
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.settings import ROWS
 from edm_tutorial.sbi.simulations import checked
+from edm_tutorial.sbi.transforms.bounds import Bounds
+from edm_tutorial.sbi.transforms.chain import Chain
 from edm_tutorial.sbi.validation import HeldOut
 from edm_tutorial.training import TrainState
 
@@ -234,6 +236,64 @@ def test_sampling_of_a_narrow_posterior_goes_on_to_a_fourteenth_of_its_width(wat
     posterior = watched.posterior
     assert NARROW / 14 / 1.41 < posterior.sigma_min < NARROW / 13
     assert posterior.steps == round(5.5 * np.log(20.0 / posterior.sigma_min))
+
+
+@pytest.mark.parametrize(
+    "nats, told",
+    [
+        ((1.0, 2.0, 3.0), None),
+        ((2.0, 1.0, 3.0), "The untrained linear fit is returned"),
+        ((3.0, 1.0, 2.0), "The untrained linear fit is returned"),
+        ((2.0, 3.0, 1.0), "A fit that ignores x is returned"),
+        ((3.0, 2.0, 1.0), "A fit that ignores x is returned"),
+        ((2.0, 2.0, 3.0), "The untrained linear fit is returned"),
+    ],
+)
+def test_what_is_best_on_held_out_simulations_is_returned(watched, nats, told):
+    """Of a trained fit, an untrained one, and one that ignores x, in this order."""
+    trained, untrained, prior = nats
+    history = History((1, 2), (1.0, 1.0), (9.0, trained), untrained, prior)
+    posterior = dataclasses.replace(watched.posterior, history=history)
+    given = checked(watched.theta, watched.x, None, structured=True, invalid="raise")
+    kept = np.arange(100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        best = fit._no_worse_than_the_prior(posterior, given, kept)
+    assert [told in str(warning.message) for warning in caught] == ([] if told is None else [True])
+    if told is None or "untrained" in told:
+        assert best is posterior
+        return
+    rows = watched.theta[kept].astype(float)
+    at = jnp.asarray(rows.mean(axis=0) + rows.std(axis=0), jnp.float32)
+    z = best.transform.forward(at)
+    np.testing.assert_allclose(z, [1.0], rtol=1e-5)
+    assert float(best.denoiser.network.network.shift) == 0 and best.sigma_min == 0.02
+
+
+def test_simulations_are_transformed_in_parts(monkeypatch):
+    """Seven at a time of twenty: the last part is shorter, and none is left out."""
+    monkeypatch.setattr(fit, "AT_ONCE", 7)
+    theta, x = uniform(0, 20)
+    chain = Chain.fit(theta, x, Bounds.of((-2 * np.ones(2), 2 * np.ones(2)), theta))
+    z, log_det = fit._transformed(chain, theta, x)
+    rows = jax.vmap(lambda theta, x: (chain.forward(theta, x), chain.log_det(theta, x)))
+    for got, wanted in zip((z, log_det), rows(theta, x), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_too_large_for_the_device_are_drawn_by_the_step(monkeypatch, key):
+    """Pairs stay pairs; another step has another batch, the same step the same one."""
+    monkeypatch.setattr(fit, "ON_DEVICE", 0)
+    z = np.arange(30.0)[:, None]
+    batch = fit._batches(key, z, -z, 64)
+    drawn = [batch(step) for step in range(10)]
+    for rows, x in drawn:
+        assert rows.shape == (64, 1)
+        np.testing.assert_array_equal(rows, -x)
+    assert set(np.concatenate([rows for rows, _ in drawn]).ravel()) == set(range(30))
+    np.testing.assert_array_equal(batch(3)[0], drawn[3][0])
+    assert all(np.any(drawn[0][0] != rows) for rows, _ in drawn[1:])
+    np.testing.assert_array_equal(fit._batches(jr.clone(key), z, -z, 64)(3)[0], drawn[3][0])
 
 
 def test_weight_decay_falls_over_half_the_steps():

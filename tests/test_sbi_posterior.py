@@ -19,6 +19,7 @@ from scipy.stats import norm
 
 import edm_tutorial as edm
 from edm_tutorial.networks import Embedded
+from edm_tutorial.sbi import posterior as posterior_module
 from edm_tutorial.sbi.early_stopping import History
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.transforms.bounds import Bounds
@@ -175,6 +176,17 @@ def test_a_draw_is_that_of_sample_with_the_same_options(options, monkeypatch):
         [draw] = posterior.sample(jr.key(0), X_O, 1, steps=4, **options)
     by_hand = np.array([0.0, 0.1]) + np.array([0.7, 0.8]) * z
     np.testing.assert_allclose(draw, by_hand, rtol=1e-12)
+
+
+def test_many_draws_are_made_in_parts(monkeypatch, key):
+    """Two at a time, and one that is left over: the same as at once."""
+    posterior = gaussian(0.5, sigma_min=0.1)
+    with jax.disable_jit():
+        at_once = posterior.sample(key, X_O, 5, steps=2)
+        monkeypatch.setattr(posterior_module, "AT_ONCE", 2)
+        in_parts = posterior.sample(jr.clone(key), X_O, 5, steps=2)
+    np.testing.assert_allclose(in_parts, at_once, rtol=1e-12)
+    assert len(np.unique(at_once, axis=0)) == 5
 
 
 def test_steps_of_a_log_density_are_those_asked_for():
