@@ -1887,7 +1887,7 @@ class Guided(eqx.Module):
     def __check_init__(self):
         check_callable("main", self.main)
         check_callable("guide", self.guide)
-        if len(self.interval) != 2 or not self.interval[0] <= self.interval[1]:
+        if not _ordered(self.interval):
             raise ValueError(f"interval must be (low, high) with low <= high, got {self.interval}")
         if concrete(self.weight) and not np.all(np.isfinite(np.asarray(self.weight, float))):
             raise ValueError(f"weight must be finite, got {self.weight}")
@@ -1908,6 +1908,15 @@ class Guided(eqx.Module):
         sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
         return jnp.where(inside, guide + weight * (main - guide), main)
+
+
+def _ordered(interval: Any) -> bool:
+    """Whether it is a pair of numbers, the first at most the second."""
+    try:
+        low, high = interval
+        return bool(low <= high)
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_network(network: Callable[..., Array]) -> None:

@@ -120,6 +120,9 @@ def edm(sigma_data: float = 0.5) -> Design:
 
     Arguments:
         sigma_data: 0.5 is the table's, for images; measure that of your data.
+
+    Raises:
+        ValueError: a `sigma_data` that is not positive and finite.
     """
     return Design(
         grid=grids.edm_sigmas,

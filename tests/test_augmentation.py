@@ -4,6 +4,7 @@ About 15 seconds.
 """
 
 from functools import partial
+from itertools import combinations
 
 import equinox as eqx
 import jax
@@ -67,18 +68,28 @@ def test_labels_are_zero_exactly_where_nothing_was_done(key, image, dtype):
     assert 0 < untouched.sum() < 300
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("p, p_mirror", [(0.0, 1.0), (1.0, 0.0)])
+def test_the_first_mirror_has_a_probability_of_its_own(p, p_mirror, key):
+    """Left to right it is `p_mirror`, of top to bottom and all others `p`."""
+    told = Augmentation(p=p, p_mirror=p_mirror).labels(key)
+    np.testing.assert_array_equal(told[:2], [p_mirror, p])
+    np.testing.assert_array_equal(told[2:] != 0, p == 1)
+
+
 def test_each_warp_comes_with_its_probability(key):
+    """All labels of a warp together, and any two warps independently of each other."""
     count = 4000
-    told = np.asarray(jax.vmap(Augmentation(p=0.12).labels)(jr.split(key, count)))
-    on = told != 0
-    # 4 standard errors of a binomial share
-    for group, p in (([0], 0.5), ([1], 0.12), ([2], 0.12), ([3, 4], 0.12), ([5, 6], 0.12)):
-        share = on[:, group].all(axis=1).mean()
-        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / count), group
-    # ... and independently: all six together
-    none = np.mean(~on.any(axis=1))
-    p = 0.5 * 0.88**5
+    told = np.asarray(jax.vmap(Augmentation(p=0.12).labels)(jr.split(key, count))) != 0
+    groups = {(0,): 0.5} | dict.fromkeys([(1,), (2,), (3, 4), (5, 6), (7, 8)], 0.12)
+    on = {group: told[:, group].all(axis=1) for group in groups}
+    for group, p in groups.items():
+        np.testing.assert_array_equal(on[group], told[:, group].any(axis=1))
+        assert abs(on[group].mean() - p) < 4 * np.sqrt(p * (1 - p) / count), group
+    for one, other in combinations(groups, 2):
+        p = groups[one] * groups[other]
+        both = np.mean(on[one] & on[other])
+        assert abs(both - p) < 4 * np.sqrt(p * (1 - p) / count), (one, other)
+    none, p = np.mean(~told.any(axis=1)), 0.5 * 0.88**5
     assert abs(none - p) < 4 * np.sqrt(p * (1 - p) / count)
 
 

@@ -4,8 +4,10 @@ One row for each: what is called, and the words its message must contain. These 
 messages of a user without run-time type checks, hence `unchecked`.
 """
 
+import ast
 import inspect
 import re
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import optax
 import pytest
 
 import edm_tutorial
-from edm_tutorial import networks
+from edm_tutorial import networks, sbi, training
+from edm_tutorial.images import augmentation, data
+from edm_tutorial.training import checkpoint, sharding
 
 # Called wrongly on purpose, which a type checker would be right to refuse.
 edm: Any = edm_tutorial
@@ -254,6 +258,10 @@ PRECONDITIONING = {
     "guided: main": (lambda: edm.Guided(1.0, DENOISER, 2.0), "main must be callable"),
     "guided: guide": (lambda: edm.Guided(DENOISER, 3.0, 2.0), "guide must be callable"),
     "guided: weight nan": (lambda: edm.Guided(DENOISER, DENOISER, NAN), "weight must be finite"),
+    "guided: one weight nan": (
+        lambda: edm.Guided(DENOISER, DENOISER, jnp.array([1.0, NAN])),
+        "weight must be finite",
+    ),
 }
 
 GRIDS = {
@@ -540,6 +548,14 @@ TRAINING = {
         lambda: edm.Guided(DENOISER, DENOISER, 2.0, (NAN, 1.0)),
         "interval must be",
     ),
+    "guided: interval a number": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, 3.0),
+        "interval must be .* got 3.0",
+    ),
+    "guided: interval of words": (
+        lambda: edm.Guided(DENOISER, DENOISER, 2.0, ("low", 1.0)),
+        "interval must be",
+    ),
     "guided: interval of three": (
         lambda: edm.Guided(DENOISER, DENOISER, 2.0, (0.0, 1.0, 2.0)),
         "interval must be",
@@ -777,11 +793,47 @@ TAKE_NOTHING |= {"data_parallel", "init_state", "VarianceExploding"}
 TAKE_NOTHING |= {name for name in vars(edm_tutorial) if name.startswith("Abstract")}
 
 
+# What a TypeError says: an object is of another kind. All else is a ValueError.
+ANOTHER_KIND = re.compile(
+    r"must be (a whole number, got|one whole number:|one number, got [^s]|one random key|callable|"
+    r"an instance of|one of Optax's|known outside jit)|PRNG key|is called as F|that keeps a state"
+)
+# Whose docstring leaves what is raised to another, and to whom.
+LEFT_TO = {
+    **dict.fromkeys(["LogNormal", "LogUniform", "UniformTime", "UniformLevels"], "jax.random"),
+    **dict.fromkeys(["GaussianMixture.sample", "denoising_loss"], "jax.random, where it is a key"),
+    "sample_path": "sample",
+    "probability_flow.<locals>.f": "the denoiser",
+    "Embedded.__call__": "its network",
+    "a function without a name": "from_ddpm and from_flow_matching: the denoiser",
+}
+
+
+def documented(error: BaseException) -> tuple[str, str]:
+    """The first public function that `error` passed through, and what it says it raises."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module, names = frame.f_globals["__name__"], frame.f_code.co_qualname.split(".")
+        hidden = module == "edm_tutorial._checks" or names[0][0] == "_" or names[0] == "renamed"
+        if module.startswith("edm_tutorial") and not hidden:
+            found, said = frame.f_globals[names[0]], []
+            for name in (*names[1:], None):
+                said.append((getattr(found, "__doc__", None) or "").partition("Raises:")[2])
+                found = getattr(found, name, None) if name else None
+            return ".".join(names), "".join(said)
+    return "a function without a name", ""
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)
 def test_bad_input_is_refused_by_name(call, message):
-    with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
+    """By an error of exactly the type that the docstring states."""
+    with pytest.raises((ValueError, TypeError), match=f"(?s){message}") as caught:
         call()
+    kind = TypeError if ANOTHER_KIND.search(str(caught.value)) else ValueError
+    assert caught.type is kind
+    function, raises = documented(caught.value)
+    left = function in LEFT_TO or function.removesuffix(".__call__") in LEFT_TO
+    assert f" {kind.__name__}:" in raises or left, function
 
 
 def test_every_public_function_has_a_row():
@@ -790,6 +842,25 @@ def test_every_public_function_has_a_row():
     public = {k for k, v in vars(edm_tutorial).items() if k[0] != "_" and not inspect.ismodule(v)}
     missing = public - TAKE_NOTHING
     assert {name for name in missing if not re.search(rf"\b{name}\b[.(,]", text)} == set()
+
+
+def test_what_says_that_it_raises_is_seen_to():
+    """In the subpackages too: it is named where a test, or a table of tests, expects an error."""
+    tried = set()
+    for file in Path(__file__).parent.glob("test_*.py"):
+        lines, last = file.read_text().splitlines(), 0
+        for node in ast.parse("\n".join(lines)).body:
+            part, last = "\n".join(lines[last : node.end_lineno]), node.end_lineno  # decorators too
+            if "raises(" in part or isinstance(node, ast.Assign):
+                tried |= set(re.findall(r"\w+", part))
+    for space in (networks, sbi, training, augmentation, data, checkpoint, sharding):
+        public = {k: v for k, v in vars(space).items() if k != "old_name"}
+        for value in filter(inspect.isclass, [*public.values()]):
+            public |= vars(value)
+        for name, found in public.items():
+            kind = inspect.isroutine(found) or inspect.isclass(found)
+            if kind and name[0] != "_" and "Raises:" in (found.__doc__ or ""):
+                assert name in tried, f"{space.__name__}: {name}"
 
 
 @pytest.mark.usefixtures("unchecked")

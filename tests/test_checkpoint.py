@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import warnings
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def test_what_a_killed_write_has_left_is_removed(state, tmp_path):
     assert int(checkpoint.restore(tmp_path, state).step) == 1
     checkpoint.save(tmp_path, at(state, 2))
     assert steps(tmp_path) == [1, 2] and not list(tmp_path.glob(UNFINISHED))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_a_checksum_is_of_every_byte(dtype):
+    """Any bit of any of 300 numbers, whatever the order in memory."""
+    array = np.asarray(jnp.arange(300).reshape(3, 100).astype(dtype))
+    whole = checkpoint._checksum(array)
+    assert whole == zlib.crc32(array.tobytes()) == checkpoint._checksum(np.asfortranarray(array))
+    for i in (0, 64, 65, 299 * array.itemsize, array.nbytes - 1):
+        other = np.frombuffer(turned(array.tobytes(), i), array.dtype).reshape(3, 100)
+        assert checkpoint._checksum(other) != whole
 
 
 def turned(whole, i):

@@ -124,6 +124,40 @@ def test_flags_reach_the_optimizer():
     assert int(cleaned(state).steps) == 0
 
 
+def test_the_width_of_the_data_is_measured():
+    images = np.asarray(data.digits().images, float)
+    sigma_data = built().denoiser.preconditioning.sigma_data
+    np.testing.assert_allclose(sigma_data, np.sqrt(np.mean(images**2)), rtol=1e-5)
+
+
+def test_flags_reach_the_training(monkeypatch, tmp_path):
+    """A stub in place of the training: what it is given, and what is written as it goes."""
+    given, saved = [], []
+
+    def train(*args, **options):
+        given.append(options)
+        for step in (4, 8, 12):
+            yield options["state"]._replace(step=jnp.array(step)), np.zeros(4)
+
+    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state: saved.append(int(state.step)))
+    monkeypatch.setattr(cli, "draw", lambda denoiser, mean: np.zeros((1, 1, 1, 8, 8)))
+    setup = cli.Setup(SaysItsClass(jnp.array(0.0)), None, optax.sgd(1.0))
+    flags = ["--steps", "12", "--every", "4", "--batch-size", "16", "--sample-every", "8"]
+    for seed in ("3", "4"):
+        start = init_state(setup.denoiser, setup.optimizer)
+        args = parsed(*flags, "--seed", seed)
+        state = cli._run(args, setup, None, start, tmp_path, np.zeros((1, 8, 8)))
+        assert int(state.step) == 12
+    one, other = (options.pop("key") for options in given)
+    assert np.any(jax.random.key_data(one) != jax.random.key_data(other))
+    for options in given:
+        assert {"steps": 12, "every": 4, "batch_size": 16}.items() <= options.items()
+    assert saved == 2 * [4, 8, 12]
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == ["samples-0000008.png", "samples-0000012.png"]
+
+
 def test_flags_reach_the_loss():
     assert built().loss.func is denoising_loss
     loss = built("--augment", "0.3").loss

@@ -207,6 +207,25 @@ def test_long_trainings_go_by_blocks(monkeypatch):
     np.testing.assert_allclose(reconstruction_weights(kept, PowerEMA(4.0), 900), whole, rtol=1e-8)
 
 
+def test_a_reconstruction_is_summed_in_float64():
+    """Weights that alternate and are large: float32 would lose two digits, this loses none."""
+    kept = [Snapshot(rule, step, None) for rule in PAIR for step in (300, 302, 304)]
+    weights = reconstruction_weights(kept, PowerEMA(100.0))
+    assert np.abs(weights).max() > 50 and weights.min() < 0
+    rng = np.random.default_rng(0)
+    leaves = (rng.normal(size=50) + 1e-3 * rng.normal(size=(6, 50))).astype(np.float32)
+    models = [
+        snap._replace(model=Model(jnp.asarray(x))) for snap, x in zip(kept, leaves, strict=True)
+    ]
+    got = np.asarray(reconstruct(models, PowerEMA(100.0)).weights)
+    exact = weights @ leaves.astype(float)
+    assert got.dtype == np.float32
+    ulp = np.spacing(np.abs(exact).astype(np.float32))
+    assert np.all(np.abs(got - exact) <= 0.51 * ulp)
+    short = sum(np.float32(w) * x for w, x in zip(weights, leaves, strict=True))
+    assert np.abs((short - exact) / ulp).max() > 10
+
+
 def test_one_snapshot_is_its_own_reconstruction():
     [kept] = history(PAIR[:1], 5, [5])
     np.testing.assert_array_equal(reconstruction_weights([kept], PowerEMA(1.0)), [1.0])

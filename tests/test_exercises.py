@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import edm_tutorial as edm
 from edm_tutorial.book import exercises
@@ -88,6 +89,27 @@ def test_right_answers_pass_and_each_mistake_has_its_own_hint(name):
     measured = [exercise._measured(answer) for answer in answers]
     for one, other in combinations(measured, 2):
         assert not exercise._near(one, other)
+
+
+COARSE = {"9.4": "the spread of four rows divides by n or by n - 1"}
+
+
+@every
+def test_an_answer_that_is_off_by_a_tenth_is_not_right(name):
+    """All its numbers a tenth too large, or a tenth too small; exceptions say why."""
+    exercise = EXERCISES[name]()
+    right = exercise._measured(exercise.right)
+    far = 1.5 if name in COARSE else 1.1
+    for other in (right * far, right / far):
+        assert not exercise._near(np.asarray(other), right)
+
+
+def test_the_width_that_costs_a_hundredth():
+    """6.2 by hand: sampling that ends at r widths makes the width 1 / sqrt(1 + r^2) of itself."""
+    exercise = EXERCISES["6.2"]()
+    shrink = 1 / np.sqrt(1 + np.asarray(exercise._measured(exercise.right)) ** 2)
+    cover = 2 * norm.cdf(norm.ppf(0.95) * shrink) - 1
+    np.testing.assert_allclose([shrink[0], cover[1]], [0.99, 0.89], rtol=1e-6)
 
 
 def broken(*args, **kwargs):

@@ -106,6 +106,11 @@ def test_check_of_images(key):
     edm.check_initial_loss(denoiser, x)
 
 
+def test_two_examples_are_enough_for_a_check():
+    denoiser = edm.Denoiser(zero, edm.VEPreconditioning())
+    assert edm.check_initial_loss(denoiser, jnp.zeros((2, 1))).shape == (9,)
+
+
 @pytest.mark.slow
 def test_check_of_a_conditional_network_before_and_after_a_change(key):
     data_key, cond_key, net_key = jr.split(key, 3)

@@ -31,7 +31,12 @@ from edm_tutorial.networks import (
 )
 from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, AuxSkip, Block
 from edm_tutorial.networks.unet.convolution import convolve
-from edm_tutorial.networks.unet.embedding import Fourier, Positional
+from edm_tutorial.networks.unet.embedding import (
+    DhariwalEmbedding,
+    Fourier,
+    Positional,
+    SongEmbedding,
+)
 from edm_tutorial.networks.unet.layers import (
     Conv,
     Dense,
@@ -251,8 +256,12 @@ def test_network(file):
             case.check_all_read()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", NETWORKS)
+WITH_SKIPS = "net_song_skip.npz"  # of the image, in the encoder and in the decoder
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(n, marks=[pytest.mark.slow] * (n != WITH_SKIPS)) for n in NETWORKS]
+)
 def test_network_and_gradient(file):
     """With every input, in both precisions; gradients towards x for four of the networks."""
     case = Case(file, "e0")
@@ -444,6 +453,26 @@ def test_initial_weights_follow_the_two_families(style, bound, bias, quiet, key)
     assert 0.8 * bias * limit <= np.abs(block.conv0.bias).max() <= bias * limit
     end = quiet * bound(9 * 64, 9 * 64)
     assert 0.999 * end <= np.abs(block.conv1.weight).max() <= end
+
+
+def test_initial_weights_of_the_embeddings(key):
+    """Frequencies N(0, 16^2); Dhariwal's class vectors of unit variance; no word of augmentation.
+
+    Four standard errors: the square of a normal has variance 2, of a uniform number 0.8.
+    """
+    freq_key, class_key, song_key = jr.split(key, 3)
+    freqs = Fourier(40_000, freq_key).freqs
+    np.testing.assert_allclose(freqs.std(), 16, rtol=4 / np.sqrt(2 * 20_000))
+    sizes = {"noise_channels": 16, "emb_channels": 5000, "label_dim": 4, "augment_dim": 2}
+    dhariwal = DhariwalEmbedding(**sizes, key=class_key)
+    classes = dhariwal.map_label.weight
+    np.testing.assert_allclose(np.mean(classes**2), 1, rtol=4 * np.sqrt(0.8 / classes.size))
+    assert np.abs(classes).max() <= 3**0.5 and not np.any(dhariwal.map_augment.weight)
+    song = SongEmbedding(Positional(16, endpoint=True), **sizes, key=song_key)
+    for layer, inputs in ((song.map_label, 4), (song.map_augment, 2), (song.map_layer0, 16)):
+        bound = np.sqrt(6 / sum(layer.weight.shape))
+        assert layer.weight.shape[1] == inputs
+        assert 0.9 * bound < np.abs(layer.weight).max() <= bound
 
 
 @pytest.mark.slow

@@ -59,6 +59,17 @@ def test_tarp_ranks_count_closer_draws():
     np.testing.assert_array_equal(calibration.tarp_ranks(theta, draws, references), [2])
 
 
+def test_a_draw_equal_to_the_truth_is_not_counted():
+    """Neither smaller, nor denser, nor closer: of three draws the last one alone."""
+    theta, draws = np.array([[3.0, 4.0]]), np.array([[[3.0, 4.0], [5.0, 4.0], [0.0, 1.0]]])
+    np.testing.assert_array_equal(calibration.sbc_ranks(theta, draws), [[1, 1]])
+    np.testing.assert_array_equal(
+        calibration.hpd_ranks(np.array([0.5]), np.array([[0.5, 0.5, 0.6]])), [1]
+    )
+    draws = np.array([[[5.0, 0.0], [-3.0, 4.0], [0.0, 1.0]]])
+    np.testing.assert_array_equal(calibration.tarp_ranks(theta, draws, 0 * theta), [1])
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_ranks_of_an_exact_posterior_are_uniform_for_any_number_of_draws(check):
     count = ranks(check, *learned(n=4000, draws=4)).reshape(4000, -1)
@@ -113,18 +124,18 @@ def test_sign_of_the_fault():
     assert np.any(shifted.empirical > shifted.upper[:, None], axis=0).all()
 
 
-@pytest.mark.parametrize("n, draws", [(100, 19), (400, 99)])
-def test_band_holds_at_all_levels_at_once(n, draws):
-    """Of 1,000 exact posteriors 95 % stay inside: 4 standard errors of the two Monte Carlos.
+@pytest.mark.parametrize("n, draws, prob", [(100, 19, 0.95), (400, 99, 0.95), (400, 99, 0.5)])
+def test_band_holds_at_all_levels_at_once(n, draws, prob):
+    """Of 1,000 exact posteriors `prob` stay inside: 4 standard errors of the two Monte Carlos.
 
     Counts are whole, so the band may be a little wide.
     """
     uniform = np.random.default_rng(2).integers(0, draws + 1, size=(n, 1000))
-    coverage = calibration.expected_coverage(uniform, draws, simulations=4000)
+    coverage = calibration.expected_coverage(uniform, draws, prob=prob, simulations=4000)
     assert coverage.empirical.shape == (draws, 1000)
     np.testing.assert_allclose(coverage.credibility, np.arange(1, draws + 1) / (draws + 1))
-    error = 4 * np.sqrt(0.95 * 0.05 * (1 / 1000 + 1 / 4000))
-    assert 0.95 - error < np.mean(coverage.inside()) < 0.95 + error + 0.02
+    error = 4 * np.sqrt(prob * (1 - prob) * (1 / 1000 + 1 / 4000))
+    assert prob - error < np.mean(coverage.inside()) < prob + error + 0.02
 
 
 def test_fewer_levels_than_draws():
@@ -152,6 +163,27 @@ def best_accuracy(scale, shift):
 def test_c2st_of_equal_laws_is_a_half():
     # 4 standard errors of a fair coin, tossed once for each of 4,000 rows
     assert abs(c2st(normal(1), normal(2)) - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_the_settings_of_c2st_are_those_of_sbibm(monkeypatch):
+    """As its `c2st` has them: scale, network, folds, seeds, and the mean of the accuracies."""
+    given = []
+
+    def score(*args, cv):
+        given.append((*args, cv))
+        return np.array([0.5, 0.6, 0.7, 0.8, 1.0])
+
+    monkeypatch.setattr(calibration, "cross_val_score", score)
+    first, second = 3 + 2 * normal(5, 20, 3), normal(6, 10, 3)
+    assert c2st(first, second) == pytest.approx(0.72)
+    [(classifier, rows, labels, folds)] = given
+    wanted = {"hidden_layer_sizes": (30, 30), "max_iter": 10_000, "random_state": 1}
+    wanted |= {"activation": "relu", "solver": "adam", "early_stopping": False}
+    assert wanted.items() <= classifier.get_params().items()
+    assert (folds.n_splits, folds.shuffle, folds.random_state) == (5, True, 1)
+    scaled = (np.concatenate([first, second]) - first.mean(0)) / first.std(0, ddof=1)
+    np.testing.assert_array_equal(rows, scaled.astype(np.float32))
+    np.testing.assert_array_equal(labels, [0] * 20 + [1] * 10)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

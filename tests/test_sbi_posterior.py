@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ import pytest
 from scipy.stats import norm
 
 import edm_tutorial as edm
+from edm_tutorial.networks import Embedded
+from edm_tutorial.sbi import posterior as posterior_module
 from edm_tutorial.sbi.early_stopping import History
 from edm_tutorial.sbi.networks import PosteriorMLP
 from edm_tutorial.sbi.posterior import Posterior
@@ -105,6 +108,21 @@ def test_log_prob_is_that_of_the_gaussian(std):
     np.testing.assert_allclose(got, expected, atol=0.03 / 2**3 + 0.008)  # of third order
 
 
+def test_log_prob_between_the_levels_of_a_fit():
+    """Of a posterior twenty times narrower than the prior, which a fit ends at 0.0027.
+
+    That, a nineteenth of the width, adds 0.3 % to the variance: 0.0015 nats times the squared
+    distance in widths. The solver errs by as much (1.2 times as much, measured).
+    """
+    mean, spread = truth(0.05)
+    away = np.array([[0.0, 0.0], [0.7, 0.7], [2.0, -2.0], [-3.0, 3.0], [3.0, 0.0]])
+    posterior = gaussian(0.05, sigma_min=float(np.geomspace(1e-3, 0.02, 10)[3]))
+    got = posterior.log_prob(jnp.asarray(mean + spread * away), X_O)
+    exact = norm.logpdf(spread * away, 0, spread).sum(axis=1)
+    allowed = 0.003 + (1 + 1.5) * 0.0015 * np.sum(away**2, axis=1)
+    np.testing.assert_array_less(np.abs(got - exact), allowed)
+
+
 def test_steps_solver_schedule_and_churn_are_those_asked_for(key):
     """One step is D at sigma_max, two of Euler are a product by hand; the others change draws."""
     posterior, (mean, spread) = gaussian(0.5, sigma_min=0.1), truth(0.5)
@@ -122,6 +140,69 @@ def test_steps_solver_schedule_and_churn_are_those_asked_for(key):
     heun = {"solver": edm.Heun(), "steps": 8}  # 2M is the same in every schedule
     for other in ({"churn": edm.Churn(10.0)}, {"schedule": edm.VariancePreserving()}):
         assert np.abs(draw(**heun, **other) - draw(**heun)).max() > 1e-4 * spread.max()
+
+
+def test_without_noise_a_draw_is_the_mean(monkeypatch):
+    """Noise starts around the mean, not around 0, which would be 0.03 widths away here."""
+    zeros = lambda key, shape, dtype: jnp.zeros(shape, dtype)
+    monkeypatch.setattr(jr, "normal", zeros)
+    with jax.disable_jit():
+        [draw] = gaussian(0.3, sigma_min=0.1).sample(jr.key(0), X_O, 1, steps=4)
+    mean, spread = truth(0.3)
+    # D(0) at 20 is off by (0.3 / 20)^2 of the mean, of which the flow leaves 0.3 / 20.
+    np.testing.assert_allclose((draw - mean) / spread, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": edm.Euler()},
+        {"schedule": edm.VariancePreserving(), "solver": edm.Heun()},
+        {"churn": edm.Churn(2.0, s_noise=1.1, draw=lambda key, shape, dtype: jnp.full(shape, 0.5))},
+        {},
+    ],
+    ids=lambda options: "-".join(options) or "none",
+)
+def test_a_draw_is_that_of_sample_with_the_same_options(options, monkeypatch):
+    """From noise that is known, by way of z and back; DPM++(2M) unless asked otherwise."""
+    posterior = gaussian(0.5, sigma_min=0.1)
+    monkeypatch.setattr(jr, "normal", lambda key, shape, dtype: jnp.ones(shape, dtype))
+    sigmas, x = edm.edm_sigmas(4, 0.1, 20.0), posterior.x_scale.forward(X_O)
+    noise = 1 + posterior.denoiser(jnp.zeros(2), 20.0, x) / 20.0
+    given = {"solver": edm.DPMSolverPP2M()} | options
+    if "churn" in options:
+        given["key"] = jr.key(1)  # which its draws do not look at
+    with jax.disable_jit():
+        z = edm.sample(posterior.denoiser, noise, sigmas, x, **given)
+        [draw] = posterior.sample(jr.key(0), X_O, 1, steps=4, **options)
+    by_hand = np.array([0.0, 0.1]) + np.array([0.7, 0.8]) * z
+    np.testing.assert_allclose(draw, by_hand, rtol=1e-12)
+
+
+def test_many_draws_are_made_in_parts(monkeypatch, key):
+    """Two at a time, and one that is left over: the same as at once."""
+    posterior = gaussian(0.5, sigma_min=0.1)
+    with jax.disable_jit():
+        at_once = posterior.sample(key, X_O, 5, steps=2)
+        monkeypatch.setattr(posterior_module, "AT_ONCE", 2)
+        in_parts = posterior.sample(jr.clone(key), X_O, 5, steps=2)
+    np.testing.assert_allclose(in_parts, at_once, rtol=1e-12)
+    assert len(np.unique(at_once, axis=0)) == 5
+
+
+def test_steps_of_a_log_density_are_those_asked_for():
+    """And half of those for sampling unless asked; three by hand, in the coordinates z."""
+    posterior, theta = gaussian(0.5, sigma_min=0.1), jnp.array([0.3, -0.5])
+    z, x = (theta - jnp.array([0.0, 0.1])) / jnp.array([0.7, 0.8]), posterior.x_scale.forward(X_O)
+    by_hand = edm.log_likelihood(
+        posterior.denoiser, z, x, sigmas=edm.edm_sigmas(3, 0.1, 20.0), solver=diffrax.Bosh3()
+    )
+    got = posterior.log_prob(theta, X_O, steps=3)
+    np.testing.assert_allclose(got, by_hand.log_prob - np.log(0.7 * 0.8), rtol=1e-12)
+    assert posterior.steps == round(5.5 * np.log(200.0)) == 29
+    np.testing.assert_array_equal(
+        posterior.log_prob(theta, X_O), posterior.log_prob(theta, X_O, steps=14)
+    )
 
 
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}
@@ -232,6 +313,20 @@ def test_a_network_of_your_own_is_saved_with_its_structure(key, tmp_path):
     again = Posterior.load(tmp_path / "own", network=Exact(jnp.zeros((2, 2)), jnp.array(0.0)))
     expected = posterior.sample(key, X_O, 3)
     np.testing.assert_array_equal(again.sample(jr.clone(key), X_O, 3), expected)
+
+
+def test_an_embedding_beside_a_network_of_your_own_is_loaded(key, tmp_path):
+    """It turns x round, so that draws without it would be those at another observation."""
+    plain = gaussian(0.4, sigma_min=0.1)
+    turn = lambda x: x[::-1]
+    network = Embedded(plain.denoiser.network, turn)
+    posterior = dataclasses.replace(plain, denoiser=edm.Denoiser(network, PRECONDITIONING))
+    posterior.save(tmp_path / "both")
+    empty = Exact(jnp.zeros((2, 2)), jnp.array(0.0))
+    again = Posterior.load(tmp_path / "both", network=empty, embedding=turn)
+    expected = posterior.sample(key, X_O, 3, steps=3)
+    np.testing.assert_array_equal(again.sample(jr.clone(key), X_O, 3, steps=3), expected)
+    assert np.all(expected != plain.sample(jr.clone(key), X_O, 3, steps=3))
 
 
 def test_messages(key, unchecked):

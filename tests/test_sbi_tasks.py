@@ -356,6 +356,34 @@ def test_sir_solves_its_equations_and_loses_nobody():
         np.testing.assert_allclose(susceptible + infected + recovered, 1, atol=1e-4)
 
 
+def test_what_is_observed_of_known_populations(monkeypatch, key):
+    """Without the equations: prey and then predators in logarithms, and people counted.
+
+    At the task's own times, with noise of 0.1 and of a binomial law, in the density too.
+    """
+    logs = lambda self, theta, times: jnp.stack([times / 9, -times / 100], axis=1)
+    lotka, sir = task("lotka_volterra"), task("sir")
+    monkeypatch.setattr(type(lotka), "log_populations", logs)
+    monkeypatch.setattr(type(sir), "log_fractions", logs)
+    noise_key, count_key = jax.random.split(key)
+    times = np.arange(2.0, 21.0, 2.0)
+    mean, x = (
+        np.concatenate([times / 9, -times / 100]),
+        simulate(noise_key, lotka, jnp.ones(4), 500),
+    )
+    assert_follows((x - mean).ravel() / 0.1, stats.norm.cdf)
+    exact = stats.norm(mean, 0.1).logpdf(x[0]).sum()
+    np.testing.assert_allclose(
+        lotka.log_likelihood(jnp.asarray(x[0]), jnp.ones(4)), exact, rtol=1e-10
+    )
+    p, x = np.exp(-np.arange(16.0, 161.0, 16.0) / 100), simulate(count_key, sir, jnp.ones(2), 2000)
+    assert np.all(x == np.round(x))
+    assert_mean(x, 1000 * p)
+    assert_mean((x - 1000 * p) ** 2, 1000 * p * (1 - p))
+    exact = stats.binom(1000, p).logpmf(x[0]).sum()
+    np.testing.assert_allclose(sir.log_likelihood(jnp.asarray(x[0]), jnp.ones(2)), exact, rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_lotka_volterra_observes_with_ten_percent_noise(key):
     problem, theta = task("lotka_volterra"), jnp.array([1.0, 0.05, 0.9, 0.04])

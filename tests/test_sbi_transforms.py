@@ -129,12 +129,37 @@ def test_a_density_that_ends_at_a_bound_gets_an_exponential_tail():
     np.testing.assert_allclose(np.diff(log_density)[[0, 2]], [-1, -1], atol=0.02)  # e^-4
 
 
+def test_far_beyond_a_bound_the_map_is_still_invertible():
+    """Thirty softnesses out theta is s e^-30 from the bound: 9e-16, known to 1e-17."""
+    box = Bounds(jnp.zeros(1), jnp.ones(1), jnp.array([0.01]))
+    for u, near in ((-0.3, 30), (-0.05, 5)):
+        theta = box.inverse(jnp.array([u]))
+        np.testing.assert_allclose(theta, 0.01 * np.log1p(np.exp(-near)), rtol=0.05)
+        np.testing.assert_allclose(box.forward(theta), u, atol=0.05 * 0.01)
+
+
+def test_a_stated_box_is_as_soft_as_a_twentieth_of_it():
+    box = Bounds.of((np.array([-2.0, 0.0, 1.0]), np.array([2.0, 100.0, INF])), np.ones((1, 3)))
+    np.testing.assert_allclose(box.softness, [0.2, 5.0, 0.05], rtol=1e-12)
+
+
+@pytest.mark.parametrize("row", [[-0.01, 0.5], [0.5, -1e-9], [1.01, 0.5], [0.5, 1.5]])
+def test_parameters_beyond_either_bound_are_refused(row):
+    theta = np.array([[0.0, 1.0], [1.0, 0.0], [0.2, 0.3], row])
+    with pytest.raises(ValueError, match="1 of 4 rows, first in row 3"):
+        Bounds.of((np.zeros(2), np.ones(2)), theta)
+    assert Bounds.of((np.zeros(2), np.ones(2)), theta[:3]).contains(jnp.asarray(theta[0]))
+
+
 def test_bounds_messages(unchecked):
     theta = np.array([[0.1, 0.2], [0.3, 1.2]])
     with pytest.raises(ValueError, match=r"each of shape \(2,\)"):
         Bounds.of((np.zeros(3), np.ones(3)), theta)
     with pytest.raises(ValueError, match="low < high"):
         Bounds.of((np.zeros(2), np.array([1.0, 0.0])), theta)
+    for no_pair in (3.0, (np.zeros(2),), np.zeros((3, 2))):
+        with pytest.raises(ValueError, match=r"must be \(low, high\) or None, got"):
+            Bounds.of(no_pair, theta)
     with pytest.raises(ValueError, match="1 of 2 rows, first in row 1"):
         Bounds.of((np.zeros(2), np.ones(2)), theta)
     with pytest.raises(ValueError, match="one length"):
@@ -167,6 +192,10 @@ def test_the_spread_is_that_of_left_out_simulations(n, k, ridge, key):
     covariance = errors.T @ errors / n + 1e-8 * np.eye(2)
     np.testing.assert_allclose(fit.scale @ fit.scale.T, covariance, rtol=1e-9)
     np.testing.assert_allclose(fit.spread(), np.sqrt(np.diag(covariance)), rtol=1e-9)
+    a, b = x - x.mean(0), u - u.mean(0)
+    slope = np.linalg.solve(a.T @ a + ridge * np.eye(k), a.T @ b).T
+    np.testing.assert_allclose(fit.slope, slope, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fit.intercept, u.mean(0) - slope @ x.mean(0), rtol=1e-9)
 
 
 def test_the_ridge_is_the_one_that_predicts_left_out_simulations_best():

@@ -166,12 +166,14 @@ def _log_one_minus_exp(t: Array) -> Array:
 
 def _pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The two vectors of bounds, in float64."""
-    if prior_support is None:
-        prior_support = (None, None)
-    if len(prior_support) != 2:
-        raise ValueError(f"prior_support must be (low, high) or None, got {prior_support}")
+    try:
+        low, high = (None, None) if prior_support is None else prior_support
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"prior_support must be (low, high) or None, got {prior_support}"
+        ) from None
     sides = []
-    for side, infinite in zip(prior_support, (-np.inf, np.inf), strict=True):
+    for side, infinite in ((low, -np.inf), (high, np.inf)):
         vector = np.full(count, infinite) if side is None else np.asarray(side)
         if vector.dtype == object:  # None for a single parameter
             vector = np.array([infinite if entry is None else entry for entry in vector])
