@@ -18,10 +18,9 @@ import edm_tutorial as edm
 from edm_tutorial.sbi import PoorFit, default_settings, fit, fit_posterior, tasks
 from edm_tutorial.sbi.early_stopping import FitState
 from edm_tutorial.sbi.fit import StratifiedLoss, optimizer_of
-from edm_tutorial.sbi.noise_levels import LikelihoodNoise, PosteriorNoise
+from edm_tutorial.sbi.noise_levels import HeldOut, LikelihoodNoise, PosteriorNoise
 from edm_tutorial.sbi.settings import ROWS
 from edm_tutorial.sbi.simulations import checked
-from edm_tutorial.sbi.validation import HeldOut
 from edm_tutorial.training import TrainState
 
 SMALL = default_settings(400)._replace(width=16, depth=1, batch_size=32).with_steps(40)

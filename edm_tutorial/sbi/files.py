@@ -25,6 +25,7 @@ from ..denoiser import Denoiser
 from ..networks.mlp import MLP, Embedded
 from ..preconditioning import EDMPreconditioning
 from .early_stopping import History
+from .surprise import ObservationDensity
 from .transforms.bounds import Bounds
 from .transforms.chain import Chain
 from .transforms.linear import LinearRegression
@@ -50,6 +51,7 @@ def save(posterior: Any, path: str | Path) -> None:
         "sigmas": [posterior.sigma_min, posterior.sigma_max],
         "history": posterior.history._asdict(),
         "offsets": [posterior.theta_offset, posterior.x_offset],
+        "density": None if posterior.density is None else posterior.density.sizes,
     }
     Path(path).write_bytes(json.dumps(header).encode() + b"\n" + body.getvalue())
 
@@ -97,7 +99,8 @@ def load(
 
 
 def _arrays(posterior: Any) -> dict[str, Any]:
-    return {name: getattr(posterior, name) for name in ("denoiser", "transform", "x_scale")}
+    names = "denoiser", "transform", "x_scale", "density"
+    return {name: getattr(posterior, name) for name in names}
 
 
 def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
@@ -153,7 +156,10 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
         linear = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))
         steps = (*steps, linear)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
-    return {"denoiser": denoiser, "transform": Chain(steps), "x_scale": scale(shape)}
+    sizes = header.get("density")
+    density = None if sizes is None else ObservationDensity.blank(*sizes)
+    parts = {"denoiser": denoiser, "transform": Chain(steps), "x_scale": scale(shape)}
+    return parts | {"density": density}
 
 
 def _read(path: str | Path, file: Any, leaf: Any) -> Any:

@@ -27,13 +27,19 @@ from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
 from .early_stopping import FitState, Progress
-from .noise_levels import LikelihoodNoise, PosteriorNoise
+from .noise_levels import (
+    LARGEST_SIGMA_MIN,
+    HeldOut,
+    LikelihoodNoise,
+    PosteriorNoise,
+    gaussian_nats,
+)
 from .posterior import Posterior
 from .settings import Settings, default_settings
 from .simulations import PoorFit, Simulations, checked, warn
+from .surprise import ObservationDensity
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
-from .validation import LARGEST_SIGMA_MIN, HeldOut, gaussian_nats
 
 LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
 OCTAVES = 3  # waves of the parameters that the default network sees beside them
@@ -103,8 +109,7 @@ def fit_posterior(
     network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     held_out = HeldOut.draw(held_key, z[held], seen[held], log_det[held], LEVELS)
-    state = state or _start(denoiser, settings, held_out, given, kept, held)
-    state.check(given.fingerprint())
+    state = _start(state, denoiser, settings, held_out, given, kept, held)
 
     chunks = train(
         denoiser,
@@ -130,6 +135,7 @@ def fit_posterior(
         sigma_min=held_out.smallest_sigma(state.best, LEVELS.sigma_min),
         sigma_max=LEVELS.sigma_max,
         history=state.history,
+        density=ObservationDensity.fit(state.best, seen[kept], seen[held]),
         theta_offset=given.theta_offset,
         x_offset=given.x_offset,
     )
@@ -258,6 +264,7 @@ def _batches(key: PRNGKey, z: np.ndarray, x: np.ndarray, batch_size: int) -> Any
 
 
 def _start(
+    state: FitState | None,
     denoiser: Denoiser,
     settings: Settings,
     held_out: HeldOut,
@@ -265,7 +272,10 @@ def _start(
     kept: np.ndarray,
     held: np.ndarray,
 ) -> FitState:
-    """The state before the first step, with the losses of what needs no training."""
+    """A state to go on from, or that before the first step with the losses of no training."""
+    if state is not None:
+        state.check(given.fingerprint())
+        return state
     ignorant = Chain.fit(given.theta[kept], None, given.bounds)
     prior = gaussian_nats(*_transformed(ignorant, given.theta[held], given.x[held]))
     train = init_state(denoiser, optimizer_of(settings), HalfLifeEMA())

@@ -50,6 +50,10 @@ class SupportOrder(FitWarning):
     """prior_support looks transposed."""
 
 
+class UnlikelyObservation(FitWarning):
+    """An observation is unlike all simulations."""
+
+
 class PoorFit(FitWarning):
     """The fit is no better than what needs no training."""
 
