@@ -3,10 +3,12 @@
 The package edm_tutorial 0.1.0, joined by `make minimal`. Licence: Apache-2.0. https://github.com/edm-tutorial/edm-tutorial
 """
 
+import copyreg
 import functools
 import inspect
 import math
 import operator
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -1930,6 +1932,18 @@ def _check_network(network: Callable[..., Array]) -> None:
             f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
             "networks.adapt(network) makes one of a network that takes less, or one vector"
         ) from None
+
+
+def _by_name(function: Any) -> Any:
+    """How a jitted function is pickled: by its name, as functions are, where it has one."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    name = getattr(function, "__qualname__", "")
+    return name if getattr(module, name, None) is function else function.__reduce_ex__(2)
+
+
+# JAX's own activations are jitted, and networks hold them: without this none can be pickled.
+for _kind in (type(jax.nn.silu), type(jax.nn.relu)):
+    copyreg.pickle(_kind, _by_name)
 
 
 def _call(

@@ -5,9 +5,11 @@ the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothi
 that draws nothing needs no parameter `key`: it is passed on only where one was given.
 """
 
+import copyreg
 import inspect
+import sys
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -171,6 +173,18 @@ def _check_network(network: Callable[..., Array]) -> None:
             f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
             "networks.adapt(network) makes one of a network that takes less, or one vector"
         ) from None
+
+
+def _by_name(function: Any) -> Any:
+    """How a jitted function is pickled: by its name, as functions are, where it has one."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    name = getattr(function, "__qualname__", "")
+    return name if getattr(module, name, None) is function else function.__reduce_ex__(2)
+
+
+# JAX's own activations are jitted, and networks hold them: without this none can be pickled.
+for _kind in (type(jax.nn.silu), type(jax.nn.relu)):
+    copyreg.pickle(_kind, _by_name)
 
 
 def _call(
