@@ -396,3 +396,15 @@ def test_messages(key, unchecked):
         LikelihoodNoise(2.0, 1.0)
     with pytest.raises(ValueError, match="0 < share < 1"):
         PosteriorNoise(share=1.0)
+
+
+def test_an_embedding_that_keeps_a_state_is_refused_by_name(key):
+    norm = eqx.nn.BatchNorm(2, "batch", mode="batch")
+    embedding = eqx.nn.Sequential([norm, eqx.nn.Linear(2, 2, key=jr.key(1))])
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    for refused in (
+        lambda: fit_posterior(key, x, x + 1, embedding=embedding, steps=1, progress=False),
+        lambda: edm.networks.Embedded(lambda *_, key: 0, embedding),
+    ):
+        with pytest.raises(TypeError, match="embedding has a layer that keeps a state.*GroupNorm"):
+            refused()

@@ -3,6 +3,7 @@
 About a minute on one core.
 """
 
+import inspect
 import warnings
 from pathlib import Path
 
@@ -194,3 +195,25 @@ def test_a_posterior_of_version_0_1_does_not_know(key):
     with pytest.raises(ValueError, match=r"not known.*version 0\.1\.0"):
         posterior.surprise(x_o)
     posterior.sample(key, x_o, 2)
+
+
+@pytest.mark.parametrize("wrong", [0, np.int64(3), jr.split(jr.key(0), 2)])
+def test_what_is_no_key_is_refused_by_name(posterior, wrong):
+    theta, x = simulations()
+    fit_posterior, sample = map(inspect.unwrap, (sbi.fit_posterior, sbi.Posterior.sample))
+    with pytest.raises(TypeError, match="key must be one random key"):
+        fit_posterior(wrong, theta, x, steps=1, progress=False)
+    with pytest.raises(TypeError, match="key must be one random key"):
+        sample(posterior, wrong, ORDINARY, 2)
+
+
+def test_lists_of_numbers_will_do(posterior, key):
+    x_o = ORDINARY.tolist()
+    draws = posterior.sample(jr.clone(key), x_o, 2)
+    np.testing.assert_array_equal(draws, posterior.sample(jr.clone(key), ORDINARY, 2))
+    expected = posterior.log_prob(np.array([[0.0, 0.0], [0.0, 1.0]]), ORDINARY)
+    np.testing.assert_array_equal(posterior.log_prob([[0, 0], [0, 1]], x_o), expected)
+    assert posterior.log_prob([0, 0], x_o) == pytest.approx(float(expected[0]), abs=1e-10)
+    assert posterior.surprise(x_o) == posterior.surprise(ORDINARY)
+    with pytest.raises(ValueError, match="x_o must be finite"):
+        posterior.sample(jr.clone(key), np.ma.masked_array(ORDINARY, [0, 0, 1]), 2)

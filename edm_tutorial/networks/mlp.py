@@ -15,7 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_callable, check_floating, check_key, whole
+from .._checks import check_callable, check_floating, check_key, check_stateless, whole
 from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
@@ -129,7 +129,7 @@ class MLP(eqx.Module):
         """The raw network output for one example."""
         self._check(x, cond)
         net = cast_floating(self, x.dtype)
-        cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
+        cond = jnp.zeros(0, x.dtype) if cond is None else jnp.asarray(cond).astype(x.dtype)
         context = net.embed_context(jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond]))
         scales = jnp.asarray(2.0 ** np.arange(self.octaves), x.dtype)
         h = net.embed_input(jnp.concatenate([x, waves(jnp.outer(scales, x).ravel())]))
@@ -143,9 +143,10 @@ class MLP(eqx.Module):
         if jnp.shape(x) != (self.size,):
             raise ValueError(f"x must have shape ({self.size},), got {jnp.shape(x)}")
         needed = (self.cond_size,) if self.cond_size else None
-        got = None if cond is None else jnp.shape(cond)
+        got = None if cond is None else np.shape(cond)
         if got != needed:
-            raise ValueError(f"cond must have shape {needed}, got {got}")
+            class_k = f": class k is jax.nn.one_hot(k, {self.cond_size})" if got == () else ""
+            raise ValueError(f"cond must have shape {needed}, got {got}{class_k}")
 
 
 @final
@@ -158,7 +159,8 @@ class Embedded(eqx.Module):
             network of your own for a time series or a set.
 
     Raises:
-        TypeError: a network or an embedding that cannot be called.
+        TypeError: a network or an embedding that cannot be called, or an embedding with layers
+            that keep a state.
     """
 
     network: Callable[..., Array]
@@ -167,6 +169,7 @@ class Embedded(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_callable("embedding", self.embedding)
+        check_stateless("embedding", self.embedding)
 
     def __call__(
         self,

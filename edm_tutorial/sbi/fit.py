@@ -6,7 +6,7 @@ denoiser of the posterior: no likelihood is evaluated, no prior density is neede
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from .._checks import check_key, check_stateless
 from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
@@ -51,8 +52,8 @@ LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 @renamed(plan="settings", noise="sigma_dist")
 def fit_posterior(
     key: PRNGKey,
-    theta: Float[ArrayLike, "n d"],
-    x: Float[ArrayLike, " n *shape"],
+    theta: Float[ArrayLike, "n d"] | Sequence[Any],
+    x: Float[ArrayLike, " n *shape"] | Sequence[Any],
     *,
     prior_support: tuple[Any, Any] | None = None,
     network: Callable[..., Array] | None = None,
@@ -96,10 +97,12 @@ def fit_posterior(
         ValueError: fewer than 50 simulations, `theta` and `x` of unequal length, columns that
             are constant, rows that are not finite, parameters outside `prior_support`, a `state`
             of other simulations, or a network with nothing to train.
+        TypeError: `key` is no random key, or a network or an embedding has layers that keep a
+            state.
     """
     structured = embedding is not None
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
-    split_key, network_key, held_key, train_key = jr.split(key, 4)
+    split_key, network_key, held_key, train_key = _keys(key)
     kept, held = given.split(split_key)
     settings = (settings or default_settings(len(kept))).with_steps(steps)
 
@@ -198,6 +201,11 @@ def optimizer_of(settings: Settings) -> optax.GradientTransformation:
     )
 
 
+def _keys(key: Any) -> Array:
+    check_key("key", key)
+    return jr.split(key, 4)
+
+
 def _network(
     key: PRNGKey,
     size: int,
@@ -207,6 +215,7 @@ def _network(
     embedding: Callable[[Any], Array] | None,
 ) -> Callable[..., Array]:
     """The user's network, or the default one, behind the embedding if there is one."""
+    check_stateless("embedding", embedding)
     if network is None:
         cond = x if embedding is None else eqx.filter_eval_shape(embedding, jnp.asarray(x))
         if len(cond.shape) != 1:

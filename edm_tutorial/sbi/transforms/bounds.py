@@ -10,6 +10,7 @@ bound, $u = \pm\ln|\theta - a|$; without bounds, $u = \theta$. A density of u, t
 $|du/d\theta|$, integrates to 1 inside.
 """
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import jax
@@ -82,7 +83,7 @@ class Bounds(AbstractTransform):
                 outside.
         """
         dtype = float_dtype(np.asarray(theta))
-        low, high = _pair(prior_support, np.shape(theta)[1])
+        low, high = pair(prior_support, np.shape(theta)[1])
         # All three in one dtype, so that what lies on a bound stays inside.
         theta, low, high = (np.asarray(a - offset).astype(dtype) for a in (theta, low, high))
         wide = np.where(np.isfinite(low) & np.isfinite(high), high - low, 1)
@@ -167,17 +168,17 @@ def _log_one_minus_exp(t: Array) -> Array:
     return jnp.log(-jnp.expm1(-t))
 
 
-def _pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+def pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The two vectors of bounds, in float64."""
     if prior_support is None:
         prior_support = (None, None)
-    if len(prior_support) != 2:
+    if not isinstance(prior_support, Sequence | np.ndarray | Array) or len(prior_support) != 2:
         raise ValueError(f"prior_support must be (low, high) or None, got {prior_support}")
     sides = []
     for side, infinite in zip(prior_support, (-np.inf, np.inf), strict=True):
         vector = np.full(count, infinite) if side is None else np.asarray(side)
         if vector.dtype == object:  # None for a single parameter
-            vector = np.array([infinite if entry is None else entry for entry in vector])
+            vector = np.array([infinite if entry is None else entry for entry in vector.ravel()])
         if vector.shape != (count,):
             raise ValueError(
                 f"prior_support must be (low, high), each of shape ({count},), got {prior_support}"
