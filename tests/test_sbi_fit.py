@@ -408,3 +408,25 @@ def test_an_embedding_that_keeps_a_state_is_refused_by_name(key):
     ):
         with pytest.raises(TypeError, match="embedding has a layer that keeps a state.*GroupNorm"):
             refused()
+
+
+def test_more_simulations_go_on_from_the_weights_of_an_embedded_fit(key):
+    """The weights that the message names are those that the next fit starts from."""
+    theta, x, _ = linear_gaussian(0, 400, float)
+    options = {"settings": SMALL, "progress": False}
+    kept, embedding = [], eqx.nn.Linear(3, 2, key=jr.key(1))
+    first = lambda: fit_posterior(
+        jr.clone(key), theta[:300], x[:300], embedding=embedding, callback=kept.append, **options
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorFit)
+        first()
+        with pytest.raises(ValueError, match="network=state.best.network.network and embedding="):
+            fit_posterior(jr.clone(key), theta, x, embedding=embedding, state=kept[-1], **options)
+        trained, seen = kept[-1].best.network, []
+        given = {"network": trained.network, "embedding": trained.embedding}
+        fit_posterior(jr.clone(key), theta, x, callback=seen.append, steps=1, **given, **options)
+    before, after = (tree.embedding.weight for tree in (trained, seen[0].train.denoiser.network))
+    # One step of Adam moves a weight by the learning rate at most.
+    np.testing.assert_allclose(after, before, atol=0.02)
+    assert np.max(np.abs(after - embedding.weight)) > 0

@@ -91,7 +91,8 @@ def fit_posterior(
         progress: show steps and validation loss on stderr, in a terminal or notebook.
         callback: called after every chunk of steps with a `FitState`, which it may keep.
         state: a `FitState` to go on from, with the same simulations. To go on with more, start
-            from its weights: `network=state.best.network`.
+            from its weights: `network=state.best.network`, or with an embedding
+            `network=state.best.network.network, embedding=state.best.network.embedding`.
 
     Raises:
         ValueError: fewer than 50 simulations, `theta` and `x` of unequal length, columns that
