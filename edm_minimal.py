@@ -3,10 +3,12 @@
 The package edm_tutorial 0.1.0, joined by `make minimal`. Licence: Apache-2.0. https://github.com/edm-tutorial/edm-tutorial
 """
 
+import copyreg
 import functools
 import inspect
 import math
 import operator
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -119,7 +121,9 @@ def check_floating(name: str, array: Any) -> None:
     dtype = getattr(array, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         got = type(array).__name__ if dtype is None else dtype
-        raise ValueError(f"{name} must be a floating-point array, got {got}")
+        raise ValueError(
+            f"{name} must be a floating-point array, got {got}: use jnp.asarray({name}, float)"
+        )
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -216,6 +220,16 @@ def check_callable(name: str, value: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_stateless(name: str, tree: Any) -> None:
+    """Refuse what has a layer that keeps a state from call to call."""
+    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
+    if any(map(is_state, jax.tree.leaves(tree, is_leaf=is_state))):
+        raise TypeError(
+            f"{name} has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
+            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
+        )
 
 
 def check_shape(name: str, array: Any, x: Array) -> None:
@@ -337,7 +351,8 @@ def log_likelihood(
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
-        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap`.
+        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap` and
+            `jax.export`, which takes fields of the result, such as `.log_prob`.
 
     Raises:
         ValueError: an argument out of its range or shape, one of `probes` and `key` without
@@ -1844,7 +1859,7 @@ class Pinned(eqx.Module):
     """
 
     denoiser: DenoiserFn
-    cond: Condition
+    cond: Condition = eqx.field(converter=as_traced)
 
     def __check_init__(self):
         check_callable("denoiser", self.denoiser)
@@ -1882,13 +1897,12 @@ class Guided(eqx.Module):
     main: DenoiserFn
     guide: DenoiserFn
     weight: Scalar = eqx.field(converter=as_traced)
-    interval: tuple[float, float] = (0.0, float("inf"))
+    interval: tuple[Scalar, Scalar] = eqx.field(converter=as_traced, default=(0.0, float("inf")))
 
     def __check_init__(self):
         check_callable("main", self.main)
         check_callable("guide", self.guide)
-        if not _ordered(self.interval):
-            raise ValueError(f"interval must be (low, high) with low <= high, got {self.interval}")
+        _check_interval(self.interval)
         if concrete(self.weight) and not np.all(np.isfinite(np.asarray(self.weight, float))):
             raise ValueError(f"weight must be finite, got {self.weight}")
 
@@ -1910,23 +1924,9 @@ class Guided(eqx.Module):
         return jnp.where(inside, guide + weight * (main - guide), main)
 
 
-def _ordered(interval: Any) -> bool:
-    """Whether it is a pair of numbers, the first at most the second."""
-    try:
-        low, high = interval
-        return bool(low <= high)
-    except (TypeError, ValueError):
-        return False
-
-
 def _check_network(network: Callable[..., Array]) -> None:
     """Refuse a network that cannot be called as one, or that keeps running statistics."""
-    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
-    if any(map(is_state, jax.tree.leaves(network, is_leaf=is_state))):
-        raise TypeError(
-            "network has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
-            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
-        )
+    check_stateless("network", network)
     try:
         signature = inspect.signature(network)
     except (TypeError, ValueError):  # a builtin does not tell
@@ -1939,6 +1939,29 @@ def _check_network(network: Callable[..., Array]) -> None:
             f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
             "networks.adapt(network) makes one of a network that takes less, or one vector"
         ) from None
+
+
+def _check_interval(interval: Any) -> None:
+    """Refuse what is not an ordered pair of numbers."""
+    try:
+        low, high = interval
+        ordered = not concrete(low, high) or float(low) <= float(high)
+    except (TypeError, ValueError):
+        ordered = False
+    if not ordered:
+        raise ValueError(f"interval must be (low, high) with low <= high, got {interval}")
+
+
+def _by_name(function: Any) -> Any:
+    """How a jitted function is pickled: by its name, as functions are, where it has one."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    name = getattr(function, "__qualname__", "")
+    return name if getattr(module, name, None) is function else function.__reduce_ex__(2)
+
+
+# JAX's own activations are jitted, and networks hold them: without this none can be pickled.
+for _kind in (type(jax.nn.silu), type(jax.nn.relu)):
+    copyreg.pickle(_kind, _by_name)
 
 
 def _call(

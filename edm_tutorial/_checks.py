@@ -7,6 +7,7 @@ Values inside `jit` or `vmap` cannot be looked at, and pass.
 import operator
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,9 @@ def check_floating(name: str, array: Any) -> None:
     dtype = getattr(array, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         got = type(array).__name__ if dtype is None else dtype
-        raise ValueError(f"{name} must be a floating-point array, got {got}")
+        raise ValueError(
+            f"{name} must be a floating-point array, got {got}: use jnp.asarray({name}, float)"
+        )
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -123,6 +126,16 @@ def check_callable(name: str, value: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_stateless(name: str, tree: Any) -> None:
+    """Refuse what has a layer that keeps a state from call to call."""
+    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
+    if any(map(is_state, jax.tree.leaves(tree, is_leaf=is_state))):
+        raise TypeError(
+            f"{name} has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
+            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
+        )
 
 
 def check_shape(name: str, array: Any, x: Array) -> None:

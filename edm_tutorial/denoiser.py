@@ -5,7 +5,9 @@ the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothi
 that draws nothing needs no parameter `key`: it is passed on only where one was given.
 """
 
+import copyreg
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, final
 
@@ -21,6 +23,7 @@ from ._checks import (
     check_kind,
     check_output,
     check_scalar,
+    check_stateless,
     concrete,
 )
 from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
@@ -85,7 +88,7 @@ class Pinned(eqx.Module):
     """
 
     denoiser: DenoiserFn
-    cond: Condition
+    cond: Condition = eqx.field(converter=as_traced)
 
     def __check_init__(self):
         check_callable("denoiser", self.denoiser)
@@ -123,13 +126,12 @@ class Guided(eqx.Module):
     main: DenoiserFn
     guide: DenoiserFn
     weight: Scalar = eqx.field(converter=as_traced)
-    interval: tuple[float, float] = (0.0, float("inf"))
+    interval: tuple[Scalar, Scalar] = eqx.field(converter=as_traced, default=(0.0, float("inf")))
 
     def __check_init__(self):
         check_callable("main", self.main)
         check_callable("guide", self.guide)
-        if not _ordered(self.interval):
-            raise ValueError(f"interval must be (low, high) with low <= high, got {self.interval}")
+        _check_interval(self.interval)
         if concrete(self.weight) and not np.all(np.isfinite(np.asarray(self.weight, float))):
             raise ValueError(f"weight must be finite, got {self.weight}")
 
@@ -151,23 +153,9 @@ class Guided(eqx.Module):
         return jnp.where(inside, guide + weight * (main - guide), main)
 
 
-def _ordered(interval: Any) -> bool:
-    """Whether it is a pair of numbers, the first at most the second."""
-    try:
-        low, high = interval
-        return bool(low <= high)
-    except (TypeError, ValueError):
-        return False
-
-
 def _check_network(network: Callable[..., Array]) -> None:
     """Refuse a network that cannot be called as one, or that keeps running statistics."""
-    is_state = lambda node: isinstance(node, eqx.nn.StateIndex)
-    if any(map(is_state, jax.tree.leaves(network, is_leaf=is_state))):
-        raise TypeError(
-            "network has a layer that keeps a state, such as eqx.nn.BatchNorm, which is not "
-            "supported: each example is denoised by itself. Use eqx.nn.LayerNorm or GroupNorm"
-        )
+    check_stateless("network", network)
     try:
         signature = inspect.signature(network)
     except (TypeError, ValueError):  # a builtin does not tell
@@ -180,6 +168,29 @@ def _check_network(network: Callable[..., Array]) -> None:
             f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
             "networks.adapt(network) makes one of a network that takes less, or one vector"
         ) from None
+
+
+def _check_interval(interval: Any) -> None:
+    """Refuse what is not an ordered pair of numbers."""
+    try:
+        low, high = interval
+        ordered = not concrete(low, high) or float(low) <= float(high)
+    except (TypeError, ValueError):
+        ordered = False
+    if not ordered:
+        raise ValueError(f"interval must be (low, high) with low <= high, got {interval}")
+
+
+def _by_name(function: Any) -> Any:
+    """How a jitted function is pickled: by its name, as functions are, where it has one."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    name = getattr(function, "__qualname__", "")
+    return name if getattr(module, name, None) is function else function.__reduce_ex__(2)
+
+
+# JAX's own activations are jitted, and networks hold them: without this none can be pickled.
+for _kind in (type(jax.nn.silu), type(jax.nn.relu)):
+    copyreg.pickle(_kind, _by_name)
 
 
 def _call(

@@ -87,7 +87,8 @@ def log_likelihood(
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
-        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap`.
+        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap` and
+            `jax.export`, which takes fields of the result, such as `.log_prob`.
 
     Raises:
         ValueError: an argument out of its range or shape, one of `probes` and `key` without

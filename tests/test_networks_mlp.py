@@ -151,3 +151,13 @@ def test_embedded_class_labels_are_trained_with_the_network(key):
     denoise = eqx.filter_jit(state.denoiser)
     for label, centre in ((0, -1.0), (1, 1.0)):
         np.testing.assert_allclose(denoise(jnp.zeros(1), 5.0, jnp.array(label)), [centre], atol=0.3)
+
+
+def test_a_condition_may_be_a_list_and_a_class_is_one_hot(key):
+    network = MLP(2, 3, width=4, depth=1, key=key)
+    network = eqx.tree_at(lambda net: net.output.weight, network, jnp.ones((2, 4)))
+    call = lambda cond: network(jnp.ones(2), jnp.array(0.1), cond)
+    np.testing.assert_array_equal(call([0, 1, 0]), call(jax.nn.one_hot(1, 3)))
+    for label in (1, np.int64(1), jnp.array(1)):
+        with pytest.raises(ValueError, match=r"got \(\): class k is jax.nn.one_hot\(k, 3\)"):
+            call(label)

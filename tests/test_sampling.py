@@ -622,3 +622,24 @@ def test_many_points_in_pieces_are_those_of_one_batch():
     noise = jax.random.normal(jax.random.key(0), (7, 2))
     pieces = jax.lax.map(draw, noise, batch_size=3)
     np.testing.assert_allclose(pieces, jax.vmap(draw)(noise), rtol=1e-12)
+
+
+def test_a_sweep_over_an_interval_or_a_pinned_number_compiles_once():
+    """Python numbers in a field of a denoiser of this package are arrays, as arguments are."""
+    traced = []
+
+    def main(x, sigma, cond=None):
+        traced.append(cond)
+        return 0 * x + (0.0 if cond is None else cond)
+
+    levels = jnp.array([3.0, 1.0])
+    for make in (
+        lambda value: edm.Guided(main, main, 2.0, interval=(value, 9.0)),
+        lambda value: edm.Guided(main, main, 2.0, interval=[0.0, value]),
+        lambda value: edm.Pinned(main, value),
+    ):
+        edm.sample(make(0.5), jnp.ones(2), levels)
+        count = len(traced)
+        draws = [edm.sample(make(value), jnp.ones(2), levels) for value in (0.6, 0.7, 0.8)]
+        assert len(traced) == count
+    np.testing.assert_allclose(np.stack(draws)[:, 0], [0.6, 0.7, 0.8], rtol=1e-12)

@@ -255,3 +255,39 @@ def test_bad_input_is_named(call, message, unchecked):
 def test_posterior_predictive_needs_draws(key):
     with pytest.raises(ValueError, match="draws is empty"):
         calibration.posterior_predictive(key, jnp.zeros((0, 2)), lambda key, theta: theta)
+
+
+def in_numpy(key, theta):
+    """As a simulator in Fortran would be: numbers in, numbers out, overwriting its input."""
+    rng = np.random.default_rng(int(jax.random.bits(key)))
+    theta *= 2
+    return np.array([float(theta[0]) + 0.5 * rng.normal()])
+
+
+GLOBAL = np.random.default_rng(0)
+SIMULATORS = {
+    "its own seed": in_numpy,
+    "NumPy's numbers in JAX's arithmetic": lambda key, theta: (
+        2 * theta + 0.5 * GLOBAL.normal(size=1)
+    ),
+    "in JAX": lambda key, theta: 2 * theta + 0.5 * jax.random.normal(key, (1,), theta.dtype),
+}
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.float32])
+def test_posterior_predictive_takes_simulators_of_any_kind(name, kind, key):
+    """Fresh noise for every draw: its spread and its independence of the draws."""
+    draws = kind(np.random.default_rng(1).normal(size=(400, 1)))
+    x = np.asarray(calibration.posterior_predictive(key, draws, SIMULATORS[name]))
+    noise = x[:, 0] - 2 * np.asarray(draws)[:, 0]
+    assert stats.kstest(noise / 0.5, stats.norm.cdf).pvalue > FOUR_SIGMA
+    assert abs(np.corrcoef(noise, np.asarray(draws)[:, 0])[0, 1]) < 4 / np.sqrt(400)
+
+
+def test_posterior_predictive_shows_the_error_of_the_simulator(key):
+    def simulate(key, theta):
+        raise KeyError("mass")
+
+    with pytest.raises(KeyError, match="mass"):
+        calibration.posterior_predictive(key, np.zeros((3, 2)), simulate)

@@ -18,16 +18,15 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import edm_tutorial as edm
-from edm_tutorial.sbi import PoorFit, default_settings, fit, fit_posterior, tasks, validation
+from edm_tutorial.sbi import PoorFit, default_settings, fit, fit_posterior, noise_levels, tasks
 from edm_tutorial.sbi.early_stopping import FitState, History
 from edm_tutorial.sbi.fit import StratifiedLoss, optimizer_of
-from edm_tutorial.sbi.noise_levels import LikelihoodNoise, PosteriorNoise
+from edm_tutorial.sbi.noise_levels import HeldOut, LikelihoodNoise, PosteriorNoise
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.settings import ROWS
 from edm_tutorial.sbi.simulations import checked
 from edm_tutorial.sbi.transforms.bounds import Bounds
 from edm_tutorial.sbi.transforms.chain import Chain
-from edm_tutorial.sbi.validation import HeldOut
 from edm_tutorial.training import TrainState
 
 SMALL = default_settings(400)._replace(width=16, depth=1, batch_size=32).with_steps(40)
@@ -173,7 +172,7 @@ def watched():
     draw = HeldOut.draw
     settings = SMALL._replace(batch_size=64, learning_rate=0.1, weight_decay=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "PAIRS", 1000)  # a call of the host each fifty
+        patch.setattr(noise_levels, "PAIRS", 1000)  # a call of the host each fifty
         patch.setattr(fit.HeldOut, "draw", lambda *args: made.append(draw(*args)) or made[-1])
         posterior = fit_posterior(
             jr.key(0),
@@ -611,3 +610,37 @@ def test_messages(key, unchecked):
         LikelihoodNoise(2.0, 1.0)
     with pytest.raises(ValueError, match="0 < share < 1"):
         PosteriorNoise(share=1.0)
+
+
+def test_an_embedding_that_keeps_a_state_is_refused_by_name(key):
+    norm = eqx.nn.BatchNorm(2, "batch", mode="batch")
+    embedding = eqx.nn.Sequential([norm, eqx.nn.Linear(2, 2, key=jr.key(1))])
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    for refused in (
+        lambda: fit_posterior(key, x, x + 1, embedding=embedding, steps=1, progress=False),
+        lambda: edm.networks.Embedded(lambda *_, key: 0, embedding),
+    ):
+        with pytest.raises(TypeError, match="embedding has a layer that keeps a state.*GroupNorm"):
+            refused()
+
+
+def test_more_simulations_go_on_from_the_weights_of_an_embedded_fit(key):
+    """The weights that the message names are those that the next fit starts from."""
+    theta, x, _ = linear_gaussian(0, 400, float)
+    options = {"settings": SMALL, "progress": False}
+    kept, embedding = [], eqx.nn.Linear(3, 2, key=jr.key(1))
+    first = lambda: fit_posterior(
+        jr.clone(key), theta[:300], x[:300], embedding=embedding, callback=kept.append, **options
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorFit)
+        first()
+        with pytest.raises(ValueError, match="network=state.best.network.network and embedding="):
+            fit_posterior(jr.clone(key), theta, x, embedding=embedding, state=kept[-1], **options)
+        trained, seen = kept[-1].best.network, []
+        given = {"network": trained.network, "embedding": trained.embedding}
+        fit_posterior(jr.clone(key), theta, x, callback=seen.append, steps=1, **given, **options)
+    before, after = (tree.embedding.weight for tree in (trained, seen[0].train.denoiser.network))
+    # One step of Adam moves a weight by the learning rate at most.
+    np.testing.assert_allclose(after, before, atol=0.02)
+    assert np.max(np.abs(after - embedding.weight)) > 0

@@ -19,9 +19,9 @@ from scipy.stats import norm
 
 import edm_tutorial as edm
 from edm_tutorial.networks import Embedded
+from edm_tutorial.networks.mlp import PosteriorMLP
 from edm_tutorial.sbi import posterior as posterior_module
 from edm_tutorial.sbi.early_stopping import History
-from edm_tutorial.sbi.networks import PosteriorMLP
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.transforms.bounds import Bounds
 from edm_tutorial.sbi.transforms.chain import Chain
@@ -405,3 +405,10 @@ def test_an_offset_that_float32_cannot_hold_is_added_in_float64(key):
     )
     with pytest.raises(ValueError, match="outside of jit"):
         jax.jit(lambda x: posterior.sample(jr.clone(key), x, 5))(x_o)
+
+
+@pytest.mark.parametrize("theta", [[np.nan, 0.0], [[0.0, 0.0], [0.0, np.nan]]])
+def test_parameters_that_are_nan_are_refused_and_infinite_ones_have_no_density(theta):
+    with pytest.raises(ValueError, match="theta must not be NaN"):
+        gaussian(0.5).log_prob(theta, X_O)
+    assert gaussian(0.5).log_prob([np.inf, 0.0], X_O) == -np.inf

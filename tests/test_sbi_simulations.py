@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -181,3 +182,39 @@ def test_the_fingerprint_tells_simulations_apart():
     assert one == look(theta, x).fingerprint()
     assert one != look(theta[::-1], x[::-1]).fingerprint()
     assert one != look(theta, x * 1.0000001).fingerprint()
+
+
+def test_masked_entries_are_missing_entries():
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(60, 2))
+    x = np.ma.masked_array(theta + 1, mask=np.zeros((60, 2), bool))
+    given = {"structured": False, "invalid": "raise"}
+    np.testing.assert_array_equal(checked(theta, x, None, **given).x, theta + 1)
+    x[7, 1] = np.ma.masked
+    with pytest.raises(ValueError, match=r"x is not finite in 1 of 60 .*row 7.*a column"):
+        checked(theta, x, None, **given)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, "list"])
+def test_simulations_of_any_precision(kind):
+    theta = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float16).astype(float)
+    given = theta.tolist() if kind == "list" else theta.astype(kind)
+    got = checked(given, given, None, structured=False, invalid="raise")
+    assert got.theta.dtype in (np.float32, np.float64)
+    np.testing.assert_allclose(got.theta, theta, rtol=1e-3)  # eleven bits of float16
+
+
+@pytest.mark.parametrize(
+    "support", [3.0, (-9.0, 9.0), np.float64(1), [(0, 1)], ([-9] * 3, [9] * 3)]
+)
+def test_a_support_that_is_no_pair_of_vectors_is_refused_by_name(support):
+    theta = np.random.default_rng(0).normal(size=(60, 2))
+    with pytest.raises(ValueError, match="prior_support must be"):
+        checked(theta, theta, support, structured=False, invalid="raise")
+
+
+@pytest.mark.parametrize("support", [(None, [9, 9]), ([-9, None], None), ([-9, -9], [np.inf, 9])])
+def test_a_support_may_be_open(support):
+    theta = np.random.default_rng(0).normal(size=(60, 2))
+    bounds = checked(theta, theta, support, structured=False, invalid="raise").bounds
+    assert bounds.contains(jnp.zeros(2))

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from edm_tutorial.sbi.transforms.bounds import Bounds
-from edm_tutorial.sbi.transforms.chain import Chain
+from edm_tutorial.sbi.transforms.chain import Chain, narrowness
 from edm_tutorial.sbi.transforms.linear import LinearRegression
-from edm_tutorial.sbi.transforms.neighbours import narrowness
 from edm_tutorial.sbi.transforms.standardize import Standardizer
 
 INF = np.inf

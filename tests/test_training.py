@@ -737,3 +737,17 @@ def test_a_layer_with_a_state_is_refused(key):
     norm, _ = eqx.nn.make_with_state(eqx.nn.BatchNorm)(2, "batch", mode="batch")
     with pytest.raises(ValueError, match="layers with a state, such as eqx.nn.BatchNorm"):
         edm.train(Normalised(norm), LOSS, jnp.ones((3, 2)), ADAM, steps=1, batch_size=1, key=key)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05))],
+    ids=["lookahead", "sam"],
+)
+def test_an_optimizer_that_needs_more_than_gradients_is_refused_by_name(optimizer):
+    loss = lambda denoiser, x, cond, *, key: jnp.sum((denoiser(x, 1.0) - x) ** 2)
+    network = edm.networks.MLP(2, width=4, depth=1, key=jr.key(0))
+    start = edm.Denoiser(network, edm.EDMPreconditioning(1.0))
+    run = edm.train(start, loss, jnp.ones((4, 2)), optimizer, steps=1, batch_size=2, key=jr.key(1))
+    with pytest.raises(TypeError, match="this optimizer cannot be used in train"):
+        next(run)

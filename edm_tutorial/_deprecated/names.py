@@ -38,7 +38,7 @@ MODULES = {
     "plotting": "book.plotting",
     "posthoc": "training.averages",
     "sbi.bounds": "sbi.transforms.bounds",
-    "sbi.heldout": "sbi.validation",
+    "sbi.heldout": "sbi.noise_levels",
     "sbi.history": "sbi.early_stopping",
     "sbi.loop": "sbi.early_stopping",
     "sbi.noise": "sbi.noise_levels",

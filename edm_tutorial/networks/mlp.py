@@ -15,10 +15,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_callable, check_floating, check_key, whole
+from .._checks import check_callable, check_floating, check_key, check_stateless, whole
 from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
+OCTAVES, SMALL_WIDTH, CODE = 3, 32, 4  # of `PosteriorMLP`
 
 
 def waves(angles: Float[Array, " n"]) -> Float[Array, " features"]:
@@ -129,7 +130,7 @@ class MLP(eqx.Module):
         """The raw network output for one example."""
         self._check(x, cond)
         net = cast_floating(self, x.dtype)
-        cond = jnp.zeros(0, x.dtype) if cond is None else cond.astype(x.dtype)
+        cond = jnp.zeros(0, x.dtype) if cond is None else jnp.asarray(cond).astype(x.dtype)
         context = net.embed_context(jnp.concatenate([embed_noise(c_noise.astype(x.dtype)), cond]))
         scales = jnp.asarray(2.0 ** np.arange(self.octaves), x.dtype)
         h = net.embed_input(jnp.concatenate([x, waves(jnp.outer(scales, x).ravel())]))
@@ -143,9 +144,71 @@ class MLP(eqx.Module):
         if jnp.shape(x) != (self.size,):
             raise ValueError(f"x must have shape ({self.size},), got {jnp.shape(x)}")
         needed = (self.cond_size,) if self.cond_size else None
-        got = None if cond is None else jnp.shape(cond)
+        got = None if cond is None else np.shape(cond)
         if got != needed:
-            raise ValueError(f"cond must have shape {needed}, got {got}")
+            class_k = f": class k is jax.nn.one_hot(k, {self.cond_size})" if got == () else ""
+            raise ValueError(f"cond must have shape {needed}, got {got}{class_k}")
+
+
+@final
+class PosteriorMLP(eqx.Module):
+    r"""The default network of a posterior: a large network for all, a small one for each parameter.
+
+    $$F(z, c, x)_j = G(z, c, x)_j + g(z_j, m_j, c, e_j), \qquad m = P x$$
+
+    with z of shape (size,) and x of shape (cond_size,). Bounds cut posteriors off in one parameter
+    at a time. g sees one parameter, a linear prediction $m_j$ of it and a code $e_j$ that says
+    which one it is, so it learns such an edge from all parameters at once. It computes in the
+    dtype of z. Untrained, it returns exactly zero.
+
+    Arguments:
+        size, cond_size: the numbers of parameters and of features of x.
+        width, depth, dropout: of the network that sees everything, an `MLP`.
+    """
+
+    joint: MLP
+    marginal: eqx.nn.MLP
+    predictor: eqx.nn.Linear
+    codes: Float[Array, "d codes"]
+
+    def __init__(
+        self, size: int, cond_size: int, *, width: int, depth: int, dropout: float, key: PRNGKey
+    ):
+        joint_key, marginal_key, predictor_key = jr.split(key, 3)
+        sizes = {"width": width, "depth": depth, "dropout": dropout}
+        self.joint = MLP(size, cond_size, octaves=OCTAVES, **sizes, key=joint_key)
+        features = 2 + CODE + 2 * FREQUENCIES
+        marginal = eqx.nn.MLP(
+            features,
+            1,
+            SMALL_WIDTH,
+            depth=2,
+            activation=jax.nn.silu,
+            final_activation=jax.nn.identity,  # the default is a lambda, which cannot be pickled
+            key=marginal_key,
+        )
+        silent = jax.tree.map(jnp.zeros_like, marginal.layers[-1])
+        self.marginal = eqx.tree_at(lambda net: net.layers[-1], marginal, silent)
+        self.predictor = eqx.nn.Linear(cond_size, size, key=predictor_key)
+        self.codes = jnp.zeros((size, CODE))
+
+    def __call__(
+        self,
+        x: Float[Array, " d"],
+        c_noise: Float[Array, ""],
+        cond: Condition = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, " d"]:
+        """The raw network output for one example; `cond` is the observation."""
+        everything = self.joint(x, c_noise, cond, key=key)
+        net = cast_floating(self, x.dtype)
+        level = embed_noise(c_noise.astype(x.dtype))
+
+        def alone(z: Array, m: Array, code: Array) -> Array:
+            return net.marginal(jnp.concatenate([jnp.stack([z, m]), code, level]))[0]
+
+        return everything + jax.vmap(alone)(x, net.predictor(cond.astype(x.dtype)), net.codes)
 
 
 @final
@@ -158,7 +221,8 @@ class Embedded(eqx.Module):
             network of your own for a time series or a set.
 
     Raises:
-        TypeError: a network or an embedding that cannot be called.
+        TypeError: a network or an embedding that cannot be called, or an embedding with layers
+            that keep a state.
     """
 
     network: Callable[..., Array]
@@ -167,6 +231,7 @@ class Embedded(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_callable("embedding", self.embedding)
+        check_stateless("embedding", self.embedding)
 
     def __call__(
         self,

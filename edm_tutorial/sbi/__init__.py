@@ -17,8 +17,10 @@ from .simulations import (
     FitWarning as FitWarning,
     PoorFit as PoorFit,
     SupportOrder as SupportOrder,
+    UnlikelyObservation as UnlikelyObservation,
     WideScales as WideScales,
 )
+from .surprise import Surprise as Surprise
 from .transforms.standardize import Standardizer as Standardizer
 
 # These need more than the core (`pip install "edm-tutorial[sbi]"`): imported when asked for.

@@ -21,12 +21,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 
+from .._checks import check_key
 from .._types import PRNGKey
 
 FOLDS = 5  # of the classifier two-sample test
@@ -199,22 +201,36 @@ def c2st(
 
 def posterior_predictive(
     key: PRNGKey,
-    draws: Float[Array, "n d"],
-    simulate: Callable[[PRNGKey, Array], Array],
-) -> Float[Array, " n *data"]:
+    draws: Float[ArrayLike, "n d"],
+    simulate: Callable[[PRNGKey, Any], Any],
+) -> Float[Array | np.ndarray, " n *data"]:
     """New data for each posterior draw: what the model says will be observed next.
 
     If the observation looks unlike all of them, model or posterior are wrong.
 
     Arguments:
-        simulate: called as `simulate(key, theta)` for one `theta`.
+        simulate: called as `simulate(key, theta)` for one `theta`. In JAX, all are simulated at
+            once. One in NumPy or another language is called once a draw, with a NumPy `theta`;
+            for its own random numbers it may ignore the key, or seed
+            `np.random.default_rng(int(jax.random.bits(key)))`.
 
     Raises:
         ValueError: no draws.
+        TypeError: `key` is no random key.
     """
-    if len(draws) < 1:
+    check_key("key", key)
+    rows = np.asarray(draws)
+    if len(rows) < 1:
         raise ValueError("draws is empty: sample the posterior first")
-    return jax.vmap(simulate)(jr.split(key, len(draws)), draws)
+    keys = jr.split(key, len(rows))
+    try:
+        at_once, alone = jax.vmap(simulate)(keys, jnp.asarray(rows)), simulate(keys[0], rows[0])
+        # NumPy's random numbers inside are constants to JAX, and the same for all draws.
+        if np.allclose(at_once[0], alone, rtol=1e-3, atol=1e-6, equal_nan=True):
+            return at_once
+    except Exception:  # whatever a simulator that is not JAX's raises; in the loop it raises again
+        pass
+    return np.stack([simulate(key, row.copy()) for key, row in zip(keys, rows, strict=True)])
 
 
 def _check(theta: Any, draws: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -62,7 +62,8 @@ class FitState(NamedTuple):
         if self.fingerprint != fingerprint:
             raise ValueError(
                 "state is of other simulations than these. To add simulations and go on from its "
-                "weights, pass network=state.best.network in place of state="
+                "weights, pass network=state.best.network in place of state=, or with an embedding "
+                "network=state.best.network.network and embedding=state.best.network.embedding"
             )
 
     def then(

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._deprecated import posterior_0_1
 from ..denoiser import Denoiser
-from ..networks.mlp import Embedded
+from ..networks.mlp import Embedded, PosteriorMLP
 from ..preconditioning import EDMPreconditioning
 from .early_stopping import History
-from .networks import PosteriorMLP
+from .surprise import ObservationDensity
 from .transforms.bounds import Bounds
 from .transforms.chain import Chain
 from .transforms.linear import LinearRegression
@@ -51,6 +51,7 @@ def save(posterior: Any, path: str | Path) -> None:
         "sigmas": [posterior.sigma_min, posterior.sigma_max],
         "history": posterior.history._asdict(),
         "offsets": [posterior.theta_offset, posterior.x_offset],
+        "density": None if posterior.density is None else posterior.density.sizes,
     }
     Path(path).write_bytes(json.dumps(header).encode() + b"\n" + body.getvalue())
 
@@ -77,7 +78,7 @@ def load(
     if "version" in header:
         fields = jax.tree.map(read, form)
     else:
-        fields = posterior_0_1.filled(form, read)
+        fields = _release_0_1().filled(form, read)
         warnings.warn(
             f"{path} is of version 0.1.0, which the next release does not read: `save` writes it "
             "in the present format",
@@ -98,7 +99,8 @@ def load(
 
 
 def _arrays(posterior: Any) -> dict[str, Any]:
-    return {name: getattr(posterior, name) for name in ("denoiser", "transform", "x_scale")}
+    names = "denoiser", "transform", "x_scale", "density"
+    return {name: getattr(posterior, name) for name in names}
 
 
 def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
         if "kind" not in header:
-            return posterior_0_1.header(header)
+            return _release_0_1().header(header)
         kind, version, checksum = header["kind"], header["version"], header["checksum"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a posterior that `Posterior.save` wrote") from None
@@ -119,13 +121,18 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
     return header
 
 
+def _release_0_1() -> Any:
+    """What reads files of version 0.1.0; imported only when it is needed."""
+    return import_module(".._deprecated.posterior_0_1", __package__)
+
+
 def _sizes(network: Any) -> dict[str, Any] | None:
     """The keywords with which the default network is made; None for any other.
 
     That of version 0.1.0 says so beside them.
     """
-    inner = network.network if isinstance(network, Embedded) else network
-    if not isinstance(inner, PosteriorMLP | posterior_0_1.PosteriorMLP):
+    inner: Any = network.network if isinstance(network, Embedded) else network
+    if not isinstance(inner, (PosteriorMLP, _release_0_1().PosteriorMLP)):
         return None
     joint = inner.joint
     sizes = {
@@ -141,7 +148,7 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
     """A posterior's parts with the right shapes, to be filled from the file."""
     size, shape = header["size"], tuple(header["shape"])
     if network is None and "release" in header["network"]:
-        network = posterior_0_1.default_network(header, embedding)
+        network = _release_0_1().default_network(header, embedding)
     elif network is None:
         network = PosteriorMLP(size, **header["network"], key=jr.key(0))
     if embedding is not None:
@@ -153,7 +160,10 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
         linear = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))
         steps = (*steps, linear)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
-    return {"denoiser": denoiser, "transform": Chain(steps), "x_scale": scale(shape)}
+    sizes = header.get("density")
+    density = None if sizes is None else ObservationDensity.blank(*sizes)
+    parts = {"denoiser": denoiser, "transform": Chain(steps), "x_scale": scale(shape)}
+    return parts | {"density": density}
 
 
 def _read(path: str | Path, file: Any, leaf: Any) -> Any:

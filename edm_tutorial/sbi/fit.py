@@ -6,7 +6,7 @@ denoiser of the posterior: no likelihood is evaluated, no prior density is neede
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -17,24 +17,30 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from .._checks import check_key, check_stateless
 from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..losses import weighted_error
-from ..networks.mlp import Embedded
+from ..networks.mlp import Embedded, PosteriorMLP
 from ..noise_levels import AbstractNoiseDistribution
 from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
 from .early_stopping import FitState, Progress
-from .networks import PosteriorMLP
-from .noise_levels import LikelihoodNoise, PosteriorNoise
+from .noise_levels import (
+    LARGEST_SIGMA_MIN,
+    HeldOut,
+    LikelihoodNoise,
+    PosteriorNoise,
+    gaussian_nats,
+)
 from .posterior import Posterior
 from .settings import Settings, default_settings
 from .simulations import PoorFit, Simulations, checked, warn
+from .surprise import ObservationDensity
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
-from .validation import LARGEST_SIGMA_MIN, HeldOut, gaussian_nats
 
 LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
 AT_ONCE = 65_536  # simulations on the device while they are transformed
@@ -45,8 +51,8 @@ LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 @renamed(plan="settings", noise="sigma_dist")
 def fit_posterior(
     key: PRNGKey,
-    theta: Float[ArrayLike, "n d"],
-    x: Float[ArrayLike, " n *shape"],
+    theta: Float[ArrayLike, "n d"] | Sequence[Any],
+    x: Float[ArrayLike, " n *shape"] | Sequence[Any],
     *,
     prior_support: tuple[Any, Any] | None = None,
     network: Callable[..., Array] | None = None,
@@ -84,16 +90,19 @@ def fit_posterior(
         progress: show steps and validation loss on stderr, in a terminal or notebook.
         callback: called after every chunk of steps with a `FitState`, which it may keep.
         state: a `FitState` to go on from, with the same simulations. To go on with more, start
-            from its weights: `network=state.best.network`.
+            from its weights: `network=state.best.network`, or with an embedding
+            `network=state.best.network.network, embedding=state.best.network.embedding`.
 
     Raises:
         ValueError: fewer than 50 simulations, `theta` and `x` of unequal length, columns that
             are constant, rows that are not finite, parameters outside `prior_support`, a `state`
             of other simulations, or a network with nothing to train.
+        TypeError: `key` is no random key, or a network or an embedding has layers that keep a
+            state.
     """
     structured = embedding is not None
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
-    split_key, network_key, held_key, train_key = jr.split(key, 4)
+    split_key, network_key, held_key, train_key = _keys(key)
     kept, held = given.split(split_key)
     settings = (settings or default_settings(len(kept))).with_steps(steps)
 
@@ -103,8 +112,7 @@ def fit_posterior(
     network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     held_out = HeldOut.draw(held_key, z[held], seen[held], log_det[held], LEVELS)
-    state = state or _start(denoiser, settings, held_out, given, kept, held)
-    state.check(given.fingerprint())
+    state = _start(state, denoiser, settings, held_out, given, kept, held)
 
     chunks = train(
         denoiser,
@@ -130,6 +138,7 @@ def fit_posterior(
         sigma_min=held_out.smallest_sigma(state.best, LEVELS.sigma_min),
         sigma_max=LEVELS.sigma_max,
         history=state.history,
+        density=ObservationDensity.fit(state.best, seen[kept], seen[held]),
         theta_offset=given.theta_offset,
         x_offset=given.x_offset,
     )
@@ -192,6 +201,11 @@ def optimizer_of(settings: Settings) -> optax.GradientTransformation:
     )
 
 
+def _keys(key: Any) -> Array:
+    check_key("key", key)
+    return jr.split(key, 4)
+
+
 def _network(
     key: PRNGKey,
     size: int,
@@ -201,6 +215,7 @@ def _network(
     embedding: Callable[[Any], Array] | None,
 ) -> Callable[..., Array]:
     """The user's network, or the default one, behind the embedding if there is one."""
+    check_stateless("embedding", embedding)
     if network is None:
         cond = x if embedding is None else eqx.filter_eval_shape(embedding, jnp.asarray(x))
         if len(cond.shape) != 1:
@@ -258,6 +273,7 @@ def _batches(key: PRNGKey, z: np.ndarray, x: np.ndarray, batch_size: int) -> Any
 
 
 def _start(
+    state: FitState | None,
     denoiser: Denoiser,
     settings: Settings,
     held_out: HeldOut,
@@ -265,7 +281,10 @@ def _start(
     kept: np.ndarray,
     held: np.ndarray,
 ) -> FitState:
-    """The state before the first step, with the losses of what needs no training."""
+    """A state to go on from, or that before the first step with the losses of no training."""
+    if state is not None:
+        state.check(given.fingerprint())
+        return state
     ignorant = Chain.fit(given.theta[kept], None, given.bounds)
     prior = gaussian_nats(*_transformed(ignorant, given.theta[held], given.x[held]))
     train = init_state(denoiser, optimizer_of(settings), HalfLifeEMA())

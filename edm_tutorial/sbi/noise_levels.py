@@ -1,4 +1,4 @@
-r"""Noise distributions for posteriors: maximum likelihood, and the one to train with.
+r"""Noise levels of a posterior: to train with, of its validation loss, and to end sampling at.
 
 The mean weighted error $L(\sigma)$ of a denoiser of d features with EDM's preconditioning at
 `sigma_data` 1 bounds the cross-entropy of its model, in nats:
@@ -13,18 +13,30 @@ likelihood, and the held-out loss says by how many nats a posterior is better.
 
 To reach that likelihood soonest, most examples belong where most is learned, near the width of
 the posterior, and some everywhere: `PosteriorNoise` is a mixture of both.
+
+The *gain* of a denoiser at a noise level is $1 - L(\sigma)$: by how much its error is below that
+of an untrained network. For a Gaussian posterior of width s (in units of z) it is close to
+$\sigma^2 / (\sigma^2 + s^2)$: exactly the share of the variance that a sampler loses when its last
+step starts at $\sigma$.
 """
 
-from typing import final
+from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from .._types import PRNGKey, Scalar, as_float
+from .._types import DenoiserFn, PRNGKey, Scalar, as_float
+from ..denoiser import Denoiser
+from ..losses import weighted_error
 from ..noise_levels import AbstractNoiseDistribution, LogNormal
+
+PAIRS = 16_384  # of an example and a noise level, at least
+LARGEST_SIGMA_MIN = 0.02  # where sampling may end for the widest posterior
+LOST_VARIANCE = 0.005  # (1/14)^2: at a fourteenth of the width, 0.25 % of it is lost
 
 
 @final
@@ -85,6 +97,89 @@ class PosteriorNoise(AbstractNoiseDistribution):
         inner = jnp.clip((r - share) / (1 - share), edge, 1 - edge)  # its ends are at infinity
         wide = self.likelihood.from_variate(jnp.clip(r / share, 0, 1))
         return jnp.where(r < share, wide, self.bulk.from_variate(jax.scipy.special.ndtri(inner)))
+
+
+@final
+class HeldOut(eqx.Module):
+    """Simulations kept out of training, with noise drawn once, so that losses compare.
+
+    Arguments:
+        z, x: standardised parameters and observations.
+        sigmas: noise levels of each example, stratified over all of them.
+        noise: unit noise for each.
+        untrained: the loss of a network that returns 0, nats.
+        mass: the integral of the noise distribution's density, times the number of parameters.
+    """
+
+    z: Float[Array, "n d"]
+    x: Float[Array, " n *shape"]
+    sigmas: Float[Array, "m n"]
+    noise: Float[Array, "m n d"]
+    untrained: float
+    mass: float
+
+    @classmethod
+    def draw(
+        cls,
+        key: PRNGKey,
+        z: Float[ArrayLike, "n d"],
+        x: Float[ArrayLike, " n *shape"],
+        log_det: Float[ArrayLike, " n"],
+        levels: LikelihoodNoise,
+    ) -> "HeldOut":
+        """Fix the noise.
+
+        Arguments:
+            log_det: of each example's coordinates, nats.
+        """
+        order_key, noise_key = jr.split(key)
+        z, x = jnp.asarray(z), jnp.asarray(x)
+        n, d = z.shape
+        m = -(-PAIRS // n)
+        strata = (jr.permutation(order_key, m * n).astype(z.dtype) + 0.5) / (m * n)
+        sigmas = jax.vmap(levels.from_variate)(strata).reshape(m, n)
+        noise = jr.normal(noise_key, (m, n, d), z.dtype)
+        untrained = gaussian_nats(z, log_det)
+        return cls(z, x, sigmas, noise, untrained, float(levels.mass()) * d)
+
+    def __call__(self, denoiser: DenoiserFn) -> float:
+        """Upper bound on the mean of -ln q(theta given x), nats."""
+        return self.untrained - self.mass * float(jnp.mean(_gains(self, denoiser)))
+
+    def gain(self, denoiser: DenoiserFn, sigma: float) -> float:
+        """The mean gain at one noise level, of the feature that gains most."""
+        level = jnp.full_like(self.sigmas, sigma)
+        here = eqx.tree_at(lambda held_out: held_out.sigmas, self, level)
+        return float(jnp.max(jnp.mean(_gains(here, denoiser), axis=(0, 1))))
+
+    def smallest_sigma(self, denoiser: DenoiserFn, sigma_min: float) -> float:
+        """The noise level at which sampling may end: its last step loses 0.5 % of the variance.
+
+        It is a fourteenth of the narrowest width, at least `sigma_min`, where training began.
+        """
+        levels = np.geomspace(sigma_min, LARGEST_SIGMA_MIN, 10)
+        fine = [self.gain(denoiser, level) <= LOST_VARIANCE for level in levels]
+        return float(levels[max(fine.index(False) - 1, 0) if False in fine else -1])
+
+
+def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -> float:
+    """The mean of -ln q over examples whose z is taken to be N(0, I), nats."""
+    rows, log_dets = np.asarray(z, float), np.asarray(log_det, float)
+    square = np.mean(np.sum(rows**2, axis=1))
+    return float(square / 2 + rows.shape[1] / 2 * np.log(2 * np.pi) - np.mean(log_dets))
+
+
+@eqx.filter_jit
+def _gains(held_out: HeldOut, denoiser: Any) -> Float[Array, "m n d"]:
+    """Error of the untrained network minus that of `denoiser`, for the same noise."""
+    untrained = Denoiser(lambda z, *_, key: jnp.zeros_like(z), denoiser.preconditioning)
+
+    def one(z: Array, sigma: Array, noise: Array, x: Array) -> Array:
+        n = sigma * noise
+        return weighted_error(untrained, z, sigma, n, x) - weighted_error(denoiser, z, sigma, n, x)
+
+    row = lambda args: jax.vmap(one)(held_out.z, args[0], args[1], held_out.x)
+    return jax.lax.map(row, (held_out.sigmas, held_out.noise))
 
 
 def _primitive(sigma: Array) -> Array:

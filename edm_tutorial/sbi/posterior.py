@@ -6,7 +6,7 @@ transforms, each of which adds its log-determinant:
 $$\ln q(\theta \mid x) = \ln q(z \mid x) + \ln|\det \partial z / \partial\theta| .$$
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.scipy.optimize import minimize
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from .._checks import concrete, whole
-from .._types import PRNGKey
+from .._checks import check_key, concrete, whole
+from .._types import PRNGKey, as_traced
 from ..denoiser import Denoiser
 from ..grids import edm_sigmas
 from ..likelihood import log_likelihood
@@ -30,6 +30,7 @@ from ..schedules import AbstractSchedule, Linear
 from ..solvers import AbstractSolver, DPMSolverPP2M
 from . import files
 from .early_stopping import History
+from .surprise import ObservationDensity, Surprise, look_at, surprise
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
 
@@ -43,7 +44,9 @@ CANDIDATES = 64  # draws among which the search for a mode begins
 class Posterior(eqx.Module):
     """q(theta given x) for every x: what `fit_posterior` returns.
 
-    Works under `jax.vmap`, over observations too.
+    Works under `jax.vmap`, over observations too. It can be pickled where your own network or
+    embedding can: `eqx.nn.MLP` with `final_activation=jax.nn.identity`, since its default is a
+    lambda.
 
     Arguments:
         denoiser: of z, given the standardised observation.
@@ -53,6 +56,7 @@ class Posterior(eqx.Module):
         history: of the training.
         theta_offset, x_offset: what is subtracted in float64 before anything else, one number a
             feature; empty where the working dtype holds parameters and observations as they are.
+        density: of observations, by which `surprise` judges; None where it is not known.
     """
 
     denoiser: Denoiser
@@ -63,6 +67,7 @@ class Posterior(eqx.Module):
     history: History = eqx.field(static=True, default=History())
     theta_offset: tuple[float, ...] = eqx.field(static=True, default=())
     x_offset: tuple[float, ...] = eqx.field(static=True, default=())
+    density: ObservationDensity | None = None
 
     @property
     def steps(self) -> int:
@@ -72,7 +77,7 @@ class Posterior(eqx.Module):
     def sample(
         self,
         key: PRNGKey,
-        x_o: Float[ArrayLike, "*shape"],
+        x_o: Real[ArrayLike, "*shape"] | Sequence[Any],
         n: int,
         *,
         solver: AbstractSolver = SOLVER,
@@ -91,20 +96,28 @@ class Posterior(eqx.Module):
             The draws; a NumPy array in float64 where parameters have an offset that the working
             dtype cannot hold.
 
+        Warns:
+            UnlikelyObservation: `x_o` is far beyond all held-out simulations (see
+                `ObservationDensity.extreme`), outside of `jit`.
+
         Raises:
             ValueError: `n` or `steps` below 1, or `x_o` of another shape or not finite.
-            TypeError: `n` or `steps` is not a whole number.
+            TypeError: `n` or `steps` is not a whole number, or `key` is no random key.
         """
+        check_key("key", key)
         n = whole("n", n)
         steps = self.steps if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
-        draws = _draw(self, key, self._observation(x_o), n, sigmas, solver, schedule, churn)
+        x_o = self._observation(x_o)
+        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        churn = as_traced(churn)  # one compilation for all amounts
+        draws = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
         return _with_offset(draws, self.theta_offset)
 
     def log_prob(
         self,
-        theta: Float[ArrayLike, "*n d"],
-        x_o: Float[ArrayLike, "*shape"],
+        theta: Real[ArrayLike, "*n d"] | Sequence[Any],
+        x_o: Real[ArrayLike, "*shape"] | Sequence[Any],
         *,
         steps: int | None = None,
     ) -> Float[Array, "*n"]:
@@ -120,16 +133,23 @@ class Posterior(eqx.Module):
                 third order: the log-density is then exact to about 0.01 nats, to 0.03 for a
                 posterior twenty times narrower than the prior.
 
+        Warns:
+            UnlikelyObservation: as `sample`.
+
         Raises:
-            ValueError: a wrong shape, or an `x_o` that is not finite.
+            ValueError: a wrong shape, a `theta` that is NaN, or an `x_o` that is not finite.
             RuntimeError: the log-density is not finite.
         """
         theta = self._parameters(theta)
         steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
-        return _log_prob(self, theta, self._observation(x_o), sigmas)
+        x_o = self._observation(x_o)
+        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        return _log_prob(self, theta, x_o, sigmas)
 
-    def mode(self, x_o: Float[ArrayLike, "*shape"]) -> Float[Array | np.ndarray, " d"]:
+    def mode(
+        self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]
+    ) -> Float[Array | np.ndarray, " d"]:
         """The parameters of highest density given `x_o`: the MAP estimate under this posterior.
 
         The best of 64 draws, improved by BFGS in the coordinates z, where the posterior has
@@ -140,6 +160,22 @@ class Posterior(eqx.Module):
         """
         sigmas = edm_sigmas(self.steps, self.sigma_min, self.sigma_max)
         return _with_offset(_mode(self, self._observation(x_o), sigmas), self.theta_offset)
+
+    def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
+        """How unlike the simulations `x_o` is: a posterior knows nothing of what it never saw.
+
+        The p-value of fresh simulations is uniform, in steps of one in as many as were held out.
+
+        Raises:
+            ValueError: `x_o` of another shape or not finite, or a posterior that was saved by
+                version 0.1.0, which did not keep what is needed.
+        """
+        if self.density is None:
+            raise ValueError(
+                "the surprise is not known: this posterior comes without the density of its "
+                "simulated observations, as all do that version 0.1.0 saved. Fit it anew"
+            )
+        return surprise(self.density, self.denoiser, self.x_scale.forward(self._observation(x_o)))
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file: a line of JSON, then the numbers. No pickle."""
@@ -180,7 +216,9 @@ class Posterior(eqx.Module):
                 f"x_o must be one observation of shape {needed}, got {np.shape(x_o)}: use "
                 "jax.vmap for more"
             )
-        if concrete(x_o) and not np.all(np.isfinite(np.asarray(x_o, float))):
+        if concrete(x_o) and not np.all(
+            np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))
+        ):
             raise ValueError(f"x_o must be finite, got {x_o}")
         return _less_offset("x_o", x_o, self.x_offset, self.dtype)
 
@@ -192,6 +230,8 @@ class Posterior(eqx.Module):
                 f"theta must be one vector of shape ({d},) or one a row, (n, {d}), got "
                 f"{np.shape(theta)}"
             )
+        if concrete(theta) and np.any(np.isnan(np.asarray(theta, float))):
+            raise ValueError(f"theta must not be NaN, got {theta}")
         return _less_offset("theta", theta, self.theta_offset, self.dtype)
 
     def given(self, x_o: Float[Array, "*shape"]) -> tuple[Denoiser, Array, Array]:

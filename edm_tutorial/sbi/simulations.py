@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .._types import PRNGKey
-from .transforms.bounds import Bounds
+from .transforms.bounds import Bounds, pair
 from .transforms.standardize import float_dtype, refuse_columns
 
 FEWEST = 50  # simulations
@@ -48,6 +48,10 @@ class WideScales(FitWarning):
 
 class SupportOrder(FitWarning):
     """prior_support looks transposed."""
+
+
+class UnlikelyObservation(FitWarning):
+    """An observation is unlike all simulations."""
 
 
 class PoorFit(FitWarning):
@@ -130,7 +134,8 @@ def checked(
 
 def _arrays(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarray]:
     """Both as floating arrays of matching shapes, on the host."""
-    theta, x = np.asarray(theta), np.asarray(x)
+    # What is masked is missing, and refused as such.
+    theta, x = (np.asarray(a.filled(np.nan) if np.ma.isMA(a) else a) for a in (theta, x))
     for name, array in (("theta", theta), ("x", x)):
         if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
             hint = "" if array.dtype == object else ": convert it with .astype(float)"
@@ -144,8 +149,8 @@ def _arrays(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarra
         raise ValueError(
             f"x must have shape (n, k), got {x.shape}: pass embedding= for structured x"
         )
-    widen = lambda array: array if array.dtype.itemsize >= 4 else array.astype(np.float32)
-    return widen(theta), widen(x)
+    known = lambda array: np.dtype(f"f{min(max(array.dtype.itemsize, 4), 8)}")
+    return theta.astype(known(theta)), x.astype(known(x))
 
 
 def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -219,10 +224,10 @@ def _look_at_values(theta: np.ndarray) -> None:
 
 def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
     """Warn where theta fills the box that prior_support would be if it were transposed."""
-    if prior_support is None or any(side is None for side in prior_support):
+    if theta.shape[1] != 2:
         return
-    stated = np.asarray(prior_support)
-    if stated.shape != (2, 2) or theta.shape[1] != 2 or stated.dtype == object:
+    stated = np.stack(pair(prior_support, 2))
+    if not np.isfinite(stated).all():
         return
     low, high = stated.T  # if each row were the (low, high) of one parameter
     inside = np.all((theta >= low) & (theta <= high))

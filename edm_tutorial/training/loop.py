@@ -195,7 +195,7 @@ _one_step = eqx.filter_jit(_step)
 def _update(optimizer: optax.GradientTransformation, *args: Any, **known: Any) -> tuple[Any, Any]:
     try:
         return optax.with_extra_args_support(optimizer).update(*args, **known)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise TypeError(f"this optimizer cannot be used in train: {error}") from error
 
 

@@ -82,7 +82,7 @@ class Bounds(AbstractTransform):
                 outside.
         """
         dtype = float_dtype(np.asarray(theta))
-        low, high = _pair(prior_support, np.shape(theta)[1])
+        low, high = pair(prior_support, np.shape(theta)[1])
         # All three in one dtype, so that what lies on a bound stays inside.
         theta, low, high = (np.asarray(a - offset).astype(dtype) for a in (theta, low, high))
         wide = np.where(np.isfinite(low) & np.isfinite(high), high - low, 1)
@@ -164,7 +164,7 @@ def _log_one_minus_exp(t: Array) -> Array:
     return jnp.log(-jnp.expm1(-t))
 
 
-def _pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+def pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The two vectors of bounds, in float64."""
     try:
         low, high = (None, None) if prior_support is None else prior_support
@@ -176,7 +176,7 @@ def _pair(prior_support: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     for side, infinite in ((low, -np.inf), (high, np.inf)):
         vector = np.full(count, infinite) if side is None else np.asarray(side)
         if vector.dtype == object:  # None for a single parameter
-            vector = np.array([infinite if entry is None else entry for entry in vector])
+            vector = np.array([infinite if entry is None else entry for entry in vector.ravel()])
         if vector.shape != (count,):
             raise ValueError(
                 f"prior_support must be (low, high), each of shape ({count},), got {prior_support}"

@@ -7,8 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from edm_tutorial.networks.mlp import embed_noise
-from edm_tutorial.sbi.networks import PosteriorMLP
+from edm_tutorial.networks.mlp import PosteriorMLP, embed_noise
 
 D, K = 3, 4
 
