@@ -65,7 +65,7 @@ explorer: $(STAMP) ## Compute what the design-space explorer shows (book/_static
 	$(BIN)/python book/_tools/explorer.py
 
 mutants: $(STAMP) ## Plant bugs, known ones and drawn ones: the fast tests must notice each
-	$(BIN)/python tests/mutants/run.py $(if $(SEED),--seed $(SEED)) $(if $(RESUME),--resume); \
+	$(BIN)/python tests/mutants/run.py $(if $(SEED),--seed $(SEED)) $(if $(SHARE),--share $(SHARE)) $(if $(RESUME),--resume); \
 	  status=$$?; \
 	  $(BIN)/python -m benchmarks.page; exit $$status
 

@@ -350,12 +350,14 @@ class Killed:
         self.folder = folder
         environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         command = [sys.executable, SCRIPT, str(folder), str(result)]
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.start = int(self.process.stdout.readline())
+        self.said = result.with_suffix(".stderr")
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=said, text=True
+            )
+        self.start = self.step()
         for _ in range(chance.randint(1, 5)):  # then it is after the first checkpoint
-            self.process.stdout.readline()
+            self.step()
         while writing and not self.unfinished() and self.process.poll() is None:
             pass  # a write takes some 50 ms
         time.sleep(0 if writing else chance.uniform(0, 0.1))
@@ -363,6 +365,14 @@ class Killed:
         assert self.process.wait() == -signal.SIGKILL
         self.process.stdout.close()
         self.writing = bool(self.unfinished())
+
+    def step(self):
+        """The next step that it prints."""
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.communicate()
+            pytest.fail(f"it ended before it was killed: {self.said.read_text()}")
+        return int(line)
 
     def unfinished(self):
         return list(self.folder.glob(UNFINISHED))
@@ -374,6 +384,13 @@ def finish(folder, result):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[0])
+
+
+def test_a_run_that_ends_by_itself_says_why(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("print(0, flush=True)\nraise ValueError('no such thing')")
+    monkeypatch.setitem(globals(), "SCRIPT", str(tmp_path / "broken.py"))
+    with pytest.raises(pytest.fail.Exception, match="killed: (?s:.*)ValueError: no such thing"):
+        Killed(tmp_path, tmp_path / "run.npz", random.Random(0), writing=False)
 
 
 @pytest.mark.slow

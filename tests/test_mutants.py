@@ -119,6 +119,19 @@ def test_results_survive_the_file_and_excuses_are_told(tmp_path, monkeypatch):
     assert caught.caught and not alive.caught and not excused.caught
 
 
+def test_every_patch_must_be_caught_and_a_share_of_the_drawn():
+    def results(name, caught, alive):
+        found = ["test_ema.py::test_a"] * caught + [runner.SURVIVED] * alive
+        return [runner.Result(name, "", by, 1.0, "") for by in found]
+
+    patch, drawn = next(iter(MUTANTS)), "ema: 1 -> 2 in f"
+    assert runner.enough(results(patch, 3, 0) + results(drawn, 17, 3), 0.85)
+    assert not runner.enough(results(patch, 3, 0) + results(drawn, 16, 4), 0.85)
+    assert not runner.enough(results(patch, 2, 1) + results(drawn, 20, 0), 0.85)
+    assert not runner.enough(results(patch, 3, 0) + results(drawn, 19, 1), 1.0)
+    assert runner.enough(results(patch, 3, 0) + results(drawn, 20, 0), 1.0)
+
+
 def test_the_last_catcher_goes_first(tmp_path, monkeypatch):
     name = next(iter(MUTANTS))
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results.csv")

@@ -247,9 +247,20 @@ def test_actions_are_pinned_by_hash_and_named_by_tag():
 def test_each_week_draws_other_mutants():
     steps = WORKFLOWS[".github/workflows/weekly.yml"]["jobs"]["mutants"]["steps"]
     (command,) = (step["run"] for step in steps if "make mutants" in step.get("run", ""))
-    assert command == "make mutants SEED=$(date +%-V)"
-    shown = subprocess.run(["make", "-n", "mutants", "SEED=48"], cwd=ROOT, capture_output=True)
-    assert b"run.py --seed 48" in shown.stdout
+    assert command == "make mutants SEED=$(date +%-V) SHARE=0.85"
+    assert any(
+        "mutants.csv" in step.get("run", "") for step in steps if step.get("if") == "always()"
+    )
+    make = ["make", "-n", "mutants", "SEED=48", "SHARE=0.85"]
+    shown = subprocess.run(make, cwd=ROOT, capture_output=True)
+    assert b"run.py --seed 48 --share 0.85" in shown.stdout
+
+
+def test_a_week_that_fails_is_reported():
+    jobs = WORKFLOWS[".github/workflows/weekly.yml"]["jobs"]
+    report = jobs["report"]
+    assert {"report", *report["needs"]} == set(jobs) and report["if"] == "failure()"
+    assert any("gh issue create" in step["run"] for step in report["steps"])
 
 
 @pytest.mark.parametrize("missing", [None, "git", "make", "python3"])

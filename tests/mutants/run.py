@@ -1,6 +1,6 @@
 """Does the suite notice bugs? Each one, planted in a copy of the package, must turn it red.
 
-    python tests/mutants/run.py [--drawn 32] [--seed 0] [--jobs 2] [--near] [--resume] [part ...]
+    python tests/mutants/run.py [--drawn 32] [--seed 0] [--share 1] [--jobs 2] [part ...]
 
 Two kinds. Each `NN_name.patch` of this folder is a bug found in a public implementation: its
 first line says what it breaks, its second which test modules should notice. Others are small
@@ -10,7 +10,8 @@ the touched module, then all others. `one_run.py` says how a run is made cheap.
 
 Every result is kept in `build/mutants.csv` at once; `--resume` repeats none whose mutated source
 is still the same, except survivors. The whole table goes to `benchmarks/results/mutants.csv`.
-Exits with 1 if a bug survives that `equivalent.txt` does not excuse, or if a patch does not apply.
+Exits with 1 if a patch does not apply or survives, or if fewer than `--share` of the drawn bugs are
+caught; those that `equivalent.txt` excuses do not count.
 """
 
 import argparse
@@ -198,10 +199,19 @@ def run_all(plans: Sequence[Plan], options: argparse.Namespace) -> list[Result]:
     return [known[plan.name] for plan in plans]
 
 
+def enough(results: Sequence[Result], share: float) -> bool:
+    """Whether every patch is caught, and this share of the drawn mutations."""
+    patches = {mutant.path.stem for mutant in mutants()}
+    drawn = [result.caught for result in results if result.mutant not in patches]
+    known = [result.caught for result in results if result.mutant in patches]
+    return all(known) and sum(drawn) >= share * len(drawn)
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drawn", type=int, default=32, help="how many mutations to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--share", type=float, default=1.0, help="of the drawn bugs, to be caught")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at the same time")
     parser.add_argument("--near", action="store_true", help="only the tests to begin with")
     parser.add_argument("--resume", action="store_true", help="repeat nothing that was caught")
@@ -222,7 +232,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"  {result.caught_by}: {result.mutant}  {excuses().get(result.mutant, '')}")
     if whole:
         save(RESULTS, results)
-    return 1 if len(alive) > len(excused) else 0
+    counted = [result for result in results if result not in excused]
+    return 0 if enough(counted, options.share) else 1
 
 
 if __name__ == "__main__":
