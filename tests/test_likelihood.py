@@ -135,8 +135,9 @@ def test_probes_are_fixed_by_the_key(key):
     assert np.isinf(first.std_error)  # one probe cannot tell
 
 
-@pytest.mark.parametrize("sigma_max, allowed", [(80.0, 2e-5), (5.0, 2e-5)])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sigma_max, allowed", [pytest.param(80.0, 2e-5, marks=pytest.mark.slow), (5.0, 2e-5)]
+)
 def test_given_terminal_density(sigma_max, allowed):
     """A Gaussian's own mean and std make the terminal density exact at any sigma_max."""
     mean, std = np.array([1.5, -0.5]), np.array([0.3, 1.2])

@@ -28,10 +28,11 @@ FILES = tuple(
 )
 # Where a bug of a file should show first, beside the tests named like it.
 NEAR = {
-    "_types": ["bad_input", "sampling"],
+    "_types": ["types", "bad_input", "sampling"],
     "_checks": ["bad_input"],
     "adapters": ["denoiser"],
     "schedules": ["golden_samplers", "dynamics"],
+    "designs": ["designs_table"],
     "grids": ["golden_samplers", "sampling"],
     "preconditioning": ["golden_precond", "golden_losses"],
     "noise_levels": ["golden_losses", "losses"],
@@ -41,7 +42,7 @@ NEAR = {
     "training/averages": ["ema", "training"],
     "training": ["training"],
     "networks/unet": ["networks_unet", "networks_import"],
-    "networks": ["networks_mlp", "networks_unet"],
+    "networks": ["networks_mlp", "networks_posterior", "networks_unet"],
     "images/command_line": ["cli"],
     "sbi/transforms": ["sbi_transforms"],
     "sbi/tasks": ["sbi_tasks"],
