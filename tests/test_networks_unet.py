@@ -811,3 +811,16 @@ def test_labels_for_a_network_without_any(key):
     net = eqx.filter_eval_shape(partial(small_unet, (1, 8, 8), width=8), key=key)
     with pytest.raises(ValueError, match="class_labels must be None"):
         eqx.filter_eval_shape(net, IMAGE, LABEL, ImageCondition(jnp.zeros(3)))
+    with pytest.raises(ValueError, match="class_labels must be None"):
+        eqx.filter_eval_shape(net, IMAGE, LABEL, ImageCondition(jnp.zeros(0)))
+
+
+def test_a_network_may_have_a_single_class(key):
+    net = eqx.filter_eval_shape(partial(small_unet, (1, 8, 8), width=8, label_dim=1), key=key)
+    told = eqx.filter_eval_shape(net, IMAGE[:1, :8, :8], LABEL, ImageCondition(jnp.ones(1)))
+    assert told.shape == (1, 8, 8)
+
+
+def test_a_cast_network_has_the_leaves_of_the_network_alone():
+    net = tiny(4, 0)
+    assert eqx.tree_equal(jax.tree.leaves(Cast(net, jnp.bfloat16)), jax.tree.leaves(net))

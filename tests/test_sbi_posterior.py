@@ -265,6 +265,15 @@ def learned(key):
     return Posterior(denoiser, chain, maps.x_scale, 0.01, 15.0, history, (0.25, 1e6), (3.0, 0.5))
 
 
+def test_history_levels_and_offsets_are_no_leaves(key):
+    """A map over a posterior leaves them alone."""
+    posterior = learned(key)
+    less = {"history": History(), "theta_offset": (), "x_offset": ()}
+    leaves = jax.tree.leaves(posterior)
+    assert len(jax.tree.leaves(dataclasses.replace(posterior, **less))) == len(leaves)
+    assert not any(leaf is posterior.sigma_min for leaf in leaves)
+
+
 @pytest.mark.slow
 def test_saved_and_loaded_gives_the_same_bits(key, tmp_path):
     fit_key, key = jr.split(key)
