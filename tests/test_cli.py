@@ -252,6 +252,28 @@ def test_a_missing_extra_is_named(module):
     assert f"needs {module}" in line and 'pip install "edm-tutorial[train]"' in line
 
 
+def test_a_run_that_cannot_start_leaves_its_folder_free(monkeypatch, capsys, tmp_path):
+    """What fails before the first step is no run: with better settings the folder will do."""
+    monkeypatch.setattr(cli, "_run", lambda args, setup, data, state, folder, mean: state)
+    args = [*SMALL, "--out", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="width"):
+        cli.main([*args, "--width", "6"])
+    assert cli.main(args) == 0
+    assert (tmp_path / "run" / "settings.json").exists()
+    (tmp_path / "file").write_text("")
+    assert cli.main([*SMALL, "--out", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag, value", [("--learning-rate", "-1"), ("--dropout", "2"), ("--augment", "3")]
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_done(flag, value, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main([*SMALL, "--out", str(tmp_path / "run"), "--dry-run", flag, value])
+    assert f"argument {flag}: must be" in capsys.readouterr().err
+
+
 def test_another_run_in_the_same_folder_is_refused(capsys, tmp_path):
     args = [*SMALL, "--out", str(tmp_path), "--seed", "1"]
     (tmp_path / "settings.json").write_text('{"seed": 0, "data": "digits"}')

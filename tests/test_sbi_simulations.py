@@ -151,14 +151,14 @@ def test_an_offset_beyond_float32_is_taken_off_in_float64(monkeypatch):
     for module in (simulations, bounds):
         monkeypatch.setattr(module, "float_dtype", lambda array: np.float32)
     theta, x = pairs()
-    given = look(theta + [2_459_000.5, 0.0], x + [0.0, 1e8, 0.0], ([2_458_000.0, -9], None))
+    given = look(theta + [2_459_000.5, 0.0], x + [0.0, 1e8, 0.0], ([2_458_900.0, -9], None))
     assert given.theta.dtype == given.x.dtype == np.float32
     np.testing.assert_allclose(given.theta + given.theta_offset, theta + [2_459_000.5, 0.0])
     np.testing.assert_allclose(given.theta[:, 0].std(), theta[:, 0].std(), rtol=1e-5)
     np.testing.assert_allclose(given.x[:, 1].std(), x[:, 1].std(), rtol=1e-5)
     assert given.theta_offset[1] == 0 and given.x_offset[::2] == (0, 0)
     low = np.asarray(given.bounds.low, float) + given.theta_offset
-    np.testing.assert_allclose(low, [2_458_000.0, -9], rtol=1e-7)
+    np.testing.assert_allclose(low, [2_458_900.0, -9], rtol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -178,10 +178,12 @@ def test_what_is_no_float_is_refused_by_name():
 
 def test_the_fingerprint_tells_simulations_apart():
     theta, x = pairs()
-    one = look(theta, x).fingerprint()
-    assert one == look(theta, x).fingerprint()
-    assert one != look(theta[::-1], x[::-1]).fingerprint()
-    assert one != look(theta, x * 1.0000001).fingerprint()
+    kept = np.arange(40)
+    one = look(theta, x).fingerprint(kept)
+    assert one == look(theta, x).fingerprint(kept.copy())
+    assert one != look(theta[::-1], x[::-1]).fingerprint(kept)
+    assert one != look(theta, x * 1.0000001).fingerprint(kept)
+    assert one != look(theta, x).fingerprint(kept + 1)
 
 
 def test_masked_entries_are_missing_entries():

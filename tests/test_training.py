@@ -751,3 +751,24 @@ def test_an_optimizer_that_needs_more_than_gradients_is_refused_by_name(optimize
     run = edm.train(start, loss, jnp.ones((4, 2)), optimizer, steps=1, batch_size=2, key=jr.key(1))
     with pytest.raises(TypeError, match="this optimizer cannot be used in train"):
         next(run)
+
+
+def test_a_loss_that_is_no_scalar_is_refused_by_name():
+    denoiser = edm.Denoiser(
+        edm.MLP(2, width=8, depth=1, key=jr.key(0)), edm.EDMPreconditioning(0.5)
+    )
+    loss = lambda denoiser, x, cond, key: denoiser(x, 1.0) ** 2
+    with pytest.raises(
+        ValueError, match=r"loss must return a scalar for one example, got shape \(2,\)"
+    ):
+        next(
+            edm.train(
+                denoiser,
+                loss,
+                jnp.ones((8, 2)),
+                optax.adam(1e-3),
+                steps=1,
+                batch_size=4,
+                key=jr.key(1),
+            )
+        )

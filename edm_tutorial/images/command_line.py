@@ -41,6 +41,7 @@ from . import data
 from .augmentation import LABELS, Augmentation, AugmentedLoss
 
 CLASSES = 10
+SETTINGS = "settings.json"  # of a run, in its folder
 SHAPES = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 COUNTS = {"digits": 1797, "fashion-mnist": 60_000, "cifar10": 50_000}
 
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     x = jnp.asarray(images.images - mean)
     setup = build(args, x)
     template = init_state(setup.denoiser, setup.optimizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(json.dumps(_settings(args), indent=1) + "\n")
     state = checkpoint.restore(folder / "checkpoints", template, batch_size=args.batch_size)
     print(f"starts    {'afresh' if state is None else f'from step {state.step}'}", flush=True)
     cond = ImageCondition(jax.nn.one_hot(jnp.asarray(images.labels), CLASSES))
@@ -94,10 +97,10 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=_count, default=2000, help="in all; a resumed run stops there too")
     add("--batch-size", type=_count, default=128, help="examples a step, over all devices")
     add("--width", type=_count, default=32, help="channels at full resolution, times 4")
-    add("--learning-rate", type=float, default=1e-3, help="of Adam, after the ramp-up")
+    add("--learning-rate", type=_positive, default=1e-3, help="of Adam, after the ramp-up")
     add("--ramp-up", type=float, default=10_000, help="examples until the rate is reached")
-    add("--dropout", type=float, default=0.0, help="probability")
-    add("--augment", type=float, default=0.0, help="probability of each augmentation")
+    add("--dropout", type=_share, default=0.0, help="probability")
+    add("--augment", type=_share, default=0.0, help="probability of each augmentation")
     add("--bfloat16", action="store_true", help="compute the network in bfloat16")
     add("--seed", type=int, default=0, help="of weights, batches and noise")
     add("--every", type=_count, default=100, help="steps from one checkpoint to the next")
@@ -216,21 +219,36 @@ def _load(args: argparse.Namespace) -> data.Images:
     return {"fashion-mnist": data.fashion_mnist, "cifar10": data.cifar10}[args.data](args.cache)
 
 
-def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
-    """Reason why a run in this folder cannot go on; a new folder gets its settings."""
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a run that goes on must have been started with."""
     free = {"out", "steps", "every", "sample_every", "cache", "dry_run"}
-    settings = {name: value for name, value in vars(args).items() if name not in free}
-    file = folder / "settings.json"
-    if file.exists():
-        stored = json.loads(file.read_text())
-        names = sorted(name for name in settings if stored.get(name) != settings[name])
-        if names:
-            told = ", ".join(f"{name} was {stored.get(name)}" for name in names)
-            return f"{folder} holds another run ({told}): choose another --out"
+    return {name: value for name, value in vars(args).items() if name not in free}
+
+
+def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
+    """Reason why a run in this folder cannot go on."""
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file: choose another --out"
+    if not (folder / SETTINGS).exists():
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n")
-    return None
+    settings, stored = _settings(args), json.loads((folder / SETTINGS).read_text())
+    names = sorted(name for name in settings if stored.get(name) != settings[name])
+    told = ", ".join(f"{name} was {stored.get(name)}" for name in names)
+    return f"{folder} holds another run ({told}): choose another --out" if names else None
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
 
 
 def _count(text: str) -> int:

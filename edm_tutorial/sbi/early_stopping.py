@@ -54,14 +54,15 @@ class FitState(NamedTuple):
         return cls(train, train.ema, History(untrained=untrained, prior=prior), fingerprint)
 
     def check(self, fingerprint: int) -> None:
-        """Refuse a state of other simulations: their coordinates are others.
+        """Refuse a state of other simulations, bounds or rows: their coordinates are others.
 
         Raises:
             ValueError: another fingerprint.
         """
         if self.fingerprint != fingerprint:
             raise ValueError(
-                "state is of other simulations than these. To add simulations and go on from its "
+                "state is of other simulations, another prior_support or another key than "
+                "these. To add simulations and go on from its "
                 "weights, pass network=state.best.network in place of state=, or with an embedding "
                 "network=state.best.network.network and embedding=state.best.network.embedding"
             )

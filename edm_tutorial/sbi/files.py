@@ -116,6 +116,8 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
         raise ValueError(
             f"{path} is {kind!r}, version {version}; this package reads {KIND!r}, version {VERSION}"
         )
+    if missing := {"sigmas", "history", "offsets", "network", "embedded", "shape"} - header.keys():
+        raise ValueError(f"{path} is damaged: its first line lacks {sorted(missing)}")
     if zlib.crc32(body) != checksum:
         raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
     return header
@@ -180,5 +182,10 @@ def _read(path: str | Path, file: Any, leaf: Any) -> Any:
         raise ValueError(
             f"{path} has an array of shape {value.shape} where network= or embedding= has "
             f"{leaf.shape}: pass those the posterior was fitted with"
+        )
+    if array and (value.dtype, jnp.asarray(value).dtype) == (np.float64, np.float32):
+        raise ValueError(
+            f"{path} was fitted in float64: jax.config.update('jax_enable_x64', True) before "
+            "loading it"
         )
     return jnp.asarray(value) if array else value

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import check_key, check_stateless
+from .._checks import check_key, check_kind, check_stateless
 from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
@@ -102,7 +102,7 @@ def fit_posterior(
     """
     structured = embedding is not None
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
-    split_key, network_key, held_key, train_key = _keys(key)
+    split_key, network_key, held_key, train_key = _keys(key, settings)
     kept, held = given.split(split_key)
     settings = (settings or default_settings(len(kept))).with_steps(steps)
 
@@ -201,8 +201,10 @@ def optimizer_of(settings: Settings) -> optax.GradientTransformation:
     )
 
 
-def _keys(key: Any) -> Array:
+def _keys(key: Any, settings: Any) -> Array:
+    """Four keys, once `key` is one and `settings` are settings."""
     check_key("key", key)
+    check_kind("settings", settings, (Settings, type(None)))
     return jr.split(key, 4)
 
 
@@ -282,13 +284,26 @@ def _start(
     held: np.ndarray,
 ) -> FitState:
     """A state to go on from, or that before the first step with the losses of no training."""
+    fingerprint = given.fingerprint(kept)
     if state is not None:
-        state.check(given.fingerprint())
+        _check_state(state, fingerprint, denoiser)
         return state
     ignorant = Chain.fit(given.theta[kept], None, given.bounds)
     prior = gaussian_nats(*_transformed(ignorant, given.theta[held], given.x[held]))
     train = init_state(denoiser, optimizer_of(settings), HalfLifeEMA())
-    return FitState.start(train, held_out(denoiser), prior, given.fingerprint())
+    return FitState.start(train, held_out(denoiser), prior, fingerprint)
+
+
+def _check_state(state: Any, fingerprint: int, denoiser: Denoiser) -> None:
+    """Refuse what is no state of this fit."""
+    check_kind("state", state, FitState)
+    state.check(fingerprint)
+    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+    if shapes(state.best) != shapes(denoiser):
+        raise ValueError(
+            "state is of another network than this one: pass the settings or the network= that "
+            "it was begun with"
+        )
 
 
 def _no_worse_than_the_prior(
@@ -308,11 +323,15 @@ def _no_worse_than_the_prior(
     )
     if untrained < history.prior:
         return posterior
-    arrays, rest = eqx.partition(posterior.denoiser.network, eqx.is_inexact_array)
+    network = posterior.denoiser.network
+    # An embedding is left as it is: by its features the surprise is judged.
+    part = lambda net: net.network if isinstance(net, Embedded) else net
+    arrays, rest = eqx.partition(part(network), eqx.is_inexact_array)
     silent = eqx.combine(jax.tree.map(jnp.zeros_like, arrays), rest)
+    network = eqx.tree_at(part, network, silent) if isinstance(network, Embedded) else silent
     return dataclasses.replace(
         posterior,
-        denoiser=Denoiser(silent, posterior.denoiser.preconditioning),
+        denoiser=Denoiser(network, posterior.denoiser.preconditioning),
         transform=Chain.fit(given.theta[kept], None, given.bounds),
         sigma_min=LARGEST_SIGMA_MIN,
     )

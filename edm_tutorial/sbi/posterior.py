@@ -155,11 +155,16 @@ class Posterior(eqx.Module):
         The best of 64 draws, improved by BFGS in the coordinates z, where the posterior has
         width 1.
 
+        Warns:
+            UnlikelyObservation: as `sample`.
+
         Raises:
             ValueError: `x_o` of another shape or not finite.
         """
         sigmas = edm_sigmas(self.steps, self.sigma_min, self.sigma_max)
-        return _with_offset(_mode(self, self._observation(x_o), sigmas), self.theta_offset)
+        x_o = self._observation(x_o)
+        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        return _with_offset(_mode(self, x_o, sigmas), self.theta_offset)
 
     def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
         """How unlike the simulations `x_o` is: a posterior knows nothing of what it never saw.
@@ -244,14 +249,22 @@ class Posterior(eqx.Module):
 
 
 def _less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:
-    if not offset:
-        return jnp.asarray(value).astype(dtype)
     if not concrete(value):
+        if not offset:
+            return value.astype(dtype)
         raise ValueError(
             f"{name} has an offset that {dtype} cannot hold, {offset}: call outside of jit, grad "
             "and vmap, or fit the posterior with that offset subtracted"
         )
-    return jnp.asarray(np.asarray(value, float) - np.asarray(offset), dtype)
+    if offset and getattr(value, "dtype", np.dtype(float)).itemsize < 8:
+        raise ValueError(
+            f"{name} has an offset that {value.dtype} cannot hold, {offset}: pass it as a float64 "
+            "array of NumPy"
+        )
+    less = np.asarray(value, float) - np.asarray(offset or 0.0)
+    if np.any(np.abs(less[np.isfinite(less)]) > float(np.finfo(dtype).max)):
+        raise ValueError(f"{name} is too large for {dtype}, in which this posterior computes")
+    return jnp.asarray(less, dtype)
 
 
 def _with_offset(value: Array, offset: tuple[float, ...]) -> Any:

@@ -4,6 +4,7 @@ What is wrong is refused by name and row. What is likely to be wrong is a `FitWa
 a kind, so that a user can silence the one that he knows about.
 """
 
+import functools
 import math
 import sys
 import warnings
@@ -77,10 +78,11 @@ class Simulations(NamedTuple):
     theta_offset: tuple[float, ...]
     x_offset: tuple[float, ...]
 
-    def fingerprint(self) -> int:
-        """A number that other simulations are very unlikely to share."""
-        first = zlib.crc32(np.ascontiguousarray(self.theta).view(np.uint8).data)
-        return zlib.crc32(np.ascontiguousarray(self.x).view(np.uint8).data, first)
+    def fingerprint(self, kept: Int[np.ndarray, " k"]) -> int:
+        """A number that other simulations, bounds or rows to train on hardly ever share."""
+        parts = self.theta, self.x, self.bounds.low, self.bounds.high, kept
+        raw = (np.ascontiguousarray(part).view(np.uint8).data for part in parts)
+        return functools.reduce(lambda crc, data: zlib.crc32(data, crc), raw, 0)
 
     def split(self, key: PRNGKey) -> tuple[np.ndarray, np.ndarray]:
         """Which rows to train on, and which to hold out: a tenth, within limits.
@@ -123,11 +125,12 @@ def checked(
     _look_at_values(theta)
     _look_at_order(prior_support, theta)
     offsets = _offset(theta, axis=0), _offset(x, axis=None if structured else 0)
+    small = [
+        _narrowed(name, rows - offset, float_dtype(rows))
+        for name, rows, offset in zip(("theta", "x"), (theta, x), offsets, strict=True)
+    ]
     bounds = Bounds.of(prior_support, theta, offsets[0])
-    theta, x = (
-        (rows - offset).astype(float_dtype(rows))
-        for rows, offset in zip((theta, x), offsets, strict=True)
-    )
+    theta, x = _off_the_bound(small[0], bounds), small[1]
     told = (tuple(offset.tolist()) if offset.any() else () for offset in offsets)
     return Simulations(theta, x, bounds, _groups(theta, x), *told)
 
@@ -138,7 +141,7 @@ def _arrays(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarra
     theta, x = (np.asarray(a.filled(np.nan) if np.ma.isMA(a) else a) for a in (theta, x))
     for name, array in (("theta", theta), ("x", x)):
         if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
-            hint = "" if array.dtype == object else ": convert it with .astype(float)"
+            hint = ": convert it with .astype(float)" if array.dtype.kind != "c" else ""
             raise ValueError(f"{name} must be a floating-point array, got {array.dtype}{hint}")
     if theta.ndim != 2 or x.ndim < 1 or len(theta) != len(x):
         raise ValueError(
@@ -255,6 +258,35 @@ def _offset(rows: np.ndarray, axis: int | None) -> np.ndarray:
     eps = np.finfo(float_dtype(rows)).eps
     needed = np.abs(mean) * eps > DIGITS * std
     return np.where(needed, mean.astype(rows.dtype).astype(float), 0.0)
+
+
+def _narrowed(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
+    """The same in the working dtype."""
+    info = np.finfo(dtype)
+    spread, largest = rows.std(dtype=float, axis=0), np.abs(rows).max(axis=0)
+    lost = (spread < 1e3 * float(info.tiny)) | (largest > 1e-3 * float(info.max))
+    if lost.any():
+        raise ValueError(
+            f"{name} is too large or varies too little for {dtype} in columns "
+            f"{np.flatnonzero(lost).tolist()}: choose other units"
+        )
+    return rows.astype(dtype)
+
+
+def _off_the_bound(theta: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """What lies on a bound without another opposite is as far from it as the nearest that does not.
+
+    There the map of `Bounds` is a logarithm, and one such row would be all that its mean and
+    standard deviation describe.
+    """
+    low, high = np.asarray(bounds.low), np.asarray(bounds.high)
+    for column in np.flatnonzero(np.isfinite(low) ^ np.isfinite(high)):
+        values = theta[:, column]
+        bound = low[column] if np.isfinite(low[column]) else high[column]
+        off = values[values != bound]
+        nearest = off[np.argmin(np.abs(off - bound))]
+        theta[:, column] = np.where(values == bound, nearest, values)
+    return theta
 
 
 def _groups(theta: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -177,7 +177,13 @@ def _step(
         if isinstance(run.loss, BatchLoss):
             return run.loss(denoiser, x, cond, key=key)
         keys = jr.split(key, run.batch_size)
-        return jnp.mean(jax.vmap(partial(run.loss, denoiser))(x, cond, key=keys))
+        losses = jax.vmap(partial(run.loss, denoiser))(x, cond, key=keys)
+        if losses.ndim != 1:
+            raise ValueError(
+                f"loss must return a scalar for one example, got shape {losses.shape[1:]}: take "
+                "its mean"
+            )
+        return jnp.mean(losses)
 
     value, grads = jax.value_and_grad(loss)(params)
     known = {"value": value, "grad": grads, "value_fn": loss}

@@ -47,7 +47,7 @@ NEAR = {
     "sbi/transforms": ["sbi_transforms"],
     "sbi/tasks": ["sbi_tasks"],
     "sbi/files": ["sbi_posterior"],
-    "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations"],
+    "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations", "sbi_awkward", "sbi_progress"],
 }
 SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,),

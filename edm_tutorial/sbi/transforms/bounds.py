@@ -23,6 +23,7 @@ from .standardize import float_dtype
 
 BEND = 0.05  # s as a fraction of the box, where no linear fit is made
 FARTHEST = 100.0  # softnesses beyond a bound: nothing is left of the distance, in any dtype
+FARTHEST_BOUND = 1e3  # standard deviations from all parameters: an only bound counts as none
 NEAREST = 1e-25  # to a bound, as a fraction of the box: what is nearer counts as this near
 
 
@@ -70,7 +71,8 @@ class Bounds(AbstractTransform):
     ) -> "Bounds":
         """The support that a user states, checked against parameters drawn from the prior.
 
-        A twentieth of the box is its softness.
+        A twentieth of the box is its softness. A bound without another opposite that is more than
+        1,000 standard deviations away from all parameters counts as none.
 
         Arguments:
             prior_support: a pair (low, high), each of shape (d,), or None for no bounds; None
@@ -85,6 +87,10 @@ class Bounds(AbstractTransform):
         low, high = pair(prior_support, np.shape(theta)[1])
         # All three in one dtype, so that what lies on a bound stays inside.
         theta, low, high = (np.asarray(a - offset).astype(dtype) for a in (theta, low, high))
+        # Beyond it float32 would lose parameters in the logarithm of their distance.
+        spread = FARTHEST_BOUND * theta.std(axis=0, dtype=float)
+        low = np.where(np.isinf(high) & (theta.min(axis=0) - low > spread), -np.inf, low)
+        high = np.where(np.isinf(low) & (high - theta.max(axis=0) > spread), np.inf, high)
         wide = np.where(np.isfinite(low) & np.isfinite(high), high - low, 1)
         box = cls(*(jnp.asarray(part, dtype) for part in (low, high, BEND * wide)))
         outside = np.any((theta < low) | (theta > high), axis=1)
