@@ -161,3 +161,7 @@ def test_a_condition_may_be_a_list_and_a_class_is_one_hot(key):
     for label in (1, np.int64(1), jnp.array(1)):
         with pytest.raises(ValueError, match=r"got \(\): class k is jax.nn.one_hot\(k, 3\)"):
             call(label)
+
+
+def test_without_octaves_the_network_sees_x_alone(key):
+    assert MLP(3, width=4, depth=1, key=key).embed_input.in_features == 3

@@ -610,6 +610,8 @@ def test_messages(key, unchecked):
         LikelihoodNoise(2.0, 1.0)
     with pytest.raises(ValueError, match="0 < share < 1"):
         PosteriorNoise(share=1.0)
+    with pytest.raises(ValueError, match="0 < share < 1"):
+        PosteriorNoise(share=0.0)
 
 
 def test_an_embedding_that_keeps_a_state_is_refused_by_name(key):

@@ -217,3 +217,23 @@ def test_lists_of_numbers_will_do(posterior, key):
     assert posterior.surprise(x_o) == posterior.surprise(ORDINARY)
     with pytest.raises(ValueError, match="x_o must be finite"):
         posterior.sample(jr.clone(key), np.ma.masked_array(ORDINARY, [0, 0, 1]), 2)
+
+
+def test_many_rows_are_whitened_by_their_own_covariance():
+    """2,500 of 5,000 rows: each entry of a covariance is known to sqrt(2 / 2500)."""
+    random = np.random.default_rng(4)
+    mix = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-2.0, 1.0, 0.1]])
+    rows = random.normal(size=(5_000, 3)) @ mix.T
+    denoiser = edm.Denoiser(lambda *_, key=None: jnp.zeros(1), edm.EDMPreconditioning(1.0))
+    density = ObservationDensity.fit(denoiser, rows, rows[:100])
+    whitened = density.whiten @ mix @ mix.T @ density.whiten.T
+    np.testing.assert_allclose(whitened, np.eye(3), atol=3 * np.sqrt(2 / 2_500))
+
+
+def test_few_rows_of_many_features_are_shrunk_towards_independent_ones():
+    """30 rows know nothing of 10 of 40 directions: without shrinkage 1e4 times too likely."""
+    rows = np.random.default_rng(5).normal(size=(60, 40))
+    denoiser = edm.Denoiser(lambda *_, key=None: jnp.zeros(1), edm.EDMPreconditioning(1.0))
+    density = ObservationDensity.fit(denoiser, rows, rows[:10])
+    widths = np.linalg.svd(np.asarray(density.whiten), compute_uv=False)
+    assert 0.3 < widths.min() and widths.max() < 3

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edm_tutorial._checks import check_finite
 from edm_tutorial._types import as_traced
 
 
@@ -29,3 +30,12 @@ def test_numbers_inside_a_tree_become_arrays_and_nothing_else_does():
     traced = as_traced({"a": 1.5, "b": (True, "x", held, 2)})
     assert isinstance(traced["a"], jax.Array) and isinstance(traced["b"][3], jax.Array)
     assert traced["b"][0] is True and traced["b"][1] == "x" and traced["b"][2] is held
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_one_number_that_is_not_finite_is_enough(place):
+    values = np.ones(3)
+    check_finite("x", values)
+    values[place] = np.nan
+    with pytest.raises(ValueError, match="x must be finite"):
+        check_finite("x", values)
