@@ -210,11 +210,10 @@ def check_key(name: str, key: Any) -> None:
         raise TypeError(f"{name} must be one random key, jax.random.key(seed), got {key!r}")
 
 
-def check_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+def check_kind(name: str, value: Any, kind: type) -> None:
     """Refuse an object of another class, such as a class in place of an instance."""
     if not isinstance(value, kind):
-        wanted = kind[0] if isinstance(kind, tuple) else kind
-        raise TypeError(f"{name} must be an instance of {wanted.__name__}, got {value!r}")
+        raise TypeError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
 
 
 def check_callable(name: str, value: Any) -> None:

@@ -111,9 +111,9 @@ def mean_of(rows: list[dict[str, str]], column: str) -> float:
     return float(np.mean([float(row[column] or "nan") for row in rows]))
 
 
-def scores(name: tuple[str, str, str]) -> list[float]:
+def scores(runs: list[list[dict[str, str]]]) -> list[float]:
     """C2ST of each fit that did not fail, mean over its observations."""
-    found = (mean_of(rows, "c2st") for rows in fits().get(name, []))
+    found = (mean_of(rows, "c2st") for rows in runs)
     return [score for score in found if np.isfinite(score)]
 
 
@@ -153,7 +153,7 @@ def posteriors() -> str:
 
 def told(name: tuple[str, str, str], runs: list[list[dict[str, str]]]) -> list[str]:
     """Mean C2ST and its spread over seeds, the median over everything, -ln q."""
-    values, goal = scores(name), target_of(name)
+    values, goal = scores(runs), target_of(name)
     if not values:
         return [runs[0][0]["note"], "-", "-"]
     shown = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if values[1:] else "")
@@ -165,13 +165,15 @@ def told(name: tuple[str, str, str], runs: list[list[dict[str, str]]]) -> list[s
 
 
 def posteriors_met() -> str:
-    goals = [(scores(name), goal) for name in fits() if (goal := target_of(name)) is not None]
+    named = fits().items()
+    goals = [(scores(runs), goal) for name, runs in named if (goal := target_of(name)) is not None]
     return f"{sum(met(*pair) for pair in goals)} of {len(goals)}"
 
 
 def beside_npse(task: str, column: str) -> str:
     """At 10,000 simulations: how many times our CPU seconds theirs are, or our C2ST less theirs."""
-    runs = [fits().get((task, "10000", method), []) for method in (OURS, "sbi NPSE")]
+    known = fits()
+    runs = [known.get((task, "10000", method), []) for method in (OURS, "sbi NPSE")]
     if not all(runs):
         return ABSENT
     ours, theirs = (np.mean([mean_of(rows, column) for rows in each]) for each in runs)

@@ -12,7 +12,6 @@ own settings, `PIP_EXTRA_INDEX_URL`.
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ import sklearn
 from tqdm import tqdm
 
 from benchmarks.environments import BUILD, TORCH, Missing, python_with, run
-from benchmarks.timing import RESULTS, machine
+from benchmarks.timing import machine, read, save
 from edm_tutorial.sbi import fit_posterior, tasks
 from edm_tutorial.sbi.calibration import c2st
 
@@ -44,7 +43,6 @@ OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
 SEEDS = (1, 2, 3)
 OBSERVATIONS, DRAWS, POINTS, FRESH = 5, 10_000, 1_000, 2_000
 HERE = Path(__file__).parent
-TABLE = RESULTS / "sbi.csv"
 PEER_PACKAGES = ("sbi==0.27.0", TORCH)
 COLUMNS = ("task", "budget", "method", "seed", "observation", "c2st", "nats")
 COLUMNS += ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "note", "machine")
@@ -150,31 +148,18 @@ def name_of(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[key]) for key in NAME)
 
 
-def read() -> list[dict[str, Any]]:
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def store(row: dict[str, Any]) -> None:
     """Put the row in the table, in the place of an older one of its name; never half a file."""
-    kept = [old for old in read() if name_of(old) != name_of(row)]
+    kept = [old for old in read("sbi") if name_of(old) != name_of(row)]
     order = {name: i for i, name in enumerate(TARGETS)}
     place = lambda r: (order[r["task"]], int(r["budget"]), r["method"], int(r["seed"]))
     rows = sorted([*kept, row], key=lambda r: (*place(r), int(r["observation"])))
-    RESULTS.mkdir(exist_ok=True)
-    draft = TABLE.with_suffix(".tmp")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    draft.replace(TABLE)
+    save("sbi", rows)
 
 
 def plan(options: argparse.Namespace) -> Iterator[Fit]:
     """The fits still to be made: cheap budgets first, then seed by seed."""
-    rows = [] if options.fresh else read()
+    rows = [] if options.fresh else read("sbi")
     done = {name_of(row) for row in rows if row["c2st"]}
     for budget in sorted(options.budgets):
         for seed in options.seeds:

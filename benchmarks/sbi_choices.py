@@ -9,7 +9,6 @@ network for each parameter. Each row of `results/sbi_choices.csv` is the mean of
 fresh simulations, in nats; it is kept as soon as it is there.
 """
 
-import csv
 from collections.abc import Callable
 from unittest import mock
 
@@ -19,15 +18,13 @@ import jax.random as jr
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.timing import RESULTS, machine, read
+from benchmarks.timing import machine, read, save
 from edm_tutorial import MLP
 from edm_tutorial.networks.mlp import OCTAVES
 from edm_tutorial.sbi import Posterior, default_settings, fit_posterior
 from edm_tutorial.sbi.transforms import chain
 
 SIMULATIONS, FRESH, SEEDS = 2_000, 2_000, (1, 2, 3)
-TABLE = RESULTS / "sbi_choices.csv"
-COLUMNS = ("problem", "seed", "defaults", "bounds bend within the spread", "one network for all")
 
 
 def ring(theta, n):
@@ -71,9 +68,11 @@ def one_network(key, theta, x, support) -> Posterior:
     return fit_posterior(key, theta, x, prior_support=support, network=network)
 
 
-FITS: dict[str, Callable[..., Posterior]] = dict(
-    zip(COLUMNS[2:], (defaults, within_the_spread, one_network), strict=True)
-)
+FITS: dict[str, Callable[..., Posterior]] = {  # and the columns of the table
+    "defaults": defaults,
+    "bounds bend within the spread": within_the_spread,
+    "one network for all": one_network,
+}
 
 
 def measure(problem: str, seed: int) -> dict[str, object]:
@@ -93,10 +92,7 @@ def main() -> None:
     done = {(row["problem"], row["seed"]) for row in rows}
     for problem, seed in tqdm([(p, s) for p in PROBLEMS for s in SEEDS if (p, str(s)) not in done]):
         rows.append(measure(problem, seed))
-        with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, (*COLUMNS, "machine"), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        save("sbi_choices", rows)
 
 
 if __name__ == "__main__":

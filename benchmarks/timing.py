@@ -57,16 +57,23 @@ def machine() -> str:
 
 def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
     """Write `results/name.csv`, and show each row as soon as it is measured."""
-    RESULTS.mkdir(exist_ok=True)
     start, kept = time.monotonic(), []
     for row in rows:
         kept.append(row | {"machine": machine()})
         values = "  ".join(f"{key}={value}" for key, value in row.items())
         print(f"{name} {time.monotonic() - start:4.0f} s  {values}", flush=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(kept[0]), lineterminator="\n")
+    save(name, kept)
+
+
+def save(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `results/name.csv`, with the columns of the first row; never half a file."""
+    RESULTS.mkdir(exist_ok=True)
+    draft = RESULTS / f"{name}.tmp"
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)
+    draft.replace(RESULTS / f"{name}.csv")
 
 
 def read(name: str) -> list[dict[str, str]]:

@@ -11,7 +11,6 @@ gradient, and Adam. On a CPU, seconds are those of the processor, which other pr
 the machine change least.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from jaxtyping import Array
 
 import edm_tutorial as edm
 from benchmarks.environments import TORCH, Peer, in_turn
-from benchmarks.timing import RESULTS, machine, medians, pin
+from benchmarks.timing import machine, medians, pin, read, save
 from edm_tutorial.networks import UNet, song_unet
 from edm_tutorial.networks.unet.layers import Conv, GroupNorm, xavier
 from edm_tutorial.networks.unet.state_dict import state_names
@@ -265,19 +264,12 @@ def cost_rows() -> list[dict[str, Any]]:
 
 def record(name: str, rows: list[dict[str, Any]]) -> None:
     """Write `results/name.csv`: these rows, those of other devices, and which has none."""
-    path, here = RESULTS / f"{name}.csv", jax.default_backend()
-    others = []
-    if path.exists():
-        with path.open(newline="") as file:
-            others = [old for old in csv.DictReader(file) if old["device"] != here]
-    others = [old for old in others if old["machine"] != MISSING]
+    here = jax.default_backend()
+    others = [old for old in read(name) if old["device"] != here and old["machine"] != MISSING]
     rows = [{"device": here} | row | {"machine": machine()} for row in rows] + others
     absent = {"cpu", "gpu"} - {row["device"] for row in rows}
     rows += [dict.fromkeys(rows[0], MISSING) | {"device": device} for device in sorted(absent)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    save(name, rows)
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items() if key != "machine"))
 

@@ -55,8 +55,6 @@ def store(task, budget, method, c2st, *, seed=1, costs=("9.5", "0.5", "0.1"), no
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    monkeypatch.setattr(sbi, "RESULTS", tmp_path)
-    monkeypatch.setattr(sbi, "TABLE", tmp_path / "sbi.csv")
     return tmp_path
 
 

@@ -102,6 +102,14 @@ def test_observations_of_any_kind(pairs):
         quiet(jr.key(0), pairs[0], pairs[1].astype(object))
 
 
+def test_structured_observations_may_have_entries_that_never_vary(pairs):
+    """Such as a mask without a gap, or the border of an image."""
+    theta, x = pairs
+    masked = np.stack([x, np.ones_like(x)], axis=1)
+    given = checked(theta, masked, None, structured=True, invalid="raise")
+    np.testing.assert_allclose(given.x, masked)
+
+
 def test_in_float32_an_observation_may_be_too_large(pairs):
     with jax.enable_x64(False):
         posterior = quiet(jr.key(0), *pairs)
@@ -135,7 +143,7 @@ def test_a_file_whose_first_line_lacks_something_is_refused(pairs, tmp_path):
     path = tmp_path / "posterior"
     quiet(jr.key(0), *pairs).save(path)
     line, _, body = path.read_bytes().partition(b"\n")
-    for name in ("sigmas", "history", "offsets"):
+    for name in ("size", "linear", "sigmas", "history", "offsets"):
         less = {key: value for key, value in json.loads(line).items() if key != name}
         path.write_bytes(json.dumps(less).encode() + b"\n" + body)
         with pytest.raises(ValueError, match=f"its first line lacks .*{name}"):

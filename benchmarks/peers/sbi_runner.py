@@ -54,14 +54,12 @@ def main(method: str, seed: str, source: str, target: str) -> None:
         sample.append(seconds)
     x_o, points = torch.tensor(data["observation"][0]), torch.tensor(data["points"][0, :POINTS])
     _, log_prob = cpu(lambda: posterior.log_prob(points, x=x_o))
-    held_out = inference.summary["best_validation_loss"][-1]
     np.savez(
         target,
         draws=np.stack(draws),
         train=train,
         sample=np.median(sample),
         log_prob=log_prob,
-        held_out=float(held_out),
         versions=f"sbi {sbi.__version__}, torch {torch.__version__}",
     )
 

@@ -32,6 +32,8 @@ from .transforms.linear import LinearRegression
 from .transforms.standardize import Standardizer
 
 KIND, VERSION = "edm_tutorial posterior", 2
+# What the first line says of a posterior, beside its kind; `density` came later.
+FIELDS = {"size", "shape", "linear", "network", "embedded", "sigmas", "history", "offsets"}
 
 
 def save(posterior: Any, path: str | Path) -> None:
@@ -116,7 +118,7 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
         raise ValueError(
             f"{path} is {kind!r}, version {version}; this package reads {KIND!r}, version {VERSION}"
         )
-    if missing := {"sigmas", "history", "offsets", "network", "embedded", "shape"} - header.keys():
+    if missing := FIELDS - header.keys():
         raise ValueError(f"{path} is damaged: its first line lacks {sorted(missing)}")
     if zlib.crc32(body) != checksum:
         raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
@@ -164,8 +166,12 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     sizes = header.get("density")
     density = None if sizes is None else ObservationDensity.blank(*sizes)
-    parts = {"denoiser": denoiser, "transform": Chain(steps), "x_scale": scale(shape)}
-    return parts | {"density": density}
+    return {
+        "denoiser": denoiser,
+        "transform": Chain(steps),
+        "x_scale": scale(shape),
+        "density": density,
+    }
 
 
 def _read(path: str | Path, file: Any, leaf: Any) -> Any:

@@ -102,9 +102,9 @@ def fit_posterior(
     """
     structured = embedding is not None
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
-    split_key, network_key, held_key, train_key = _keys(key, settings)
+    split_key, network_key, held_key, train_key = _keys(key)
     kept, held = given.split(split_key)
-    settings = (settings or default_settings(len(kept))).with_steps(steps)
+    settings = _settings(settings, len(kept)).with_steps(steps)
 
     x_scale, seen = _scaled(given.x, kept, structured)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
@@ -201,11 +201,16 @@ def optimizer_of(settings: Settings) -> optax.GradientTransformation:
     )
 
 
-def _keys(key: Any, settings: Any) -> Array:
-    """Four keys, once `key` is one and `settings` are settings."""
+def _keys(key: Any) -> Array:
     check_key("key", key)
-    check_kind("settings", settings, (Settings, type(None)))
     return jr.split(key, 4)
+
+
+def _settings(settings: Any, count: int) -> Settings:
+    """The user's settings, or the default ones for `count` simulations."""
+    settings = default_settings(count) if settings is None else settings
+    check_kind("settings", settings, Settings)
+    return settings
 
 
 def _network(
@@ -323,15 +328,13 @@ def _no_worse_than_the_prior(
     )
     if untrained < history.prior:
         return posterior
-    network = posterior.denoiser.network
     # An embedding is left as it is: by its features the surprise is judged.
-    part = lambda net: net.network if isinstance(net, Embedded) else net
-    arrays, rest = eqx.partition(part(network), eqx.is_inexact_array)
+    part = lambda d: d.network.network if isinstance(d.network, Embedded) else d.network
+    arrays, rest = eqx.partition(part(posterior.denoiser), eqx.is_inexact_array)
     silent = eqx.combine(jax.tree.map(jnp.zeros_like, arrays), rest)
-    network = eqx.tree_at(part, network, silent) if isinstance(network, Embedded) else silent
     return dataclasses.replace(
         posterior,
-        denoiser=Denoiser(network, posterior.denoiser.preconditioning),
+        denoiser=eqx.tree_at(part, posterior.denoiser, silent),
         transform=Chain.fit(given.theta[kept], None, given.bounds),
         sigma_min=LARGEST_SIGMA_MIN,
     )

@@ -108,8 +108,7 @@ class Posterior(eqx.Module):
         n = whole("n", n)
         steps = self.steps if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
-        x_o = self._observation(x_o)
-        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        x_o = self._looked_at(x_o)
         churn = as_traced(churn)  # one compilation for all amounts
         draws = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
         return _with_offset(draws, self.theta_offset)
@@ -143,8 +142,7 @@ class Posterior(eqx.Module):
         theta = self._parameters(theta)
         steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
-        x_o = self._observation(x_o)
-        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        x_o = self._looked_at(x_o)
         return _log_prob(self, theta, x_o, sigmas)
 
     def mode(
@@ -162,8 +160,7 @@ class Posterior(eqx.Module):
             ValueError: `x_o` of another shape or not finite.
         """
         sigmas = edm_sigmas(self.steps, self.sigma_min, self.sigma_max)
-        x_o = self._observation(x_o)
-        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        x_o = self._looked_at(x_o)
         return _with_offset(_mode(self, x_o, sigmas), self.theta_offset)
 
     def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
@@ -212,6 +209,12 @@ class Posterior(eqx.Module):
     def dtype(self) -> np.dtype:
         """The dtype in which this posterior computes."""
         return self.x_scale.mean.dtype
+
+    def _looked_at(self, x_o: Any) -> Array:
+        """One observation as `_observation` gives it, with a warning if it is unlike all others."""
+        x_o = self._observation(x_o)
+        look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
+        return x_o
 
     def _observation(self, x_o: Any) -> Array:
         """One observation, less its offset, in the working dtype."""

@@ -264,7 +264,8 @@ def _narrowed(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
     """The same in the working dtype."""
     info = np.finfo(dtype)
     spread, largest = rows.std(dtype=float, axis=0), np.abs(rows).max(axis=0)
-    lost = (spread < 1e3 * float(info.tiny)) | (largest > 1e-3 * float(info.max))
+    # What does not vary at all loses nothing: a mask, the border of an image.
+    lost = ((0 < spread) & (spread < 1e3 * float(info.tiny))) | (largest > 1e-3 * float(info.max))
     if lost.any():
         raise ValueError(
             f"{name} is too large or varies too little for {dtype} in columns "

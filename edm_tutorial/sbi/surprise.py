@@ -148,10 +148,10 @@ def surprise(density: ObservationDensity, denoiser: Denoiser, x: Array) -> Surpr
 
 def look_at(density: ObservationDensity | None, denoiser: Denoiser, x: Array) -> None:
     """Warn of a scaled observation unlike all simulations, where it can be looked at."""
-    if density is None:
+    if density is None or not concrete(x):
         return
     _, extreme = _judged(density, denoiser, x)
-    if concrete(extreme) and extreme:
+    if extreme:
         worst = surprise(density, denoiser, x).worst
         warn(
             UnlikelyObservation,
