@@ -98,6 +98,9 @@ def log_likelihood(
             also for a range or a `prior_std` that a ValueError refuses outside.
     """
     _check_dtype(x)
+    if isinstance(stepsize_controller, diffrax.PIDController):
+        tolerances = lambda controller: (controller.rtol, controller.atol)
+        stepsize_controller = eqx.tree_at(tolerances, stepsize_controller, replace_fn=jnp.asarray)
     adaptive = {"stepsize_controller": stepsize_controller, "adjoint": adjoint}
     adaptive |= {"max_steps": whole("max_steps", max_steps)}
     fixed = sigmas is not None

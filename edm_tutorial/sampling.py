@@ -224,6 +224,7 @@ def _sampler(
     elif churn is not None:
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
     sigmas = levels(sigmas, noise.dtype)
+    schedule, solver, churn = as_traced((schedule, solver, churn))
     with jax.ensure_compile_time_eval():  # under jit, known levels have known times
         times = _times(schedule, jnp.asarray(sigmas))
     if concrete(times) and not descends(np.asarray(times)):
@@ -232,7 +233,7 @@ def _sampler(
             "levels of its own: take fewer, or a larger sigma_min; got "
             f"{sigmas}, and the times {times}"
         )
-    return _Sampler(times, schedule, solver, as_traced(churn))
+    return _Sampler(times, schedule, solver, churn)
 
 
 @eqx.filter_jit

@@ -250,7 +250,7 @@ def test_gradients_on_a_fixed_grid(key):
 
 
 def test_sweeps_compile_once():
-    """Ends, the terminal density and a float condition are numbers, not sizes."""
+    """Ends, the terminal density, tolerances and a float condition are numbers, not sizes."""
     count = []
 
     def denoise(x, sigma, cond=None):
@@ -259,8 +259,9 @@ def test_sweeps_compile_once():
 
     x, found = jnp.array([0.9, 0.2]), set()
     for v in (0.5, 0.7, 0.9):
-        ends = {"sigma_min": v / 10, "sigma_max": 10 * v}
-        result = edm.log_likelihood(denoise, x, v, prior_mean=v, prior_std=2 * v, **ends)
+        numbers = {"sigma_min": v / 10, "sigma_max": 10 * v, "prior_mean": v, "prior_std": 2 * v}
+        numbers["stepsize_controller"] = diffrax.PIDController(rtol=v * 1e-4, atol=v * 1e-5)
+        result = edm.log_likelihood(denoise, x, v, **numbers)
         found |= {float(result.log_prob), len(count)}
     assert len(found) == 4  # three values, and one number of traces
 

@@ -643,3 +643,20 @@ def test_a_sweep_over_an_interval_or_a_pinned_number_compiles_once():
         draws = [edm.sample(make(value), jnp.ones(2), levels) for value in (0.6, 0.7, 0.8)]
         assert len(traced) == count
     np.testing.assert_allclose(np.stack(draws)[:, 0], [0.6, 0.7, 0.8], rtol=1e-12)
+
+
+def test_a_sweep_over_a_solver_or_a_schedule_compiles_once():
+    """Over Heun's alpha and the betas of VP: three calls of the denoiser are traced, once."""
+    count = []
+    plain = counted(count)
+    sweeps = {
+        "alpha": lambda v: edm.sample(plain, NOISE, LEVELS, 0.0, solver=edm.Heun(v)),
+        "beta": lambda v: edm.sample(
+            plain, NOISE, LEVELS, 0.0, schedule=edm.VariancePreserving(10 * v, v)
+        ),
+    }
+    for name, sweep in sweeps.items():
+        count.clear()
+        ends = [np.asarray(sweep(value)) for value in (0.5, 1.0, 2.0)]
+        assert len(count) == 3, name
+        assert np.abs(np.diff(ends, axis=0)).min() > 1e-6, name  # and each value counts
