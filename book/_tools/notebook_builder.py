@@ -14,6 +14,7 @@ from typing import Any
 
 import jupytext
 from docutils import nodes
+from folded import title
 from repository import Repository, read
 from sphinx.application import Sphinx
 from sphinx.builders import Builder
@@ -72,9 +73,7 @@ class NotebookBuilder(Builder):
         joins = False
         for piece in page.pieces(doctree):
             if isinstance(piece, Code):
-                code = source.pop(piece.index)
-                tags = {"tags": code.metadata["tags"]} if "tags" in code.metadata else {}
-                cells.append(_cell("code", code.source, **tags, **(HIDDEN if piece.hidden else {})))
+                cells.append(_code(source.pop(piece.index), piece.hidden))
             elif joins and type(piece) is str and not piece.startswith(("# ", "## ")):
                 cells[-1]["source"] += f"\n\n{piece}"
                 continue
@@ -106,6 +105,15 @@ def _figure(metadata: dict) -> str:
     options = {"name": figure.get("name"), "alt": drawn.get("image", {}).get("alt")}
     lines = "".join(f":{key}: {json.dumps(text)}\n" for key, text in options.items() if text)
     return f"\n\n:::{{figure}} {DRAWN}\n{lines}\n{figure['caption']}\n:::" if figure else ""
+
+
+def _code(cell: Any, hidden: bool) -> dict:
+    """A code cell; one that is folded on the page is collapsed below its title."""
+    tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+    if "hide-input" in tags.get("tags", []):
+        line = f"# @title {title(cell.source, cell.metadata)}"
+        return _cell("code", f"{line}\n{cell.source}", **tags, **HIDDEN)
+    return _cell("code", cell.source, **tags, **(HIDDEN if hidden else {}))
 
 
 def _cell(kind: str, source: str, **metadata: Any) -> dict:

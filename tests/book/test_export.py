@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import export
+import folded
 import jupytext
 import pytest
 from repository import ROOT
@@ -112,12 +113,27 @@ def test_code_is_that_of_the_source_with_ids_of_its_text(every):
     """Every cell, in order; an id is the hash of the text, the second time with a 2."""
     source = jupytext.read(FIXTURE / "notebooks" / "01_every.md", fmt="md:myst").cells
     expected = [cell.source for cell in source if cell.cell_type == "code"]
+    expected[0] = f"# @title How this figure is drawn\n{expected[0]}"
     code = [cell for cell in every if cell["cell_type"] == "code"][1:]
     assert ["".join(cell["source"]) for cell in code] == expected
     ids = [hashlib.sha256(text.encode()).hexdigest()[:8] for text in expected]
     assert expected[1] == expected[-1] == "x = 2"
     assert [cell["id"] for cell in code] == [*ids[:-1], f"{ids[1]}-2"]
-    assert code[0]["metadata"] == {"tags": ["hide-input"]}
+    folded = {"tags": ["hide-input"], "cellView": "form", "jupyter": {"source_hidden": True}}
+    assert code[0]["metadata"] == folded
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("x = 1\nassert x == 1", "Checked: 1 number"),
+        ("assert x > 0\nfor y in x:\n    assert y, 'assert'", "Checked: 2 numbers"),
+        ("x = 1", "Set-up"),
+    ],
+)
+def test_a_folded_cell_says_what_it_holds(code, expected):
+    assert folded.title(code, {}) == expected
+    assert folded.title(code, {"mystnb": {"figure": {}}}) == "How this figure is drawn"
 
 
 def test_sections_and_captions_begin_cells(every):
@@ -129,6 +145,7 @@ def test_sections_and_captions_begin_cells(every):
 def test_the_code_of_a_solution_is_hidden_below_its_title(every):
     texts = ["".join(cell["source"]) for cell in every]
     hidden = [i for i, cell in enumerate(every) if "cellView" in cell["metadata"]]
+    assert "hide-input" in every[hidden.pop(0)]["metadata"]["tags"]
     assert [texts[i] for i in hidden] == ["x = 3\nprint(x)", "plt.plot([0, 1], [1, 0]);"]
     assert all(every[i]["metadata"]["jupyter"] == {"source_hidden": True} for i in hidden)
     assert texts[hidden[1] - 1].endswith("begins with code.\n\n**Solution to Exercise 1.3**")
