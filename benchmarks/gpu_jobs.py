@@ -43,8 +43,9 @@ def jobs_of(*, tiny: bool, chapters: bool) -> list[Job]:
 def correctness(tiny: bool) -> list[Job]:
     make = partial(Job, part="correctness", kind="together")
     jobs = []
-    for bits, close, exact in ((64, "at most 1e-9", "at most 1e-10"), (32, "", "at most 2e-5")):
-        close = close or "at most 1e-3"
+    # As in the tests; in float32, where D is a difference of large numbers, digits are lost.
+    limits = {64: ("at most 1e-9", "at most 1e-10"), 32: ("at most 1e-2", "at most 2e-5")}
+    for bits, (close, exact) in limits.items():
         rows = {
             f"golden losses, float{bits}": ("relative error", close),
             f"golden samplers, float{bits}": ("relative error", close),
