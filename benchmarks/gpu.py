@@ -38,15 +38,14 @@ class Table:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self.start = folder / "gpu.csv", time.monotonic()
-        self.log_file = (folder / "gpu.log").open("a")
         self.lock, self.rows, self.seen = threading.Lock(), {}, set()
         if self.file.exists():
             with self.file.open(newline="") as file:
                 self.rows = {(row["part"], row["what"]): row for row in csv.DictReader(file)}
 
     def log(self, text: str) -> None:
-        self.log_file.write(f"{time.monotonic() - self.start:5.0f} s  {text}\n")
-        self.log_file.flush()
+        with self.file.with_suffix(".log").open("a") as file:
+            file.write(f"{time.monotonic() - self.start:5.0f} s  {text}\n")
 
     def add(self, job: Job, what: str, **cells: Any) -> None:
         """One row; what could not be measured does not replace what once was."""
@@ -181,8 +180,9 @@ def measure(jobs: list[Job], table: Table, minutes: float, tiny: bool) -> None:
     prepared = {job.name: Running([job], table, tiny) for job in jobs if job.kind == "prepared"}
     groups = [together] if tiny else [[job] for job in together]
     started = [Running(group, table, tiny) for group in groups if group]
+    half = time.monotonic() + 60 * minutes / (1 if tiny or len(together) == len(jobs) else 2.5)
     for running in started:
-        running.finish(deadline)
+        running.finish(half)
     alone = [job for job in jobs if job.kind in ("alone", "prepared")]
     if tiny:
         waiting = [job for job in alone if job.kind == "alone"]
@@ -191,11 +191,12 @@ def measure(jobs: list[Job], table: Table, minutes: float, tiny: bool) -> None:
             Running(waiting, table, tiny).finish(deadline)
     for job in alone:
         if job.name in prepared:
-            prepared[job.name].finish(deadline)
+            prepared[job.name].finish(min(deadline, time.monotonic() + 2 * job.seconds))
         elif time.monotonic() + job.seconds > deadline:
             table.excuse(job, f"not reached: needs some {job.seconds} s")
         else:
-            Running([job], table, tiny).finish(deadline)
+            late = time.monotonic() + 3 * job.seconds
+            Running([job], table, tiny).finish(min(deadline, late))
     for job in derived:
         ratio(table, job)
 

@@ -151,8 +151,7 @@ def with_gradient(net: Any, x: Array, c_noise: Array, cond: Any) -> tuple[Array,
 
 
 def networks(say: Any, bits: int, tiny: bool) -> None:
-    """Whole networks of the reference, one evaluation each, and gradients of seven more."""
-    note = precise(bits)
+    """Whole networks of the reference, one evaluation each; the row after each."""
     import golden_networks as known
 
     files = ["net_song_skip.npz"] if tiny else known.NETWORKS
@@ -164,12 +163,16 @@ def networks(say: Any, bits: int, tiny: bool) -> None:
             c_noise = jnp.broadcast_to(jnp.asarray(case["noise_labels"], dtype), x.shape[:1])
             got = evaluate(known.network(file), x, c_noise, known.condition(case, dtype))
             errors.append(of_largest(got, case[f"out_f{bits}"]))
-        what = f"float{bits}" if matmul == "highest" else "TF32"
-        told = {"note": f"{note}, {len(errors)} networks", "machine": machine()}
-        say(what=f"golden networks, {what}", value=float(f"{max(errors):.2g}"), **told)
-    if bits == 32:
-        return
-    errors = []
+            what = f"float{bits}" if matmul == "highest" else "TF32"
+            told = {"note": f"{note}, {len(errors)} networks", "machine": machine()}
+            say(what=f"golden networks, {what}", value=float(f"{max(errors):.2g}"), **told)
+
+
+def drawn_networks(say: Any, tiny: bool) -> None:
+    """Random configurations in float64, with the gradient towards the image."""
+    note, errors = precise(64), []
+    import golden_networks as known
+
     for name in ["netx_106"] if tiny else known.drawn_configs():
         net, arrays = known.drawn_network(name)
         labels = [arrays.get(label) for label in ("class_labels", "augment_labels")]
@@ -177,9 +180,9 @@ def networks(say: Any, bits: int, tiny: bool) -> None:
         x, c_noise = (jnp.asarray(arrays[n], float) for n in ("x", "noise_labels"))
         got = with_gradient(net, x, jnp.broadcast_to(c_noise, x.shape[:1]), cond)
         errors += map(of_largest, got, (arrays["out_f64"], arrays["grad_x_f64"]))
-    told = {"note": f"{note}, {len(errors) // 2} networks", "machine": machine()}
-    value = float(f"{max(errors):.2g}")
-    say(what="drawn networks with gradients, float64", value=value, **told)
+        told = {"note": f"{note}, {len(errors) // 2} networks", "machine": machine()}
+        value = float(f"{max(errors):.2g}")
+        say(what="drawn networks with gradients, float64", value=value, **told)
 
 
 def of_largest(got: Any, want: np.ndarray) -> float:

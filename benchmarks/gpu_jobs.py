@@ -56,7 +56,9 @@ def correctness(tiny: bool) -> list[Job]:
         if bits == 32:
             rows |= {"golden networks, TF32": ("of the largest entry", "")}
         else:
-            rows |= {"drawn networks with gradients, float64": ("of the largest entry", exact)}
+            drawn = {"drawn networks with gradients, float64": ("of the largest entry", exact)}
+            run = late("gpu_correct", "drawn_networks", tiny)
+            jobs.append(make("drawn64", seconds=120, rows=drawn, run=run))
         run = late("gpu_correct", "networks", bits, tiny)
         jobs.append(make(f"networks{bits}", seconds=120, rows=rows, run=run))
         limit = "at most 1e-6" if bits == 64 else "at most 1e-3"
@@ -95,7 +97,7 @@ def chapter_jobs() -> list[Job]:
 def speed(tiny: bool) -> list[Job]:
     batches = (4,) if tiny else BATCHES
     first, *rest = batches
-    jobs = [training(first, "bfloat16", tiny), torch(first, tiny), drawing(first, tiny)]
+    jobs = [torch(first, tiny), training(first, "bfloat16", tiny), drawing(first, tiny)]
     jobs += [training(first, name, tiny) for name in PRECISIONS[1:]]
     jobs += [training(batch, "bfloat16", tiny) for batch in rest]
     jobs += parts(tiny)

@@ -36,7 +36,7 @@ def place(state):
 @torch.no_grad()
 def output(state, x, c_noise, labels):
     """Of one forward pass in float32, to compare."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     x, c_noise, labels = (torch.tensor(a, device=DEVICE) for a in (x, c_noise, labels))
     return unet(place(state), x, c_noise, labels).cpu().numpy()
 
@@ -84,7 +84,8 @@ def trainer(state, batch, side, dropout, compiled):
 
 def prepare(state, batch, side, dropout, tiny):
     """For each way a function that times it; the first steps, which compile, are done here."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     runs = {}
     for how in ("eager", "compiled"):
