@@ -178,17 +178,15 @@ def measure(jobs: list[Job], table: Table, minutes: float, tiny: bool) -> None:
     derived = [job for job in jobs if job.kind == "ratio"]
     together = [job for job in jobs if job.kind == "together"]
     prepared = {job.name: Running([job], table, tiny) for job in jobs if job.kind == "prepared"}
-    groups = [together] if tiny else [[job] for job in together]
+    alone = [job for job in jobs if job.kind in ("alone", "prepared")]
+    groups = [[job] for job in together]
+    if tiny:  # two processes for two cores: there is nothing to time
+        groups = [together, [job for job in alone if job.name not in prepared]]
+        alone = [job for job in alone if job.name in prepared]
     started = [Running(group, table, tiny) for group in groups if group]
     half = time.monotonic() + 60 * minutes / (1 if tiny or len(together) == len(jobs) else 2.5)
     for running in started:
         running.finish(half)
-    alone = [job for job in jobs if job.kind in ("alone", "prepared")]
-    if tiny:
-        waiting = [job for job in alone if job.kind == "alone"]
-        alone = [job for job in alone if job.kind == "prepared"]
-        if waiting:
-            Running(waiting, table, tiny).finish(deadline)
     for job in alone:
         if job.name in prepared:
             prepared[job.name].finish(min(deadline, time.monotonic() + 2 * job.seconds))
