@@ -33,7 +33,7 @@ TINY = SMALL | dict(img_resolution=4, model_channels=8, channel_mult=(1,), attn_
 DDPMPP: dict[str, Any] = dict(img_resolution=32, in_channels=3, out_channels=3, augment_dim=9)
 DDPMPP |= dict(channel_mult=(2, 2, 2), dropout=0.13)
 ADM: dict[str, Any] = dict(img_resolution=64, in_channels=3, out_channels=3, augment_dim=9)
-MATMUL = {"bfloat16": "bfloat16", "TF32": "tensorfloat32", "float32": "float32"}
+MATMUL = {"bfloat16": "tensorfloat32", "TF32": "tensorfloat32", "float32": "float32"}
 PEERS = Path(__file__).parent / "peers"
 
 
