@@ -203,7 +203,18 @@ def share_caught() -> str:
     return f"{100 * count('caught_by', 'test_') // real}%" if real else ABSENT
 
 
+def gpu() -> str:
+    """What `benchmarks.gpu` measured: a value beside its target, red where it misses it."""
+    rows, cells = read("gpu"), []
+    for row in rows:
+        rule, bound = row["target"].rsplit(" ", 1) if row["target"] else (None, None)
+        shown = judged(row["value"], rule, bound) if row["value"] else row["note"]
+        cells.append([row["part"], row["what"], shown, row["unit"]])
+    return markdown(["part", "what", "measured (target)", "unit"], cells) + machines(rows)
+
+
 PARTS = {
+    "gpu": lambda: gpu() if read("gpu") else ABSENT,
     "posteriors": posteriors,
     "posteriors met": posteriors_met,
     "bugs": bugs,

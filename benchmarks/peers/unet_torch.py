@@ -31,13 +31,12 @@ def linear(state, name, h):
 def attend(state, name, h):
     n, c, height, width = h.shape
     qkv = conv(state, f"{name}.qkv", norm(state, f"{name}.norm2", h))
-    q, k, v = qkv.reshape(n, c, 3, height * width).unbind(2)
-    weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(c), dim=-1)
-    mixed = (v @ weights.transpose(1, 2)).reshape(h.shape)
+    q, k, v = qkv.reshape(n, 1, c, 3, height * width).transpose(2, 4).unbind(3)
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(h.shape)
     return (conv(state, f"{name}.proj", mixed) + h) * math.sqrt(0.5)
 
 
-def block(state, name, x, emb):
+def block(state, name, x, emb, dropout=0.0):
     resample = lambda h: h
     if name.endswith("down"):
         resample = lambda h: F.avg_pool2d(h, 2)
@@ -45,30 +44,37 @@ def block(state, name, x, emb):
         resample = lambda h: F.interpolate(h, scale_factor=2, mode="nearest")
     h = conv(state, f"{name}.conv0", resample(F.silu(norm(state, f"{name}.norm0", x))))
     h = h + linear(state, f"{name}.affine", emb)[:, :, None, None]
-    h = conv(state, f"{name}.conv1", F.silu(norm(state, f"{name}.norm1", h)))
+    h = F.dropout(F.silu(norm(state, f"{name}.norm1", h)), dropout)
+    h = conv(state, f"{name}.conv1", h)
     x = resample(x)
     skip = conv(state, f"{name}.skip", x) if f"{name}.skip.weight" in state else x
     h = (h + skip) * math.sqrt(0.5)
     return attend(state, name, h) if f"{name}.qkv.weight" in state else h
 
 
-def unet(state, x, c_noise):
+def unet(state, x, c_noise, labels=None, dropout=0.0):
     """The parts in the order of their names in the file, which is that of the network."""
     size = state["map_layer0.weight"].shape[1] // 2
-    angles = c_noise[:, None] * 10000.0 ** (-torch.arange(size) / (size - 1))
+    angles = c_noise[:, None] * 10000.0 ** (-torch.arange(size, device=x.device) / (size - 1))
     emb = torch.cat([angles.sin(), angles.cos()], dim=1)
+    if labels is not None:
+        emb = emb + F.linear(labels, state["map_augment.weight"])
     emb = F.silu(linear(state, "map_layer0", emb))
     emb = F.silu(linear(state, "map_layer1", emb))
     parts = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in state if "x" in name))
     h, skips = x, []
     for name in parts:
         if name.startswith("enc"):
-            h = conv(state, name, h) if name.endswith("conv") else block(state, name, h, emb)
+            h = (
+                conv(state, name, h)
+                if name.endswith("conv")
+                else block(state, name, h, emb, dropout)
+            )
             skips.append(h)
         elif "block" in name:
-            h = block(state, name, torch.cat([h, skips.pop()], dim=1), emb)
+            h = block(state, name, torch.cat([h, skips.pop()], dim=1), emb, dropout)
         elif "aux" not in name:
-            h = block(state, name, h, emb)
+            h = block(state, name, h, emb, dropout)
     (last,) = (name for name in parts if name.endswith("aux_norm"))
     return conv(state, last.replace("norm", "conv"), F.silu(norm(state, last, h)))
 
