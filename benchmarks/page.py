@@ -205,16 +205,38 @@ def share_caught() -> str:
 
 def gpu() -> str:
     """What `benchmarks.gpu` measured: a value beside its target, red where it misses it."""
-    rows, cells = read("gpu"), []
+    rows, cells = [row for row in read("gpu") if "not reached" not in row["note"]], []
     for row in rows:
         rule, bound = row["target"].rsplit(" ", 1) if row["target"] else (None, None)
         shown = judged(row["value"], rule, bound) if row["value"] else row["note"]
-        cells.append([row["part"], row["what"], shown, row["unit"]])
-    return markdown(["part", "what", "measured (target)", "unit"], cells) + machines(rows)
+        cells.append([row["part"], row["what"], shown, row["unit"], row["note"]])
+    heads = ["part", "what", "measured (target)", "unit", "note"]
+    return (
+        markdown(heads, cells)
+        + machines(rows)
+        + f" {len(read('gpu')) - len(rows)} rows of "
+        + ("the run were not reached in the time there was.")
+    )
+
+
+def gpu_right() -> str:
+    """How many rows of the GPU that ask for exactness have it."""
+    found = [row["met"] for row in read("gpu") if row["part"] == "correctness" and row["met"]]
+    shown = f"{found.count('yes')} of {len(found)}"
+    return shown if "no" not in found else red(shown)
+
+
+def gpu_training(what: str) -> str:
+    """One number of the training step that counts: bfloat16, 256 images."""
+    name = f"training, bfloat16{what}"
+    return next((row["value"] for row in read("gpu") if row["what"] == name), ABSENT)
 
 
 PARTS = {
-    "gpu": lambda: gpu() if read("gpu") else ABSENT,
+    "gpu": gpu,
+    "gpu rows right": gpu_right,
+    "gpu share of peak": partial(gpu_training, ", batch 256: of the measured peak"),
+    "gpu over torch.compile": partial(gpu_training, ", over torch.compile, batch 256"),
     "posteriors": posteriors,
     "posteriors met": posteriors_met,
     "bugs": bugs,
