@@ -5,6 +5,9 @@ sqrt(c^2 + sigma^2) along the ODE. All parameters are arrays, so that one compil
 sampler serves them all.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,16 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 import edm_tutorial as edm
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """JAX as it is unless it is told otherwise. (The oldest one has no `jax.enable_x64`.)"""
+    jax.config.update("jax_enable_x64", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", True)
 
 
 class Gaussian(eqx.Module):

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
+from exact import single_precision
 
 from edm_tutorial.images import command_line as cli, data
 from edm_tutorial.images.augmentation import Augmentation, AugmentedLoss
@@ -318,7 +319,7 @@ def start(out, steps, cache):
 
 def final_state(out):
     args = cli.parser().parse_args([*SMALL, "--out", str(out), "--augment", "0.2"])
-    with jax.enable_x64(False):
+    with single_precision():
         digits = data.digits()
         setup = cli.build(args, jnp.asarray(digits.images - digits.images.mean(axis=0)))
         template = init_state(setup.denoiser, setup.optimizer)

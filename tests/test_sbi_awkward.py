@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from exact import single_precision
 
 from edm_tutorial import sbi
 from edm_tutorial.sbi import Posterior, fit_posterior
@@ -86,7 +87,7 @@ def test_rows_on_an_only_bound_are_as_far_from_it_as_the_nearest(side):
 def test_what_float32_cannot_hold_is_refused_by_name(pairs, name, scale):
     scaled = dict(zip(("theta", "x"), pairs, strict=True))
     scaled[name] = scaled[name] * scale
-    with jax.enable_x64(False), pytest.raises(ValueError, match=f"^{name} is too large or varies"):
+    with single_precision(), pytest.raises(ValueError, match=f"^{name} is too large or varies"):
         checked(*scaled.values(), None, structured=False, invalid="raise")
 
 
@@ -111,7 +112,7 @@ def test_structured_observations_may_have_entries_that_never_vary(pairs):
 
 
 def test_in_float32_an_observation_may_be_too_large(pairs):
-    with jax.enable_x64(False):
+    with single_precision():
         posterior = quiet(jr.key(0), *pairs)
         with pytest.raises(ValueError, match="x_o is too large for float32"):
             posterior.sample(jr.key(1), np.array([1e39]), 3)
@@ -119,7 +120,7 @@ def test_in_float32_an_observation_may_be_too_large(pairs):
 
 def test_a_number_that_has_lost_its_digits_is_refused(pairs):
     theta, x = pairs
-    with jax.enable_x64(False):
+    with single_precision():
         posterior = quiet(jr.key(0), theta + 1e9, x + 1e12)
         assert posterior.x_offset and posterior.theta_offset
         draws = posterior.sample(jr.key(1), np.array([1e12 + 0.5]), 200)
@@ -135,7 +136,7 @@ def test_a_posterior_of_float64_is_not_loaded_in_float32(pairs, tmp_path):
     posterior = quiet(jr.key(0), *pairs)
     assert posterior.dtype == np.float64
     posterior.save(tmp_path / "posterior")
-    with jax.enable_x64(False), pytest.raises(ValueError, match="was fitted in float64"):
+    with single_precision(), pytest.raises(ValueError, match="was fitted in float64"):
         Posterior.load(tmp_path / "posterior")
 
 

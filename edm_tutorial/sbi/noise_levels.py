@@ -93,7 +93,7 @@ class PosteriorNoise(AbstractNoiseDistribution):
 
     def from_variate(self, r: Scalar) -> Float[Array, ""]:
         r = as_float(r)
-        share, edge = as_float(self.share, r), jnp.finfo(r.dtype).eps
+        share, edge = as_float(self.share, r), float(jnp.finfo(r.dtype).eps)
         inner = jnp.clip((r - share) / (1 - share), edge, 1 - edge)  # its ends are at infinity
         wide = self.likelihood.from_variate(jnp.clip(r / share, 0, 1))
         return jnp.where(r < share, wide, self.bulk.from_variate(jax.scipy.special.ndtri(inner)))

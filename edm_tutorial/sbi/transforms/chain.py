@@ -52,7 +52,9 @@ class Chain(AbstractTransform):
         scale = Standardizer.fit(theta, "theta")
         scaled = rows(scale, theta)
         spread = np.asarray(LinearRegression.fit(scaled, x).spread())
-        bounds = bounds.softened(spread * narrowness(scaled, x, spread) ** 2 * scale.std)
+        bounds = bounds.softened(
+            spread * narrowness(scaled, x, spread) ** 2 * np.asarray(scale.std)
+        )
         u = rows(bounds, theta)
         scale = Standardizer.fit(u, "theta")
         return cls((bounds, scale, LinearRegression.fit(rows(scale, u), x)))
