@@ -362,6 +362,9 @@ def log_likelihood(
             also for a range or a `prior_std` that a ValueError refuses outside.
     """
     _check_dtype(x)
+    if isinstance(stepsize_controller, diffrax.PIDController):
+        tolerances = lambda controller: (controller.rtol, controller.atol)
+        stepsize_controller = eqx.tree_at(tolerances, stepsize_controller, replace_fn=jnp.asarray)
     adaptive = {"stepsize_controller": stepsize_controller, "adjoint": adjoint}
     adaptive |= {"max_steps": whole("max_steps", max_steps)}
     fixed = sigmas is not None
@@ -2178,6 +2181,7 @@ def _sampler(
     elif churn is not None:
         raise ValueError("churn draws fresh noise: pass key=jax.random.key(seed)")
     sigmas = levels(sigmas, noise.dtype)
+    schedule, solver, churn = as_traced((schedule, solver, churn))
     with jax.ensure_compile_time_eval():  # under jit, known levels have known times
         times = _times(schedule, jnp.asarray(sigmas))
     if concrete(times) and not descends(np.asarray(times)):
@@ -2186,7 +2190,7 @@ def _sampler(
             "levels of its own: take fewer, or a larger sigma_min; got "
             f"{sigmas}, and the times {times}"
         )
-    return _Sampler(times, schedule, solver, as_traced(churn))
+    return _Sampler(times, schedule, solver, churn)
 
 
 @eqx.filter_jit
