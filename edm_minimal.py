@@ -12,7 +12,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar, final, runtime_checkable
 
 import diffrax
@@ -26,6 +26,9 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Real, UInt
 
 # _types
+
+Example = Float[Array, "*shape"]
+"""One example, of any shape; the same shape wherever a signature says so."""
 
 Scalar = Real[ArrayLike, ""]
 """A number: a Python or NumPy one, or an array of shape ()."""
@@ -42,20 +45,13 @@ class DenoiserFn(Protocol):
     """The one interface of this package: $D(x; \\sigma)$, the mean of the data given `x`.
 
     Any callable will do: an exact formula, a trained network, a guided pair, a posterior.
-    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`. `key` is
-    for a denoiser that draws, and is passed only where a key was given: one that does not
-    draw needs no such parameter.
+    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`. `key` is passed
+    only where one was given: a denoiser that does not draw needs no such parameter.
     """
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        /,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]: ...
+        self, x: Example, sigma: Scalar, cond: Condition = None, /, *, key: PRNGKey | None = None
+    ) -> Example: ...
 
 
 def as_float(value: Any, like: Any = None) -> Array:
@@ -118,9 +114,8 @@ def concrete(*values: Any) -> bool:
 
 def check_floating(name: str, array: Any) -> None:
     """Refuse an array whose dtype cannot hold noise."""
-    dtype = getattr(array, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        got = type(array).__name__ if dtype is None else dtype
+    got = getattr(array, "dtype", type(array).__name__)
+    if isinstance(got, str) or not jnp.issubdtype(got, jnp.floating):
         raise ValueError(
             f"{name} must be a floating-point array, got {got}: use jnp.asarray({name}, float)"
         )
@@ -156,13 +151,19 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> None:
         check_positive(name, value)
 
 
+def check_range(sigma_min: Any, sigma_max: Any) -> None:
+    """Refuse what is not 0 < sigma_min < sigma_max, and finite."""
+    if concrete(sigma_min, sigma_max) and not 0 < float(sigma_min) < float(sigma_max) < np.inf:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+
+
 def whole(name: str, count: Any, *, least: int = 1) -> int:
     """A size as an int, whichever integer it was; floats are refused, whole ones too."""
     try:
-        number = operator.index(count)
+        number = None if isinstance(count, bool) else operator.index(count)
     except TypeError:
         number = None
-    if number is None or isinstance(count, bool):
+    if number is None:
         raise TypeError(f"{name} must be a whole number, got {count!r}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {name}={number}")
@@ -278,10 +279,9 @@ def check_cond(cond: Condition, count: int) -> None:
     for leaf in jax.tree.leaves(cond):
         if getattr(leaf, "dtype", None) is None:
             raise ValueError(f"cond must be made of arrays, got {leaf!r}: use jnp.asarray(cond)")
-        if jnp.ndim(leaf) == 0 or len(leaf) != count:
+        if (shape := jnp.shape(leaf))[:1] != (count,):
             raise ValueError(
-                f"every example needs its condition: {count} examples, and cond of shape "
-                f"{jnp.shape(leaf)}"
+                f"every example needs its condition: {count} examples, and cond of shape {shape}"
             )
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             check_data("cond", leaf)
@@ -295,8 +295,7 @@ class Likelihood(NamedTuple):
 
     Arguments:
         log_prob: ln p(x; sigma_min) in nats.
-        std_error: of `log_prob` over the probes; 0 for the exact trace, infinite for one
-            probe, which cannot tell.
+        std_error: of `log_prob` over the probes; 0 for the exact trace, infinite for one probe.
         latent: the unit noise that `sample` from this sigma_max turns back into x.
         num_steps: accepted steps of the solver.
         ok: whether the solve succeeded.
@@ -304,14 +303,14 @@ class Likelihood(NamedTuple):
 
     log_prob: Float[Array, ""]
     std_error: Float[Array, ""]
-    latent: Float[Array, "*shape"]
+    latent: Example
     num_steps: Int[Array, ""]
     ok: Bool[Array, ""]
 
 
 def log_likelihood(
     denoiser: DenoiserFn,
-    x: Float[Array, "*shape"],
+    x: Example,
     cond: Condition = None,
     *,
     sigma_min: Scalar = 0.002,
@@ -346,8 +345,8 @@ def log_likelihood(
             are drawn once and stay fixed over the solve.
         key: needed with `probes`, and only then.
         sigmas: at least two noise levels, descending, data units: the solver takes one step
-            from each to the next, the same for every point of a `vmap`. They replace
-            `sigma_min`, `sigma_max`, and the adaptive steps with their three arguments.
+            from each to the next. They replace `sigma_min`, `sigma_max`, and the adaptive steps
+            with their three arguments.
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
@@ -367,18 +366,20 @@ def log_likelihood(
         stepsize_controller = eqx.tree_at(tolerances, stepsize_controller, replace_fn=jnp.asarray)
     adaptive = {"stepsize_controller": stepsize_controller, "adjoint": adjoint}
     adaptive |= {"max_steps": whole("max_steps", max_steps)}
-    fixed = sigmas is not None
-    ends = levels(sigmas, x.dtype, least=2) if fixed else _ends(x, sigma_min, sigma_max)
+    if sigmas is None:
+        solve = eqx.Partial(_adaptive_steps, solver, **adaptive)
+        ends = _ends(x, sigma_min, sigma_max)
+    else:
+        solve, ends = eqx.Partial(_fixed_steps, solver), levels(sigmas, x.dtype, least=2)
     return _evaluate(
         denoiser,
         x,
         as_traced(cond),
         key,
+        solve=solve,
         sigmas=jnp.asarray(ends),
         prior=_prior(x, prior_mean, prior_std),
         probes=_probes(probes, key),
-        solver=solver,
-        adaptive=None if fixed else adaptive,
         throw=throw,
     )
 
@@ -390,11 +391,10 @@ def _evaluate(
     cond: Condition,
     key: PRNGKey | None,
     *,
+    solve: Callable[..., tuple[Any, Array, Array]],
     sigmas: Array,
     prior: tuple[Array | None, ...],
     probes: int | None,
-    solver: diffrax.AbstractSolver,
-    adaptive: dict[str, Any] | None,
     throw: bool,
 ) -> Likelihood:
     high = sigmas[0]
@@ -404,8 +404,7 @@ def _evaluate(
         sigmas = eqx.error_if(sigmas, ~valid, _INVALID)
     start = x, jnp.zeros(probes or 1, x.dtype)
     args = denoiser, cond, _directions(x, probes, key), probes is None
-    solve = _fixed_steps if adaptive is None else partial(_adaptive_steps, **adaptive)
-    (end, gained), steps, solved = solve(solver, sigmas, start, args)
+    (end, gained), steps, solved = solve(sigmas, start, args)
     if probes is None and all(part is None for part in prior):
         columns = _linearise(denoiser, end, high, cond, _directions(x, None, None))
         terminal = _matched_log_prob(end, *columns, high)
@@ -456,17 +455,11 @@ def bits_per_dim(
 ) -> Float[Array, "..."]:
     r"""Bits a dimension of data that were quantised: $-\ln p /(d \ln 2) - \log_2 \text{scale}$.
 
-    A density in data units becomes the probability of a quantisation cell by way of the
-    cell's width, `scale`. Data must have been dequantised by uniform noise of that width.
+    `log_prob` is in nats, of a density in data units, and `shape` that of one example. `scale` is
+    the width of a quantisation cell in data units, 2 / `bins` unless given (grey levels over the
+    range [-1, 1]). Data must have been dequantised by uniform noise of that width.
 
-    Arguments:
-        log_prob: nats, of a density in data units.
-        shape: of one example.
-        bins: grey levels over the range [-1, 1] of the data; sets `scale` to 2 / bins.
-        scale: the width of a cell in data units, where it is another.
-
-    Raises:
-        ValueError: a shape with a zero, bins < 1, or a scale that is not positive.
+    Raises: ValueError for a shape with a zero, bins < 1, or a scale that is not positive.
     """
     size = math.prod(shape)
     width = 2 / bins if scale is None and bins >= 1 else scale
@@ -486,7 +479,7 @@ _FAILED = (
 
 
 def _flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
-    """d/dsigma of the point and of what its density has gained, for each direction or probe."""
+    """d/dsigma of the point and of what its density has gained, for each probe."""
     x, _ = state
     denoiser, cond, directions, exact = args
     denoised, columns = _linearise(denoiser, x, sigma, cond, directions)
@@ -533,10 +526,8 @@ def _gaussian_log_prob(x: Array, prior: tuple[Array | None, ...], sigma: Array) 
 
 
 def _std_error(log_probs: Array, probes: int | None) -> Array:
-    if probes is None:
-        return jnp.zeros_like(log_probs[0])
-    if probes == 1:
-        return jnp.full_like(log_probs[0], jnp.inf)
+    if probes is None or probes == 1:
+        return jnp.full_like(log_probs[0], 0.0 if probes is None else jnp.inf)
     return jnp.std(log_probs, ddof=1) / math.sqrt(probes)
 
 
@@ -553,8 +544,7 @@ def _ends(x: Array, sigma_min: Any, sigma_max: Any) -> Array:
     """[sigma_max, sigma_min], in the dtype of `x`."""
     check_scalar("sigma_min", sigma_min)
     check_scalar("sigma_max", sigma_max)
-    if concrete(sigma_min, sigma_max) and not 0 < float(sigma_min) < float(sigma_max) < np.inf:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    check_range(sigma_min, sigma_max)
     return jnp.stack([as_float(sigma_max, x), as_float(sigma_min, x)])
 
 
@@ -585,8 +575,8 @@ class AbstractSchedule(eqx.Module):
 
     `sigma` rises from 0 at t = 0. Times, noise levels (data units) and scales are
     scalars; each method follows the dtype of its argument. A class may say in `formula` what
-    sigma(t) and s(t) are, for a printed design; `{sigma}` and `{scale}` stand there for the
-    formulas of the schedule that it wraps as `schedule`.
+    sigma(t) and s(t) are, for a printed design, with `{sigma}` and `{scale}` for those of the
+    `schedule` that it wraps.
     """
 
     @abstractmethod
@@ -638,16 +628,14 @@ class VarianceExploding(AbstractSchedule):
 class VariancePreserving(AbstractSchedule):
     r"""$\sigma(t)^2 = e^{\beta_d t^2/2 + \beta_{\min} t} - 1$, $s = 1/\sqrt{1+\sigma^2}$.
 
-    Table 1, column "VP". Written with `expm1` and `log1p`, so that it keeps its digits near
-    t = 0 in float32.
+    Table 1, column "VP". With `expm1` and `log1p` it keeps its digits near t = 0 in float32.
 
     Arguments:
         beta_d, beta_min: the noise rate at time t is beta_min + beta_d t. `from_range`
             may find a small negative beta_min; then sigma(t) is defined at t = 0 and
             from t = -2 beta_min / beta_d on, where all its noise levels lie.
 
-    Raises:
-        ValueError: the noise level at t = 1 is not positive, finite and rising.
+    Raises: ValueError unless the noise level at t = 1 is positive, finite and rising.
     """
 
     beta_d: float = 19.9
@@ -665,17 +653,13 @@ class VariancePreserving(AbstractSchedule):
     ) -> "VariancePreserving":
         r"""The schedule with $\sigma(\epsilon) =$ `sigma_min` and $\sigma(1) =$ `sigma_max`.
 
-        Two linear equations for the two betas: $\ln(1+\sigma(t)^2)$ is $\beta_d t^2/2 +
-        \beta_{\min} t$ at $t = \epsilon$ and at $t = 1$.
-
-        Raises:
-            ValueError: not 0 < sigma_min < sigma_max, not 0 < eps < 1, or no rising
-                schedule passes through both points.
+        Raises: ValueError unless 0 < sigma_min < sigma_max and 0 < eps < 1, or if no rising
+        schedule passes through both points.
         """
-        if not 0 < sigma_min < sigma_max < np.inf:
-            raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        check_range(sigma_min, sigma_max)
         if not 0 < eps < 1:
             raise ValueError(f"need 0 < eps < 1, got eps={eps}")
+        # Two linear equations: ln(1 + sigma^2) = beta_d t^2/2 + beta_min t at t = eps and t = 1.
         low, high = np.log1p(sigma_min**2), np.log1p(sigma_max**2)
         beta_d = 2 * (low / eps - high) / (eps - 1)
         beta_min = high - beta_d / 2
@@ -701,22 +685,26 @@ class VariancePreserving(AbstractSchedule):
         return jnp.exp(-self._log_scale(as_float(t)) / 2)
 
 
-@final
-class VarianceScaled(AbstractSchedule):
-    r"""Any schedule with the scaling $s = 1/\sqrt{1+\sigma^2}$ of the VP column.
+class AbstractWrapper(AbstractSchedule):
+    """A schedule with the noise levels of another one, which it holds as `schedule`.
 
-    Raises:
-        TypeError: `schedule` is not one.
+    Raises: TypeError if `schedule` is not one.
     """
 
     schedule: AbstractSchedule
-    formula: ClassVar = ("{sigma}", "1/sqrt(sigma^2 + 1)")
 
     def __check_init__(self):
         check_kind("schedule", self.schedule, AbstractSchedule)
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.sigma(t)
+
+
+@final
+class VarianceScaled(AbstractWrapper):
+    r"""Any schedule with the scaling $s = 1/\sqrt{1+\sigma^2}$ of the VP column."""
+
+    formula: ClassVar = ("{sigma}", "1/sqrt(sigma^2 + 1)")
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
         return self.schedule.time(sigma)
@@ -726,21 +714,10 @@ class VarianceScaled(AbstractSchedule):
 
 
 @final
-class Unscaled(AbstractSchedule):
-    """Any schedule with its scaling taken away: s = 1.
+class Unscaled(AbstractWrapper):
+    """Any schedule with its scaling taken away: s = 1."""
 
-    Raises:
-        TypeError: `schedule` is not one.
-    """
-
-    schedule: AbstractSchedule
     formula: ClassVar = ("{sigma}", "1")
-
-    def __check_init__(self):
-        check_kind("schedule", self.schedule, AbstractSchedule)
-
-    def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(t)
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
         return self.schedule.time(sigma)
@@ -750,38 +727,25 @@ class Unscaled(AbstractSchedule):
 
 
 @final
-class Rounded(AbstractSchedule):
+class Rounded(AbstractWrapper):
     """A schedule that stops only at the noise levels a discrete model was trained on.
 
-    `time(sigma)` is the time of the level nearest to `sigma`; `sigma` and `scale` are
-    those of the wrapped schedule.
+    `time(sigma)` is the time of that one of the `levels` (data units, for instance
+    `iddpm_table()`) which is nearest to `sigma`; `sigma` and `scale` are those of `schedule`.
 
-    Arguments:
-        schedule: the schedule to wrap.
-        levels: the allowed noise levels in data units, for instance `iddpm_table()`.
-
-    Raises:
-        ValueError: no levels, or one that is negative or not finite.
-        TypeError: `schedule` is not one.
+    Raises: ValueError without levels, or for one that is negative or not finite.
     """
 
-    schedule: AbstractSchedule
     levels: Float[ArrayLike, " levels"]
     formula: ClassVar = ("Rounded: {sigma}", "{scale}")
 
     def __check_init__(self):
-        check_kind("schedule", self.schedule, AbstractSchedule)
         if concrete(self.levels):
             levels = np.asarray(self.levels, float)
             valid = np.isfinite(levels) & (levels >= 0)
             if levels.ndim != 1 or levels.size < 1 or not valid.all():
-                raise ValueError(
-                    "levels must be a 1-D array of noise levels, finite and not "
-                    f"negative, got {self.levels}"
-                )
-
-    def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(t)
+                needed = "a 1-D array of noise levels, finite and not negative"
+                raise ValueError(f"levels must be {needed}, got {self.levels}")
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
         sigma = as_float(sigma)
@@ -800,9 +764,7 @@ Grid = TypeVar("Grid", bound=Callable[..., Array])
 def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[Grid], Grid]:
     """Mark a grid with the formula of its i-th of N levels, for a printed design.
 
-    Arguments:
-        text: in the names of the grid's arguments.
-        also: numbers in the formula that follow from the arguments, as a function of them.
+    `also` gives the numbers in the formula that follow from the grid's arguments.
     """
 
     def mark(grid: Any) -> Any:
@@ -818,29 +780,25 @@ def edm_sigmas(
 ) -> Float[Array, " n"]:
     r"""Evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
 
-    Raises:
-        ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
-        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1, not 0 < sigma_min < sigma_max, or rho is not positive;
+    TypeError if `n` is not a whole number, or a number is known only inside `jit`.
     """
-    ramp = _ramp(n)
     (sigma_min, sigma_max), rho = _range(sigma_min, sigma_max), host("rho", rho)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return jnp.asarray((high + ramp * (low - high)) ** rho)
+    return jnp.asarray((high + _ramp(n) * (low - high)) ** rho)
 
 
 @formula("sigma_max (sigma_min/sigma_max)^(i/(N-1))")
 def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Float[Array, " n"]:
     r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
 
-    Raises:
-        ValueError: n < 1 or not 0 < sigma_min < sigma_max.
-        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1 or not 0 < sigma_min < sigma_max; TypeError if `n` is not a whole
+    number, or a number is known only inside `jit`.
     """
-    ramp = _ramp(n)
     sigma_min, sigma_max = _range(sigma_min, sigma_max)
-    return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
+    return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** _ramp(n))
 
 
 @formula("sigma(t_i) of VP at t_i = 1 + i/(N-1) (eps - 1)")
@@ -852,9 +810,8 @@ def vp_sigmas(
     For a range of noise levels take the betas of
     `VariancePreserving.from_range(sigma_min, sigma_max, eps)`.
 
-    Raises:
-        ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
-        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1 or not 0 < eps < 1, or for betas whose noise does not rise;
+    TypeError if `n` is not a whole number, or a number is known only inside `jit`.
     """
     eps, beta_d, beta_min = host("eps", eps), host("beta_d", beta_d), host("beta_min", beta_min)
     t = 1 + _ramp(n) * (eps - 1)
@@ -874,8 +831,7 @@ def _inside(
 ) -> dict[str, int]:
     """The indices j_0 and j_1 of the first and the last trained level in the range."""
     table = iddpm_levels(levels, c_1, c_2)
-    # A bound that is itself a level counts, whatever its last digits (float32, another table).
-    slack = 1 + 1e-6
+    slack = 1 + 1e-6  # a bound that is itself a level counts, whatever its last digits
     first, end = np.sum(table > sigma_max * slack), np.sum(table >= sigma_min / slack)
     return {"j_0": int(first), "j_1": int(end) - 1}
 
@@ -896,16 +852,13 @@ def iddpm_sigmas(
 ) -> Float[Array, " n"]:
     r"""`n` of the trained levels of improved DDPM inside the range (Table 1, "iDDPM").
 
-    Evenly spaced in the index, which is rounded to the nearest level and half-way cases to
-    the even one, as the reference implementation does.
+    Evenly spaced in the index, which is rounded, halves to even as in the reference.
 
-    Raises:
-        ValueError: n < 1, a bad range, or fewer than n levels inside it.
-        TypeError: `n` or `levels` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1, for a bad range, or with fewer than n levels inside it; TypeError
+    if `n` or `levels` is not a whole number, or a number is known only inside `jit`.
     """
     n = whole("n", n)
-    sigma_min, sigma_max = _range(sigma_min, sigma_max)
-    first, last = _inside(sigma_min, sigma_max, levels, c_1, c_2).values()
+    first, last = _inside(*_range(sigma_min, sigma_max), levels, c_1, c_2).values()
     if n > last - first + 1:
         raise ValueError(
             f"iDDPM has {last - first + 1} levels between sigma_min={sigma_min} and "
@@ -924,9 +877,8 @@ def iddpm_table(
     $u_{j-1}^2 = (u_j^2 + 1) / \max(\bar\alpha_{j-1}/\bar\alpha_j, C_1) - 1$ with
     $\bar\alpha_j = \sin^2(\tfrac\pi2 \, j / (M (C_2+1)))$ (Table 1, column "iDDPM").
 
-    Raises:
-        ValueError: levels < 1, or C_1, C_2 outside (0, 1).
-        TypeError: `levels` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if levels < 1 or C_1, C_2 are outside (0, 1); TypeError if `levels` is not a
+    whole number, or a number is known only inside `jit`.
     """
     return jnp.asarray(iddpm_levels(levels, c_1, c_2))
 
@@ -957,8 +909,7 @@ def _ramp(n: int) -> np.ndarray:
 
 def _range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
     low, high = host("sigma_min", sigma_min), host("sigma_max", sigma_max)
-    if not 0 < low < high < np.inf:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    check_range(sigma_min, sigma_max)
     return low, high
 
 
@@ -968,16 +919,10 @@ Drift = Callable[[Any, Array, Condition], Array]
 Diffusion = Callable[[Any, Array, Condition], lx.DiagonalLinearOperator]
 
 
-def score(
-    denoiser: DenoiserFn,
-    x: Float[Array, "*shape"],
-    sigma: Scalar,
-    cond: Condition = None,
-) -> Float[Array, "*shape"]:
+def score(denoiser: DenoiserFn, x: Example, sigma: Scalar, cond: Condition = None) -> Example:
     r"""$\nabla_x \ln p(x;\sigma) = (D(x;\sigma) - x)/\sigma^2$ (Eq. 3), per data unit.
 
-    Raises:
-        ValueError: `sigma` has axes, or the denoiser changes the shape or the dtype of `x`.
+    Raises: ValueError if `sigma` has axes, or the denoiser changes the shape or the dtype of `x`.
     """
     check_scalar("sigma", sigma)
     denoised = denoiser(x, sigma, cond)
@@ -996,8 +941,7 @@ def probability_flow(denoiser: DenoiserFn, schedule: AbstractSchedule = Linear()
     Returns f(t, x, args) for `diffrax.ODETerm`; `args` is the condition. Integrate from
     the time of large noise down to that of small noise to generate, up to encode.
 
-    Raises:
-        TypeError: `schedule` is not one.
+    Raises: TypeError if `schedule` is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
 
@@ -1016,8 +960,7 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
     Returns (drift, diffusion) for `diffrax.MultiTerm(ODETerm(drift),
     ControlTerm(diffusion, brownian_motion))`, run upwards in time.
 
-    Raises:
-        TypeError: `schedule` is not one.
+    Raises: TypeError if `schedule` is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
 
@@ -1039,17 +982,12 @@ def reverse_sde(
 ) -> tuple[Drift, Diffusion]:
     r"""The SDEs that remove the noise, all with the marginals of the ODE (Eq. 6).
 
-    $\beta(t)$ is how fast old noise is exchanged for new: 0 is the probability-flow ODE,
-    and None is $\dot\sigma/\sigma$, the reverse SDE of Song et al.
+    `beta`, per unit of time, is how fast old noise is exchanged for new: a function of time, a
+    number (0 is the probability-flow ODE) or None for $\dot\sigma/\sigma$, the reverse SDE of
+    Song et al. Returns (drift, diffusion) as `forward_sde` does, to be run downwards in time.
 
-    Returns (drift, diffusion) as `forward_sde` does, to be run downwards in time.
-
-    Arguments:
-        beta: a function of time, a number, or None; per unit of time.
-
-    Raises:
-        ValueError: a number for `beta` that is negative or not finite.
-        TypeError: `schedule` is not one.
+    Raises: ValueError for a number `beta` that is negative or not finite; TypeError if `schedule`
+    is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
     if beta is not None and not callable(beta):
@@ -1098,8 +1036,8 @@ def _diagonal(value: Array, x: Array) -> lx.DiagonalLinearOperator:
 class Coefficients(NamedTuple):
     """The four functions of Eq. 7 at one noise level.
 
-    `c_skip`, `c_out` and `c_in` are scalars, or broadcast against one example where
-    `sigma_data` is given per feature; `c_noise` is a scalar.
+    They are scalars; where `sigma_data` is given per feature, all but `c_noise` broadcast
+    against one example.
     """
 
     c_skip: Float[Array, "..."]
@@ -1111,8 +1049,7 @@ class Coefficients(NamedTuple):
 class AbstractPreconditioning(eqx.Module):
     """Call it with a noise level (data units) to get its `Coefficients`.
 
-    A class may say in `formula` what c_skip, c_out, c_in, c_noise and the loss weighting are,
-    for a printed design.
+    A class may say in `formula` what these and the loss weighting are, for a printed design.
     """
 
     @abstractmethod
@@ -1133,16 +1070,14 @@ class EDMPreconditioning(AbstractPreconditioning):
     \tfrac14\ln\sigma$ with $\sigma_d$ = `sigma_data` (Table 1, column "Ours").
 
     Arguments:
-        sigma_data: root mean square of the *centred* data, in data units. Measure it
-            (`from_data`): there is no default. A number, or one per feature in a shape
-            that broadcasts against one example, such as (d,) or (C, 1, 1).
+        sigma_data: root mean square of the *centred* data, in data units; `from_data` measures
+            it. A number, or one per feature in a shape that broadcasts against one example,
+            such as (d,) or (C, 1, 1).
 
-    It is a measured constant, so it is kept in a form that no optimizer takes for a
-    parameter: as Python floats or, inside a transformation such as `jax.jit`, where its
-    value is not known, as the bits of a float in an array of integers.
+    So that no optimizer takes it for a parameter, it is kept as Python floats or, inside a
+    transformation such as `jax.jit`, as the bits of a float in an array of integers.
 
-    Raises:
-        ValueError: `sigma_data` is not positive and finite.
+    Raises: ValueError if `sigma_data` is not positive and finite.
     """
 
     _sigma_data: float | list[Any] | UInt[Array, "..."]
@@ -1181,12 +1116,9 @@ class EDMPreconditioning(AbstractPreconditioning):
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
-        """Measure `sigma_data`: the root mean square of `x` about zero.
+        """Measure `sigma_data`: the root mean square of `x` about zero. Centre the data first.
 
-        EDM has no parameter for the mean, so centre the data first.
-
-        Raises:
-            ValueError: `x` is empty, not finite, or zero everywhere.
+        Raises: ValueError if `x` is empty, not finite, or zero everywhere.
         """
         x = jnp.asarray(x)
         check_data("x", x)
@@ -1224,19 +1156,12 @@ class VPPreconditioning(AbstractPreconditioning):
         schedule: the VP schedule of training, whose time labels the noise level.
         levels: M, the number of discrete levels of the original model.
 
-    Raises:
-        ValueError: `levels` is less than 2.
+    Raises: ValueError if `levels` is less than 2.
     """
 
     schedule: VariancePreserving = VariancePreserving()
     levels: int = 1000
-    formula: ClassVar = (
-        "1",
-        "-sigma",
-        "1/sqrt(sigma^2 + 1)",
-        "(levels - 1) t(sigma)",
-        "1/sigma^2",
-    )
+    formula: ClassVar = ("1", "-sigma", "1/sqrt(sigma^2 + 1)", "(levels - 1) t(sigma)", "1/sigma^2")
 
     def __check_init__(self):
         if self.levels < 2:
@@ -1244,12 +1169,7 @@ class VPPreconditioning(AbstractPreconditioning):
 
     def __call__(self, sigma: Scalar) -> Coefficients:
         sigma = as_float(sigma)
-        return Coefficients(
-            c_skip=jnp.ones_like(sigma),
-            c_out=-sigma,
-            c_in=(1 + sigma**2) ** -0.5,
-            c_noise=(self.levels - 1) * self.schedule.time(sigma),
-        )
+        return _of_ddpm(sigma, c_noise=(self.levels - 1) * self.schedule.time(sigma))
 
 
 @final
@@ -1259,8 +1179,7 @@ class IDDPMPreconditioning(AbstractPreconditioning):
     Arguments:
         levels, c_1, c_2: those of `iddpm_table`, whose index labels the noise level.
 
-    Raises:
-        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
+    Raises: ValueError if levels < 1, or c_1, c_2 are outside (0, 1).
     """
 
     levels: int = 1000
@@ -1281,22 +1200,20 @@ class IDDPMPreconditioning(AbstractPreconditioning):
         sigma = as_float(sigma)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
         index = jnp.argmin(jnp.abs(table - sigma))
-        return Coefficients(
-            c_skip=jnp.ones_like(sigma),
-            c_out=-sigma,
-            c_in=(1 + sigma**2) ** -0.5,
-            c_noise=(self.levels - 1 - index).astype(sigma.dtype),
-        )
+        return _of_ddpm(sigma, c_noise=(self.levels - 1 - index).astype(sigma.dtype))
+
+
+def _of_ddpm(sigma: Array, c_noise: Array) -> Coefficients:
+    """Coefficients of a network that predicts the noise, for data of unit variance."""
+    one, c_in = jnp.ones_like(sigma), (1 + sigma**2) ** -0.5
+    return Coefficients(c_skip=one, c_out=-sigma, c_in=c_in, c_noise=c_noise)
 
 
 # noise_levels
 
 
 class AbstractNoiseDistribution(eqx.Module):
-    """The law of the training noise level: call it with a key to draw one.
-
-    A class may say in `formula` what it is, for a printed design.
-    """
+    """The law of the training noise level; its `formula`, if any, is for a printed design."""
 
     @abstractmethod
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -1315,8 +1232,7 @@ class AbstractNoiseDistribution(eqx.Module):
 class LogNormal(AbstractNoiseDistribution):
     r"""$\ln\sigma \sim N(P_{mean}, P_{std}^2)$ (Table 1, column "Ours"); `r` is N(0, 1).
 
-    Raises:
-        ValueError: `p_std` is not positive, or `p_mean` not finite.
+    Raises: ValueError if `p_std` is not positive, or `p_mean` not finite.
     """
 
     p_mean: float = -1.2
@@ -1342,8 +1258,7 @@ class LogNormal(AbstractNoiseDistribution):
 class LogUniform(AbstractNoiseDistribution):
     r"""$\ln\sigma$ uniform over the range (Table 1, column "VE"); `r` is U(0, 1).
 
-    Raises:
-        ValueError: not 0 < sigma_min < sigma_max.
+    Raises: ValueError unless 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.02
@@ -1351,10 +1266,7 @@ class LogUniform(AbstractNoiseDistribution):
     formula: ClassVar = "ln(sigma) ~ U(ln sigma_min, ln sigma_max)"
 
     def __check_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max < np.inf:
-            raise ValueError(
-                f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
+        check_range(self.sigma_min, self.sigma_max)
 
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
         return self.from_variate(jr.uniform(key))
@@ -1367,8 +1279,7 @@ class LogUniform(AbstractNoiseDistribution):
 class UniformTime(AbstractNoiseDistribution):
     r"""$\sigma(t)$ at $t$ uniform in $(\epsilon_t, 1)$ (Table 1, "VP"); `r` = 0 is t = 1.
 
-    Raises:
-        ValueError: not 0 < eps < 1.
+    Raises: ValueError unless 0 < eps < 1.
     """
 
     schedule: VariancePreserving = VariancePreserving()
@@ -1390,8 +1301,7 @@ class UniformTime(AbstractNoiseDistribution):
 class UniformLevels(AbstractNoiseDistribution):
     r"""$\sigma = u_j$ with $j$ uniform in 0..M-1 (Table 1, "iDDPM"); `r` is U(0, 1).
 
-    Raises:
-        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
+    Raises: ValueError if levels < 1, or c_1, c_2 are outside (0, 1).
     """
 
     levels: int = 1000
@@ -1420,20 +1330,19 @@ class UniformLevels(AbstractNoiseDistribution):
 class ODE(eqx.Module):
     """The probability-flow ODE of a denoiser and its condition, in the time of a schedule.
 
-    Raises:
-        ValueError: the denoiser changes the shape or the dtype of x.
+    Raises: ValueError if the denoiser changes the shape or the dtype of x.
     """
 
     denoiser: DenoiserFn
     schedule: AbstractSchedule
     cond: Condition
 
-    def velocity(self, t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def velocity(self, t: Float[Array, ""], x: Example) -> Example:
         """dx/dt (Eq. 4). One denoiser call."""
         denoiser, t = _tied(self.denoiser, t)
         return probability_flow(denoiser, self.schedule)(t, x, self.cond)
 
-    def denoise(self, t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def denoise(self, t: Float[Array, ""], x: Example) -> Example:
         """The denoised, unscaled D(x / s; sigma). One denoiser call."""
         denoiser, t = _tied(self.denoiser, t)
         sigma, s = self.schedule.sigma(t), self.schedule.scale(t)
@@ -1445,9 +1354,8 @@ class ODE(eqx.Module):
 def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
     """Both unchanged, behind a barrier that keeps XLA from merging two denoiser calls.
 
-    Where two calls are in one program, XLA would spread each bias over the whole batch once
-    for both, and each call would fetch that copy from memory: a quarter more time on a CPU
-    than adding the bias where it is needed.
+    XLA would spread each bias over the whole batch once for both, and each call would fetch that
+    copy from memory: a quarter more time on a CPU.
     """
     weights, rest = eqx.partition(denoiser, eqx.is_inexact_array)
     weights, t = jax.lax.optimization_barrier((weights, t))
@@ -1455,25 +1363,23 @@ def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
 
 
 class AbstractSolver(eqx.Module):
-    """A rule for one step; times descend, and `state` is whatever `init` returned.
+    """A rule for one step; its `formula`, if any, is for a printed design.
 
-    A class may say in `formula` what it is, for a printed design.
+    Times descend, and `state` is whatever `init` returned.
     """
 
     @abstractmethod
-    def init(self, x: Float[Array, "*shape"]) -> Any:
+    def init(self, x: Example) -> Any:
         """What the solver remembers before its first step."""
 
     @abstractmethod
     def step(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: Any
-    ) -> tuple[Float[Array, "*shape"], Any]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: Any
+    ) -> tuple[Example, Any]:
         """Move `x` from `t` to `t_next`; both have positive noise."""
 
     @abstractmethod
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: Any
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: Any) -> Example:
         """Move `x` from `t` to time 0, with one denoiser call."""
 
 
@@ -1483,17 +1389,15 @@ class Euler(AbstractSolver):
 
     formula: ClassVar = "Euler, N calls"
 
-    def init(self, x: Float[Array, "*shape"]) -> None:
+    def init(self, x: Example) -> None:
         return None
 
     def step(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
-    ) -> tuple[Float[Array, "*shape"], None]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: None
+    ) -> tuple[Example, None]:
         return x + (t_next - t) * ode.velocity(t, x), None
 
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: None
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: None) -> Example:
         return _euler_to_zero(ode, x, t)
 
 
@@ -1501,11 +1405,8 @@ class Euler(AbstractSolver):
 class Heun(AbstractSolver):
     r"""Second order, two denoiser calls a step (Algorithm 1; Algorithm 3 for any alpha).
 
-    The second call is at $t + \alpha h$: `alpha` 1 is Heun's method, 1/2 the midpoint
-    rule, 2/3 Ralston's.
-
-    Raises:
-        ValueError: `alpha` is not positive.
+    The second call is at $t + \alpha h$: 1 is Heun's method, 1/2 the midpoint rule, 2/3 Ralston's.
+    Raises: ValueError if `alpha` is not positive.
     """
 
     alpha: float = 1.0
@@ -1514,12 +1415,12 @@ class Heun(AbstractSolver):
     def __check_init__(self):
         check_number("alpha", self.alpha)
 
-    def init(self, x: Float[Array, "*shape"]) -> None:
+    def init(self, x: Example) -> None:
         return None
 
     def step(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
-    ) -> tuple[Float[Array, "*shape"], None]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: None
+    ) -> tuple[Example, None]:
         h = t_next - t
         first = ode.velocity(t, x)
         # At alpha = 1 this is t_next to the last bit: t + h may round to 0, where sigma is.
@@ -1527,9 +1428,7 @@ class Heun(AbstractSolver):
         half = 1 / (2 * self.alpha)
         return x + h * ((1 - half) * first + half * second), None
 
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: None
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: None) -> Example:
         return _euler_to_zero(ode, x, t)
 
 
@@ -1546,31 +1445,22 @@ class DPMSolverPP2M(AbstractSolver):
 
     formula: ClassVar = "DPM-Solver++(2M), N calls"
 
-    def init(self, x: Float[Array, "*shape"]) -> tuple[Array, Array]:
+    def init(self, x: Example) -> tuple[Array, Array]:
         return jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)  # at infinite distance
 
     def step(
-        self,
-        ode: ODE,
-        x: Float[Array, "*shape"],
-        t: Array,
-        t_next: Array,
-        state: tuple[Array, Array],
-    ) -> tuple[Float[Array, "*shape"], tuple[Array, Array]]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: tuple[Array, Array]
+    ) -> tuple[Example, tuple[Array, Array]]:
         old, old_log = state
         sigma, next_sigma = ode.schedule.sigma(t), ode.schedule.sigma(t_next)
-        denoised = ode.denoise(t, x)
-        shrink = next_sigma / sigma
-        log = jnp.log(sigma)
+        denoised, shrink, log = ode.denoise(t, x), next_sigma / sigma, jnp.log(sigma)
         ratio = (jnp.log(next_sigma) - log) / (log - old_log)  # 0 without a past
         ahead = denoised + ratio / 2 * (denoised - old)
         s, next_s = ode.schedule.scale(t), ode.schedule.scale(t_next)
         x_next = next_s * (shrink * (x / s) + (1 - shrink) * ahead)
         return x_next, (denoised, log)
 
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: Any
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: Any) -> Example:
         return ode.schedule.scale(jnp.zeros_like(t)) * ode.denoise(t, x)
 
 
@@ -1594,26 +1484,21 @@ class Preconditioned(Protocol):
 
 def weighted_error(
     denoiser: Preconditioned,
-    x: Float[Array, "*shape"],
+    x: Example,
     sigma: Scalar,
-    n: Float[Array, "*shape"],
+    n: Example,
     cond: Condition = None,
     *,
     key: PRNGKey | None = None,
-) -> Float[Array, "*shape"]:
+) -> Example:
     r"""$\lambda(\sigma)\,(D(x+n;\sigma)-x)^2$ of one example, computed in network space.
 
-    Eq. 2 by way of Eq. 8. With the right `sigma_data` an untrained (zero) network scores 1
-    on average at every noise level.
+    Eq. 2 by way of Eq. 8. `x` is clean and `n` noise of level `sigma`, in data units; `key` is
+    for the network's dropout, if it has any. `denoiser` may be anything with the two fields of
+    a `Denoiser`.
 
-    Arguments:
-        denoiser: a `Denoiser`, or anything with its two fields.
-        x, n: clean example and noise of level `sigma`, data units.
-        key: for the network's dropout, if it has any.
-
-    Raises:
-        ValueError: `denoiser` has no `network` and `preconditioning`, `x` is not floating, or
-            `n` or the network's output is not shaped like `x`.
+    Raises: ValueError if `denoiser` has no `network` and `preconditioning`, `x` is not floating, or
+    `n` or the network's output is not shaped like `x`.
     """
     network, preconditioning = _parts(denoiser)
     check_floating("x", x)
@@ -1628,7 +1513,7 @@ def weighted_error(
 @renamed(noise="sigma_dist")
 def denoising_loss(
     denoiser: Preconditioned,
-    x: Float[Array, "*shape"],
+    x: Example,
     cond: Condition = None,
     *,
     sigma_dist: Callable[[PRNGKey], Array],
@@ -1636,14 +1521,10 @@ def denoising_loss(
 ) -> Float[Array, ""]:
     """The training loss of one example: `weighted_error` at a random noise level, averaged.
 
-    Arguments:
-        denoiser: a `Denoiser`, or anything with its two fields.
-        x: one clean example, data units.
-        sigma_dist: the law of the noise level, such as `LogNormal()`.
-        key: split between the level, the noise and the network.
+    `x` is clean, in data units; `sigma_dist` is the law of the noise level, such as `LogNormal()`;
+    `key` is split between the level, the noise and the network.
 
-    Raises:
-        ValueError: as `weighted_error`.
+    Raises: ValueError as `weighted_error`.
     """
     sigma_key, noise_key, network_key = jr.split(key, 3)
     sigma = as_float(sigma_dist(sigma_key), x)
@@ -1666,31 +1547,25 @@ def loss_by_sigma(
     called without a key, as samplers call it: a network with dropout uses all its units.
 
     Arguments:
-        denoiser: any denoiser.
         x: examples, stacked along the first axis, data units; `cond` likewise, or None.
         sigmas: the noise levels, data units.
         preconditioning: whose $\lambda(\sigma)$ weighs the error of a denoiser that has
             none of its own, such as an exact one.
 
-    Raises:
-        ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
-            `sigmas` not 1-D and positive, or not one condition for each example.
-        TypeError: `key` is no random key.
+    Raises: ValueError for a plain callable without `preconditioning`, if `x` is empty or not
+    finite, `sigmas` not 1-D and positive, or `cond` not one for each example; TypeError if `key` is
+    no random key.
     """
     errors = _errors_by_sigma(denoiser, x, sigmas, cond, key=key, preconditioning=preconditioning)
     return errors.mean(axis=1)
 
 
 def initial_loss(
-    preconditioning: AbstractPreconditioning,
-    sigma: Scalar,
-    mean_square: Scalar,
+    preconditioning: AbstractPreconditioning, sigma: Scalar, mean_square: Scalar
 ) -> Float[Array, "..."]:
     r"""The expected loss of a zero network: $\lambda[(c_{skip}-1)^2 E x^2 + c_{skip}^2\sigma^2]$.
 
-    Arguments:
-        sigma: noise level, data units.
-        mean_square: $E x^2$ of the data about zero, data units squared.
+    `sigma` is in data units; `mean_square`, in their square, is $E x^2$ of the data about zero.
     """
     sigma = as_float(sigma)
     c_skip = preconditioning(sigma).c_skip
@@ -1706,24 +1581,20 @@ def check_initial_loss(
     sigmas: Float[ArrayLike, " levels"] | None = None,
     key: PRNGKey | None = None,
 ) -> Float[Array, " levels"]:
-    """Measure the loss of an *untrained* denoiser and refuse it where it is not 1.
+    """The losses of an *untrained* denoiser, refused where they are not 1.
 
     Call it once before training: it finds a wrong `sigma_data`, data that were not
     centred or scaled, and a network whose last layer does not start at zero.
 
     Arguments:
         denoiser: a `Denoiser` before its first training step.
-        x: data, stacked along the first axis (`cond` likewise). The finer the better:
+        x: data, stacked along the first axis (`cond` likewise). The more the better:
             the check allows 4 of its own standard errors, about 4 sqrt(2/(n d)).
         sigmas: noise levels to check; nine of `edm_sigmas` unless given.
         key: for the noise; a fixed one unless given, so that the check is repeatable.
 
-    Returns:
-        The measured losses.
-
-    Raises:
-        ValueError: a loss differs from 1 by more than 4 standard errors, or as `loss_by_sigma`.
-        TypeError: `key` is no random key.
+    Raises: ValueError if a loss differs from 1 by more than 4 standard errors, and as
+    `loss_by_sigma`; TypeError if `key` is no random key.
     """
     check_data("x", x)
     if len(x) < 2:
@@ -1742,13 +1613,7 @@ def check_initial_loss(
 
 
 def _errors_by_sigma(
-    denoiser: Any,
-    x: Array,
-    sigmas: Any,
-    cond: Condition,
-    *,
-    key: PRNGKey,
-    preconditioning: Any = None,
+    denoiser: Any, x: Array, sigmas: Any, cond: Any, *, key: PRNGKey, preconditioning: Any = None
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
@@ -1784,18 +1649,16 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
     except AttributeError:
         raise ValueError(
             "the loss takes its weight from a preconditioning: use Denoiser(network, "
-            "preconditioning), or pass preconditioning= to loss_by_sigma; "
-            f"got {denoiser}"
+            f"preconditioning), or pass preconditioning= to loss_by_sigma; got {denoiser}"
         ) from None
 
 
 def _advice(denoiser: Preconditioned, x: Array, sigma: float, loss: float, allowed: float) -> str:
-    measured = float(jnp.sqrt(jnp.mean(x**2)))
-    mean = float(jnp.mean(x))
+    rms, mean = float(jnp.sqrt(jnp.mean(x**2))), float(jnp.mean(x))
     return (
         f"an untrained network must score 1 at every noise level, but scores {loss:.3f} at "
         f"sigma = {sigma:.3g} (allowed: 1 +- {allowed:.3f}). The data's root mean square is "
-        f"{measured:.4g} and their mean {mean:.3g}; the preconditioning is "
+        f"{rms:.4g} and their mean {mean:.3g}; the preconditioning is "
         f"{denoiser.preconditioning}. Centre the data, use EDMPreconditioning.from_data(x), "
         "and start the network's last layer at zero."
     )
@@ -1815,9 +1678,8 @@ class Denoiser(eqx.Module):
         network: any callable; an `eqx.Module` can be trained.
         preconditioning: stays with the network for life, whatever sampler is used.
 
-    Raises:
-        TypeError: `network` is not callable, has another signature (see `networks.adapt`) or
-            layers that keep a state, or `preconditioning` is not one.
+    Raises: TypeError if `network` is not callable, has another signature (see `networks.adapt`) or
+    layers that keep a state, or if `preconditioning` is not one.
     """
 
     network: Callable[..., Array]
@@ -1826,21 +1688,16 @@ class Denoiser(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
+        check_stateless("network", self.network)
         _check_network(self.network)
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
-        Raises:
-            ValueError: `x` is not floating, `sigma` has axes, or the network returns something
-                else than an array shaped like `x`.
+        Raises: ValueError if `x` is not floating, `sigma` has axes, or the network returns
+        something else than an array shaped like `x`.
         """
         check_floating("x", x)
         check_scalar("sigma", sigma)
@@ -1857,8 +1714,7 @@ class Pinned(eqx.Module):
     The condition it is called with is ignored, so that `Guided(D, Pinned(D, null), w)` is
     classifier-free guidance.
 
-    Raises:
-        TypeError: `denoiser` is not callable.
+    Raises: TypeError if `denoiser` is not callable.
     """
 
     denoiser: DenoiserFn
@@ -1868,13 +1724,8 @@ class Pinned(eqx.Module):
         check_callable("denoiser", self.denoiser)
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The wrapped denoiser at the fixed condition."""
         return _call(self.denoiser, x, sigma, self.cond, key)
 
@@ -1884,17 +1735,12 @@ class Guided(eqx.Module):
     r"""One denoiser steered away from a worse one: $D_g + w\,(D_m - D_g)$.
 
     `weight` 1 is `main` alone, 0 is `guide` alone, more than 1 extrapolates. Outside the
-    noise levels of `interval` (both ends included, data units) the weight is 1. With
-    w other than 1 the result is *not* the denoiser of a posterior.
+    noise levels of `interval` (both ends included, data units) the weight is 1. The condition
+    and half of the key go to each denoiser. With w other than 1 the result is *not* the denoiser
+    of a posterior.
 
-    Arguments:
-        main, guide: denoisers; the condition and half of the key go to both.
-        weight: the number w.
-        interval: the noise levels at which guidance acts.
-
-    Raises:
-        ValueError: `interval` is not an ordered pair, or `weight` is not finite.
-        TypeError: `main` or `guide` is not callable.
+    Raises: ValueError if `interval` is not an ordered pair or `weight` not finite; TypeError if
+    `main` or `guide` is not callable.
     """
 
     main: DenoiserFn
@@ -1910,13 +1756,8 @@ class Guided(eqx.Module):
             raise ValueError(f"weight must be finite, got {self.weight}")
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The guided denoiser at one example."""
         main_key, guide_key = (None, None) if key is None else jax.random.split(key)
         main = _call(self.main, x, sigma, cond, main_key)
@@ -1928,8 +1769,7 @@ class Guided(eqx.Module):
 
 
 def _check_network(network: Callable[..., Array]) -> None:
-    """Refuse a network that cannot be called as one, or that keeps running statistics."""
-    check_stateless("network", network)
+    """Refuse a network that cannot be called as one."""
     try:
         signature = inspect.signature(network)
     except (TypeError, ValueError):  # a builtin does not tell
@@ -1994,8 +1834,7 @@ class Churn(eqx.Module):
         s_noise: the added noise is multiplied by this, 1 being exact.
         draw: called as `draw(key, shape, dtype)` once a step for unit noise.
 
-    Raises:
-        ValueError: a negative amount, s_min > s_max, or s_noise not finite.
+    Raises: ValueError for a negative amount, s_min > s_max, or s_noise not finite.
     """
 
     s_churn: Any
@@ -2028,7 +1867,7 @@ class Churn(eqx.Module):
 
 def sample(
     denoiser: DenoiserFn,
-    noise: Float[Array, "*shape"],
+    noise: Example,
     sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
@@ -2036,16 +1875,16 @@ def sample(
     solver: AbstractSolver = Heun(),
     churn: Churn | None = None,
     key: PRNGKey | None = None,
-) -> Float[Array, "*shape"]:
+) -> Example:
     """Turn unit Gaussian `noise` into one sample of the data distribution.
 
-    Algorithm 1 of Karras et al. (2022), for any schedule and solver; Algorithm 2 with
-    `churn`, Algorithm 3 with `Heun(alpha)`. Without `churn` this is a deterministic
-    function of `noise`: the solution of the probability-flow ODE (Eq. 4) from `sigmas[0]`
-    down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
-    memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
+    Algorithm 1 of Karras et al. (2022); Algorithm 2 with `churn`, Algorithm 3 with `Heun(alpha)`.
+    Without `churn` this is a deterministic function of `noise`: the solution of the
+    probability-flow ODE (Eq. 4) from `sigmas[0]` down to 0. Costs 2 n - 1 denoiser calls with
+    `Heun`, n with the others. More points than memory holds: `jax.lax.map(draw, noise,
+    batch_size=10_000)`, with `draw` of one example.
 
-    It can start from an example y that was noised up to a level s only, x = y + s n: pass
+    To start from an example y that was noised up to a level s only, x = y + s n, pass
     `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.
 
     Arguments:
@@ -2059,10 +1898,9 @@ def sample(
         key: needed with `churn`, and only then; step i draws with `fold_in(key, i)`.
 
     Raises:
-        ValueError: `churn` without `key`, `noise` that is not floating or not finite, or
-            `sigmas` that are not positive, finite and descending, also as times of the
-            schedule (one may round); a denoiser whose output is not shaped and typed like
-            `noise`.
+        ValueError: `churn` without `key`, `noise` that is not floating or not finite, `sigmas`
+            that do not descend, as times of the schedule too, or are not positive and finite, or
+            a denoiser whose output is not shaped and typed like `noise`.
         TypeError: a `schedule`, `solver`, `churn` or `key` that is not one.
     """
     sampler = _sampler(noise, sigmas, key, schedule=schedule, solver=solver, churn=churn)
@@ -2071,7 +1909,7 @@ def sample(
 
 def sample_path(
     denoiser: DenoiserFn,
-    noise: Float[Array, "*shape"],
+    noise: Example,
     sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
@@ -2101,11 +1939,21 @@ class _Sampler(eqx.Module):
     def raise_noise(
         self, key: PRNGKey | None, i: Any, x: Array, t: Array, state: Any
     ) -> tuple[Array, Array, Any]:
-        """x, its time and the solver's state once churn has acted before step i."""
-        if self.churn is None or key is None:
+        """x, its time and the solver's state after churn before step i (Algorithm 2, lines 4-6)."""
+        churn, schedule = self.churn, self.schedule
+        if churn is None or key is None:
             return x, t, state
-        key = jax.random.fold_in(key, i)
-        x_hat, t_hat = _add_noise(self.churn, self.schedule, key, n=len(self.times), x=x, t=t)
+        sigma = schedule.sigma(t)
+        gamma = churn.gamma(sigma, len(self.times))
+        t_hat = jnp.where(gamma > 0, schedule.time(sigma * (1 + gamma)), t)
+        sigma_hat, scale = schedule.sigma(t_hat), schedule.scale(t_hat)
+        variance = (sigma_hat - sigma) * (sigma_hat + sigma)
+        # Rounding to discrete levels may go down: then nothing is added, as in the reference.
+        # The inner `where` keeps the root's derivative finite where nothing is added.
+        added = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+        draw = churn.draw(jax.random.fold_in(key, i), x.shape, x.dtype)
+        unit = as_float(churn.s_noise, x) * draw
+        x_hat = scale / schedule.scale(t) * x + added * scale * unit
         fresh = self.solver.init(x)  # fresh noise makes what a multistep solver remembers stale
         state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
         return x_hat, t_hat, state
@@ -2116,15 +1964,14 @@ def _integrate(
     sampler: _Sampler,
     denoiser: DenoiserFn,
     noise: Array,
-    cond: Condition,
+    cond: Any,
     *,
-    key: PRNGKey | None,
+    key: Any,
     keep: bool = False,
 ) -> tuple[Array, Any]:
     """The sample, and (if asked) the states at the start of every step."""
     times, schedule, solver = sampler.times, sampler.schedule, sampler.solver
-    n = len(times)
-    ode = ODE(denoiser, schedule, cond)
+    n, ode = len(times), ODE(denoiser, schedule, cond)
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
         x, state = carry
@@ -2144,31 +1991,8 @@ def _integrate(
     return solver.last(ode, x_hat, t_hat, state), path
 
 
-def _add_noise(
-    churn: Churn, schedule: AbstractSchedule, key: PRNGKey, n: int, x: Array, t: Array
-) -> tuple[Array, Array]:
-    """Algorithm 2, lines 4-6: raise the noise level by gamma, in any schedule."""
-    sigma = schedule.sigma(t)
-    gamma = churn.gamma(sigma, n)
-    t_hat = jnp.where(gamma > 0, schedule.time(sigma * (1 + gamma)), t)
-    sigma_hat = schedule.sigma(t_hat)
-    variance = (sigma_hat - sigma) * (sigma_hat + sigma)
-    # Rounding to discrete levels may go down: then nothing is added, as in the reference.
-    # The inner `where` keeps the root's derivative finite where nothing is added.
-    added = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    scale = schedule.scale(t_hat)
-    unit = as_float(churn.s_noise, x) * churn.draw(key, x.shape, x.dtype)
-    return scale / schedule.scale(t) * x + added * scale * unit, t_hat
-
-
 def _sampler(
-    noise: Array,
-    sigmas: Any,
-    key: Any,
-    *,
-    schedule: AbstractSchedule,
-    solver: AbstractSolver,
-    churn: Churn | None,
+    noise: Any, sigmas: Any, key: Any, *, schedule: Any, solver: Any, churn: Any
 ) -> _Sampler:
     """The sampler, once nothing speaks against the arguments that can be looked at."""
     check_finite("noise", noise)
@@ -2187,8 +2011,8 @@ def _sampler(
     if concrete(times) and not descends(np.asarray(times)):
         raise ValueError(
             "sigmas must lead to distinct, positive times of the schedule, which may round to "
-            "levels of its own: take fewer, or a larger sigma_min; got "
-            f"{sigmas}, and the times {times}"
+            "levels of its own: take fewer, or a larger sigma_min; "
+            f"got {sigmas}, and the times {times}"
         )
     return _Sampler(times, schedule, solver, churn)
 

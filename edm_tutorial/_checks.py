@@ -24,9 +24,8 @@ def concrete(*values: Any) -> bool:
 
 def check_floating(name: str, array: Any) -> None:
     """Refuse an array whose dtype cannot hold noise."""
-    dtype = getattr(array, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        got = type(array).__name__ if dtype is None else dtype
+    got = getattr(array, "dtype", type(array).__name__)
+    if isinstance(got, str) or not jnp.issubdtype(got, jnp.floating):
         raise ValueError(
             f"{name} must be a floating-point array, got {got}: use jnp.asarray({name}, float)"
         )
@@ -62,13 +61,19 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> None:
         check_positive(name, value)
 
 
+def check_range(sigma_min: Any, sigma_max: Any) -> None:
+    """Refuse what is not 0 < sigma_min < sigma_max, and finite."""
+    if concrete(sigma_min, sigma_max) and not 0 < float(sigma_min) < float(sigma_max) < np.inf:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+
+
 def whole(name: str, count: Any, *, least: int = 1) -> int:
     """A size as an int, whichever integer it was; floats are refused, whole ones too."""
     try:
-        number = operator.index(count)
+        number = None if isinstance(count, bool) else operator.index(count)
     except TypeError:
         number = None
-    if number is None or isinstance(count, bool):
+    if number is None:
         raise TypeError(f"{name} must be a whole number, got {count!r}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {name}={number}")
@@ -184,10 +189,9 @@ def check_cond(cond: Condition, count: int) -> None:
     for leaf in jax.tree.leaves(cond):
         if getattr(leaf, "dtype", None) is None:
             raise ValueError(f"cond must be made of arrays, got {leaf!r}: use jnp.asarray(cond)")
-        if jnp.ndim(leaf) == 0 or len(leaf) != count:
+        if (shape := jnp.shape(leaf))[:1] != (count,):
             raise ValueError(
-                f"every example needs its condition: {count} examples, and cond of shape "
-                f"{jnp.shape(leaf)}"
+                f"every example needs its condition: {count} examples, and cond of shape {shape}"
             )
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             check_data("cond", leaf)

@@ -1,6 +1,6 @@
 """Shared type aliases, the protocol of a denoiser, and the conversion of numbers to arrays.
 
-Arrays are annotated with jaxtyping, `Float[Array, "*shape"]`. One example at a time: no function
+Arrays are annotated with jaxtyping, `Example`. One example at a time: no function
 here has a batch axis unless its docstring says so; batch with `jax.vmap`.
 """
 
@@ -9,6 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Real
+
+Example = Float[Array, "*shape"]
+"""One example, of any shape; the same shape wherever a signature says so."""
 
 Scalar = Real[ArrayLike, ""]
 """A number: a Python or NumPy one, or an array of shape ()."""
@@ -25,20 +28,13 @@ class DenoiserFn(Protocol):
     """The one interface of this package: $D(x; \\sigma)$, the mean of the data given `x`.
 
     Any callable will do: an exact formula, a trained network, a guided pair, a posterior.
-    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`. `key` is
-    for a denoiser that draws, and is passed only where a key was given: one that does not
-    draw needs no such parameter.
+    `x` and `sigma` are in data units; the answer has the shape and dtype of `x`. `key` is passed
+    only where one was given: a denoiser that does not draw needs no such parameter.
     """
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        /,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]: ...
+        self, x: Example, sigma: Scalar, cond: Condition = None, /, *, key: PRNGKey | None = None
+    ) -> Example: ...
 
 
 def as_float(value: Any, like: Any = None) -> Array:

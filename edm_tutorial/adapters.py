@@ -28,21 +28,19 @@ def from_ddpm(
 ) -> DenoiserFn:
     r"""The denoiser of a DDPM network, which predicts the noise at discrete steps.
 
-    The label of a noise level between two steps is interpolated, linearly in $\ln\sigma$, so
-    that the denoiser is a continuous function of $\sigma$. Beyond the first and the last
-    step the label stays there: sample and integrate between `sigma_min` and `sigma_max` of
-    the model, $\sqrt{1/\bar\alpha - 1}$ of these two.
+    The label of a noise level between two steps is interpolated, linearly in $\ln\sigma$. Beyond
+    the first and the last step it stays theirs: sample and integrate between `sigma_min` and
+    `sigma_max` of the model, $\sqrt{1/\bar\alpha - 1}$ of these two.
 
     Arguments:
-        eps_network: called as `eps_network(x_t, t_label, cond)` for one example; `t_label` is
-            a scalar of the dtype of `x_t`, from 0 to steps - 1. Returns the noise, shaped
-            like `x_t`. With `key=` only where the denoiser is called with one.
+        eps_network: called as `eps_network(x_t, t_label, cond)` for one example, and with `key=`
+            only where the denoiser is; `t_label` is a scalar of the dtype of `x_t`, from 0 to
+            steps - 1. Returns the noise, shaped like `x_t`.
         alphas_cumprod: $\bar\alpha_t$ of all steps, from nearly 1 down to nearly 0. Give them
             in float64: the first ones lose digits in $1 - \bar\alpha_t$.
 
-    Raises:
-        ValueError: `alphas_cumprod` is not 1-D, descending and between 0 and 1.
-        TypeError: `eps_network` is not callable.
+    Raises: ValueError unless `alphas_cumprod` is 1-D, descending and between 0 and 1; TypeError if
+    `eps_network` is not callable.
     """
     check_callable("eps_network", eps_network)
     alpha_bar = np.asarray(alphas_cumprod, float)
@@ -60,14 +58,12 @@ def from_flow_matching(velocity: Callable[..., Array]) -> DenoiserFn:
     r"""The denoiser of a flow matching network, which predicts noise minus data.
 
     Arguments:
-        velocity: called as `velocity(x_t, t, cond)` for one example on
-            $x_t = (1-t)\,y + t\,n$, where t = 0 is data and t = 1 is noise; `t` is a scalar of
-            the dtype of `x_t`. Returns the mean of $n - y$, shaped like `x_t`. With `key=`
-            only where the denoiser is called with one. A model whose time runs from noise to
-            data is `lambda x, t, cond: -model(x, 1 - t, cond)`.
+        velocity: called as `velocity(x_t, t, cond)` for one example (`key=` as in `from_ddpm`)
+            on $x_t = (1-t)\,y + t\,n$, where t = 0 is data and t = 1 is noise; `t` is a scalar
+            of the dtype of `x_t`. Returns the mean of $n - y$, shaped like `x_t`. A model whose
+            time runs from noise to data is `lambda x, t, cond: -model(x, 1 - t, cond)`.
 
-    Raises:
-        TypeError: `velocity` is not callable.
+    Raises: TypeError if `velocity` is not callable.
     """
     check_callable("velocity", velocity)
     return _FromFlowMatching(velocity)

@@ -1,8 +1,7 @@
 r"""Denoisers made of a network, of a fixed condition, or of a guided pair.
 
 A denoiser is any callable `D(x, sigma, cond=None, *, key=None)` that returns the mean of
-the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else. One
-that draws nothing needs no parameter `key`: it is passed on only where one was given.
+the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothing else.
 """
 
 import copyreg
@@ -15,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ._checks import (
     check_callable,
@@ -26,7 +25,7 @@ from ._checks import (
     check_stateless,
     concrete,
 )
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
+from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float, as_traced
 from .preconditioning import AbstractPreconditioning
 
 
@@ -41,9 +40,8 @@ class Denoiser(eqx.Module):
         network: any callable; an `eqx.Module` can be trained.
         preconditioning: stays with the network for life, whatever sampler is used.
 
-    Raises:
-        TypeError: `network` is not callable, has another signature (see `networks.adapt`) or
-            layers that keep a state, or `preconditioning` is not one.
+    Raises: TypeError if `network` is not callable, has another signature (see `networks.adapt`) or
+    layers that keep a state, or if `preconditioning` is not one.
     """
 
     network: Callable[..., Array]
@@ -52,21 +50,16 @@ class Denoiser(eqx.Module):
     def __check_init__(self):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
+        check_stateless("network", self.network)
         _check_network(self.network)
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The mean of the data given `x` at noise level `sigma`, in data units.
 
-        Raises:
-            ValueError: `x` is not floating, `sigma` has axes, or the network returns something
-                else than an array shaped like `x`.
+        Raises: ValueError if `x` is not floating, `sigma` has axes, or the network returns
+        something else than an array shaped like `x`.
         """
         check_floating("x", x)
         check_scalar("sigma", sigma)
@@ -83,8 +76,7 @@ class Pinned(eqx.Module):
     The condition it is called with is ignored, so that `Guided(D, Pinned(D, null), w)` is
     classifier-free guidance.
 
-    Raises:
-        TypeError: `denoiser` is not callable.
+    Raises: TypeError if `denoiser` is not callable.
     """
 
     denoiser: DenoiserFn
@@ -94,13 +86,8 @@ class Pinned(eqx.Module):
         check_callable("denoiser", self.denoiser)
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The wrapped denoiser at the fixed condition."""
         return _call(self.denoiser, x, sigma, self.cond, key)
 
@@ -110,17 +97,12 @@ class Guided(eqx.Module):
     r"""One denoiser steered away from a worse one: $D_g + w\,(D_m - D_g)$.
 
     `weight` 1 is `main` alone, 0 is `guide` alone, more than 1 extrapolates. Outside the
-    noise levels of `interval` (both ends included, data units) the weight is 1. With
-    w other than 1 the result is *not* the denoiser of a posterior.
+    noise levels of `interval` (both ends included, data units) the weight is 1. The condition
+    and half of the key go to each denoiser. With w other than 1 the result is *not* the denoiser
+    of a posterior.
 
-    Arguments:
-        main, guide: denoisers; the condition and half of the key go to both.
-        weight: the number w.
-        interval: the noise levels at which guidance acts.
-
-    Raises:
-        ValueError: `interval` is not an ordered pair, or `weight` is not finite.
-        TypeError: `main` or `guide` is not callable.
+    Raises: ValueError if `interval` is not an ordered pair or `weight` not finite; TypeError if
+    `main` or `guide` is not callable.
     """
 
     main: DenoiserFn
@@ -136,13 +118,8 @@ class Guided(eqx.Module):
             raise ValueError(f"weight must be finite, got {self.weight}")
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The guided denoiser at one example."""
         main_key, guide_key = (None, None) if key is None else jax.random.split(key)
         main = _call(self.main, x, sigma, cond, main_key)
@@ -154,8 +131,7 @@ class Guided(eqx.Module):
 
 
 def _check_network(network: Callable[..., Array]) -> None:
-    """Refuse a network that cannot be called as one, or that keeps running statistics."""
-    check_stateless("network", network)
+    """Refuse a network that cannot be called as one."""
     try:
         signature = inspect.signature(network)
     except (TypeError, ValueError):  # a builtin does not tell

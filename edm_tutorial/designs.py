@@ -1,9 +1,8 @@
 r"""The four columns of Table 1, each as one object made of five independent choices.
 
 A `Design` bundles how a model is *trained* (preconditioning, noise distribution) with
-how it is *sampled* (grid, schedule, solver). Nothing ties the two halves together:
-sampling a denoiser in another design uses that design's grid, schedule and solver and
-leaves the denoiser, its preconditioning included, as it was trained.
+how it is *sampled* (grid, schedule, solver). Nothing ties the two halves together: a denoiser
+sampled in another design keeps the preconditioning with which it was trained.
 """
 
 import functools
@@ -118,11 +117,9 @@ def iddpm() -> Design:
 def edm(sigma_data: float = 0.5) -> Design:
     """EDM's own choices (Table 1, column "Ours").
 
-    Arguments:
-        sigma_data: 0.5 is the table's, for images; measure that of your data.
+    `sigma_data` 0.5 is the table's, for images; measure that of your data.
 
-    Raises:
-        ValueError: a `sigma_data` that is not positive and finite.
+    Raises: ValueError unless `sigma_data` is positive and finite.
     """
     return Design(
         grid=grids.edm_sigmas,

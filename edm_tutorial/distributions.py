@@ -15,24 +15,22 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._checks import check_data, check_floating, concrete
-from ._types import Condition, PRNGKey, Scalar, as_float
+from ._types import Condition, Example, PRNGKey, Scalar, as_float
+
+Numbers = ArrayLike | Sequence[Any]
+"""An array, or lists of numbers."""
 
 
 @final
 class GaussianMixture(eqx.Module):
     r"""$\sum_k w_k\, N(\mu_k, C_k)$ in $d$ dimensions, known at every noise level.
 
-    The covariances are kept as eigenvalues and eigenvectors, which do not depend on the
-    noise: each call costs K d^2. Its `denoise` is a denoiser.
+    Weights (K,) are positive and sum to 1, means have shape (K, d), data units, and covs (K, d, d)
+    are symmetric and positive semi-definite. They are kept as eigenvalues and eigenvectors, which
+    do not depend on the noise: each call costs K d^2. `denoise` is a denoiser.
 
-    Arguments:
-        weights: positive, shape (K,), summing to 1.
-        means: shape (K, d), data units.
-        covs: symmetric and positive semi-definite, shape (K, d, d).
-
-    Raises:
-        ValueError: shapes that do not fit, weights that do not sum to 1, or a covariance
-            that is not symmetric or has a negative eigenvalue.
+    Raises: ValueError for shapes that do not fit, weights that do not sum to 1, or a covariance
+    that is not symmetric or has a negative eigenvalue.
     """
 
     weights: Float[Array, " components"]
@@ -40,12 +38,7 @@ class GaussianMixture(eqx.Module):
     variances: Float[Array, "components d"]
     axes: Float[Array, "components d d"]
 
-    def __init__(
-        self,
-        weights: ArrayLike | Sequence[Any],
-        means: ArrayLike | Sequence[Any],
-        covs: ArrayLike | Sequence[Any],
-    ):
+    def __init__(self, weights: Numbers, means: Numbers, covs: Numbers):
         weights, means, covs = (as_float(value) for value in (weights, means, covs))
         _check_mixture(weights, means, covs)
         self.weights, self.means = weights, means
@@ -54,7 +47,7 @@ class GaussianMixture(eqx.Module):
 
     @property
     def covs(self) -> Float[Array, "components d d"]:
-        """The covariances, put together from their eigenvectors."""
+        """The covariances, from their eigenvectors."""
         return jnp.einsum("kij,kj,klj->kil", self.axes, self.variances, self.axes)
 
     def sample(self, key: PRNGKey) -> Float[Array, " d"]:
@@ -72,7 +65,7 @@ class GaussianMixture(eqx.Module):
         r"""$\nabla_x \ln p(x; \sigma)$, the right-hand side of Eq. 3."""
         local, total = self._local(x, sigma)
         posterior = jax.nn.softmax(self._log_joint(local, total))
-        return -jnp.einsum("k,kij,kj->i", posterior, self._axes(x), local / total)
+        return -jnp.einsum("k,kij,kj->i", posterior, self.axes.astype(x.dtype), local / total)
 
     def denoise(
         self,
@@ -86,17 +79,14 @@ class GaussianMixture(eqx.Module):
         local, total = self._local(x, sigma)
         posterior = jax.nn.softmax(self._log_joint(local, total))
         shrunk = local * (self.variances.astype(x.dtype) / total)
-        means = self.means.astype(x.dtype) + jnp.einsum("kij,kj->ki", self._axes(x), shrunk)
-        return posterior @ means
-
-    def _axes(self, x: Array) -> Array:
-        return self.axes.astype(x.dtype)
+        axes, means = self.axes.astype(x.dtype), self.means.astype(x.dtype)
+        return posterior @ (means + jnp.einsum("kij,kj->ki", axes, shrunk))
 
     def _local(self, x: Array, sigma: Scalar) -> tuple[Array, Array]:
         """`x` in the axes of each component, and the variance along each axis."""
         _check_point(x, self.means.shape[1:])
-        offset = x[None] - self.means.astype(x.dtype)
-        local = jnp.einsum("kij,ki->kj", self._axes(x), offset)
+        axes, means = self.axes.astype(x.dtype), self.means.astype(x.dtype)
+        local = jnp.einsum("kij,ki->kj", axes, x[None] - means)
         return local, self.variances.astype(x.dtype) + as_float(sigma, x) ** 2
 
     def _log_joint(self, local: Array, total: Array) -> Array:
@@ -108,23 +98,19 @@ class GaussianMixture(eqx.Module):
 class EmpiricalDenoiser(eqx.Module):
     r"""The ideal denoiser of a data set: $\sum_i w_i y_i$, $w =$ softmax$(-|x-y_i|^2/2\sigma^2)$.
 
-    Eq. 57 (App. B.3): the exact minimiser of the loss on these very points. It can only
-    return averages of them. Costs one pass over the data per call.
+    Eq. 57 (App. B.3): the exact minimiser of the loss on these very points, of shape (n, *shape),
+    in data units. It can only return averages of them. Costs one pass over the data per call.
 
-    Arguments:
-        data: shape (n, *shape), data units.
-
-    Raises:
-        ValueError: `data` is empty or not finite.
+    Raises: ValueError if `data` is empty or not finite.
     """
 
     data: Float[Array, " n *shape"]
 
-    def __init__(self, data: ArrayLike | Sequence[Any]):
+    def __init__(self, data: Numbers):
         self.data = as_float(data)
         check_data("data", self.data)
 
-    def weights(self, x: Float[Array, "*shape"], sigma: Scalar) -> Float[Array, " n"]:
+    def weights(self, x: Example, sigma: Scalar) -> Float[Array, " n"]:
         """The probability of each data point given the noisy `x`; sums to 1."""
         _check_point(x, self.data.shape[1:])
         offset = (self.data.astype(x.dtype) - x[None]).reshape(len(self.data), -1)
@@ -134,13 +120,8 @@ class EmpiricalDenoiser(eqx.Module):
         return jax.nn.softmax(-distance / (2 * as_float(sigma, x) ** 2))
 
     def __call__(
-        self,
-        x: Float[Array, "*shape"],
-        sigma: Scalar,
-        cond: Condition = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
+    ) -> Example:
         """The mean of the data set given the noisy `x`."""
         return jnp.tensordot(self.weights(x, sigma), self.data.astype(x.dtype), axes=1)
 

@@ -15,26 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ._checks import check_denoised, check_kind, check_number, check_scalar
-from ._types import Condition, DenoiserFn, Scalar, as_float
+from ._types import Condition, DenoiserFn, Example, Scalar, as_float
 from .schedules import AbstractSchedule, Linear
 
 Drift = Callable[[Any, Array, Condition], Array]
 Diffusion = Callable[[Any, Array, Condition], lx.DiagonalLinearOperator]
 
 
-def score(
-    denoiser: DenoiserFn,
-    x: Float[Array, "*shape"],
-    sigma: Scalar,
-    cond: Condition = None,
-) -> Float[Array, "*shape"]:
+def score(denoiser: DenoiserFn, x: Example, sigma: Scalar, cond: Condition = None) -> Example:
     r"""$\nabla_x \ln p(x;\sigma) = (D(x;\sigma) - x)/\sigma^2$ (Eq. 3), per data unit.
 
-    Raises:
-        ValueError: `sigma` has axes, or the denoiser changes the shape or the dtype of `x`.
+    Raises: ValueError if `sigma` has axes, or the denoiser changes the shape or the dtype of `x`.
     """
     check_scalar("sigma", sigma)
     denoised = denoiser(x, sigma, cond)
@@ -53,8 +47,7 @@ def probability_flow(denoiser: DenoiserFn, schedule: AbstractSchedule = Linear()
     Returns f(t, x, args) for `diffrax.ODETerm`; `args` is the condition. Integrate from
     the time of large noise down to that of small noise to generate, up to encode.
 
-    Raises:
-        TypeError: `schedule` is not one.
+    Raises: TypeError if `schedule` is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
 
@@ -73,8 +66,7 @@ def forward_sde(schedule: AbstractSchedule) -> tuple[Drift, Diffusion]:
     Returns (drift, diffusion) for `diffrax.MultiTerm(ODETerm(drift),
     ControlTerm(diffusion, brownian_motion))`, run upwards in time.
 
-    Raises:
-        TypeError: `schedule` is not one.
+    Raises: TypeError if `schedule` is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
 
@@ -96,17 +88,12 @@ def reverse_sde(
 ) -> tuple[Drift, Diffusion]:
     r"""The SDEs that remove the noise, all with the marginals of the ODE (Eq. 6).
 
-    $\beta(t)$ is how fast old noise is exchanged for new: 0 is the probability-flow ODE,
-    and None is $\dot\sigma/\sigma$, the reverse SDE of Song et al.
+    `beta`, per unit of time, is how fast old noise is exchanged for new: a function of time, a
+    number (0 is the probability-flow ODE) or None for $\dot\sigma/\sigma$, the reverse SDE of
+    Song et al. Returns (drift, diffusion) as `forward_sde` does, to be run downwards in time.
 
-    Returns (drift, diffusion) as `forward_sde` does, to be run downwards in time.
-
-    Arguments:
-        beta: a function of time, a number, or None; per unit of time.
-
-    Raises:
-        ValueError: a number for `beta` that is negative or not finite.
-        TypeError: `schedule` is not one.
+    Raises: ValueError for a number `beta` that is negative or not finite; TypeError if `schedule`
+    is not one.
     """
     check_kind("schedule", schedule, AbstractSchedule)
     if beta is not None and not callable(beta):

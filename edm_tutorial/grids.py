@@ -2,8 +2,7 @@ r"""Where the sampler stops: $N$ noise levels $\sigma_0 > \dots > \sigma_{N-1} >
 
 Each function returns the *positive* levels in data units; the final $\sigma_N = 0$ is
 implied (Table 1, row "Time steps"). One level is `[sigma_max]` in every grid. They are
-computed in float64 on the host, since they never depend on data, and are cast to the
-dtype of the noise where they are used.
+computed in float64 on the host, and cast to the dtype of the noise where they are used.
 """
 
 import functools
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import host, whole
+from ._checks import check_range, host, whole
 
 Grid = TypeVar("Grid", bound=Callable[..., Array])
 
@@ -22,9 +21,7 @@ Grid = TypeVar("Grid", bound=Callable[..., Array])
 def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[Grid], Grid]:
     """Mark a grid with the formula of its i-th of N levels, for a printed design.
 
-    Arguments:
-        text: in the names of the grid's arguments.
-        also: numbers in the formula that follow from the arguments, as a function of them.
+    `also` gives the numbers in the formula that follow from the grid's arguments.
     """
 
     def mark(grid: Any) -> Any:
@@ -40,29 +37,25 @@ def edm_sigmas(
 ) -> Float[Array, " n"]:
     r"""Evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
 
-    Raises:
-        ValueError: n < 1, not 0 < sigma_min < sigma_max, or rho not positive.
-        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1, not 0 < sigma_min < sigma_max, or rho is not positive;
+    TypeError if `n` is not a whole number, or a number is known only inside `jit`.
     """
-    ramp = _ramp(n)
     (sigma_min, sigma_max), rho = _range(sigma_min, sigma_max), host("rho", rho)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return jnp.asarray((high + ramp * (low - high)) ** rho)
+    return jnp.asarray((high + _ramp(n) * (low - high)) ** rho)
 
 
 @formula("sigma_max (sigma_min/sigma_max)^(i/(N-1))")
 def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Float[Array, " n"]:
     r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
 
-    Raises:
-        ValueError: n < 1 or not 0 < sigma_min < sigma_max.
-        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1 or not 0 < sigma_min < sigma_max; TypeError if `n` is not a whole
+    number, or a number is known only inside `jit`.
     """
-    ramp = _ramp(n)
     sigma_min, sigma_max = _range(sigma_min, sigma_max)
-    return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** ramp)
+    return jnp.asarray(sigma_max * (sigma_min / sigma_max) ** _ramp(n))
 
 
 @formula("sigma(t_i) of VP at t_i = 1 + i/(N-1) (eps - 1)")
@@ -74,9 +67,8 @@ def vp_sigmas(
     For a range of noise levels take the betas of
     `VariancePreserving.from_range(sigma_min, sigma_max, eps)`.
 
-    Raises:
-        ValueError: n < 1, not 0 < eps < 1, or betas whose noise does not rise.
-        TypeError: `n` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1 or not 0 < eps < 1, or for betas whose noise does not rise;
+    TypeError if `n` is not a whole number, or a number is known only inside `jit`.
     """
     eps, beta_d, beta_min = host("eps", eps), host("beta_d", beta_d), host("beta_min", beta_min)
     t = 1 + _ramp(n) * (eps - 1)
@@ -96,8 +88,7 @@ def _inside(
 ) -> dict[str, int]:
     """The indices j_0 and j_1 of the first and the last trained level in the range."""
     table = iddpm_levels(levels, c_1, c_2)
-    # A bound that is itself a level counts, whatever its last digits (float32, another table).
-    slack = 1 + 1e-6
+    slack = 1 + 1e-6  # a bound that is itself a level counts, whatever its last digits
     first, end = np.sum(table > sigma_max * slack), np.sum(table >= sigma_min / slack)
     return {"j_0": int(first), "j_1": int(end) - 1}
 
@@ -118,16 +109,13 @@ def iddpm_sigmas(
 ) -> Float[Array, " n"]:
     r"""`n` of the trained levels of improved DDPM inside the range (Table 1, "iDDPM").
 
-    Evenly spaced in the index, which is rounded to the nearest level and half-way cases to
-    the even one, as the reference implementation does.
+    Evenly spaced in the index, which is rounded, halves to even as in the reference.
 
-    Raises:
-        ValueError: n < 1, a bad range, or fewer than n levels inside it.
-        TypeError: `n` or `levels` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if n < 1, for a bad range, or with fewer than n levels inside it; TypeError
+    if `n` or `levels` is not a whole number, or a number is known only inside `jit`.
     """
     n = whole("n", n)
-    sigma_min, sigma_max = _range(sigma_min, sigma_max)
-    first, last = _inside(sigma_min, sigma_max, levels, c_1, c_2).values()
+    first, last = _inside(*_range(sigma_min, sigma_max), levels, c_1, c_2).values()
     if n > last - first + 1:
         raise ValueError(
             f"iDDPM has {last - first + 1} levels between sigma_min={sigma_min} and "
@@ -146,9 +134,8 @@ def iddpm_table(
     $u_{j-1}^2 = (u_j^2 + 1) / \max(\bar\alpha_{j-1}/\bar\alpha_j, C_1) - 1$ with
     $\bar\alpha_j = \sin^2(\tfrac\pi2 \, j / (M (C_2+1)))$ (Table 1, column "iDDPM").
 
-    Raises:
-        ValueError: levels < 1, or C_1, C_2 outside (0, 1).
-        TypeError: `levels` is not a whole number, or a number is known only inside `jit`.
+    Raises: ValueError if levels < 1 or C_1, C_2 are outside (0, 1); TypeError if `levels` is not a
+    whole number, or a number is known only inside `jit`.
     """
     return jnp.asarray(iddpm_levels(levels, c_1, c_2))
 
@@ -179,6 +166,5 @@ def _ramp(n: int) -> np.ndarray:
 
 def _range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
     low, high = host("sigma_min", sigma_min), host("sigma_max", sigma_max)
-    if not 0 < low < high < np.inf:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    check_range(sigma_min, sigma_max)
     return low, high

@@ -10,8 +10,7 @@ The result is the density of the data *with noise of level* `sigma_min`, in nats
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import diffrax
@@ -22,8 +21,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
-from ._checks import check_denoised, check_key, check_scalar, concrete, levels, whole
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
+from ._checks import check_denoised, check_key, check_range, check_scalar, concrete, levels, whole
+from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float, as_traced
 
 
 class Likelihood(NamedTuple):
@@ -31,8 +30,7 @@ class Likelihood(NamedTuple):
 
     Arguments:
         log_prob: ln p(x; sigma_min) in nats.
-        std_error: of `log_prob` over the probes; 0 for the exact trace, infinite for one
-            probe, which cannot tell.
+        std_error: of `log_prob` over the probes; 0 for the exact trace, infinite for one probe.
         latent: the unit noise that `sample` from this sigma_max turns back into x.
         num_steps: accepted steps of the solver.
         ok: whether the solve succeeded.
@@ -40,14 +38,14 @@ class Likelihood(NamedTuple):
 
     log_prob: Float[Array, ""]
     std_error: Float[Array, ""]
-    latent: Float[Array, "*shape"]
+    latent: Example
     num_steps: Int[Array, ""]
     ok: Bool[Array, ""]
 
 
 def log_likelihood(
     denoiser: DenoiserFn,
-    x: Float[Array, "*shape"],
+    x: Example,
     cond: Condition = None,
     *,
     sigma_min: Scalar = 0.002,
@@ -82,8 +80,8 @@ def log_likelihood(
             are drawn once and stay fixed over the solve.
         key: needed with `probes`, and only then.
         sigmas: at least two noise levels, descending, data units: the solver takes one step
-            from each to the next, the same for every point of a `vmap`. They replace
-            `sigma_min`, `sigma_max`, and the adaptive steps with their three arguments.
+            from each to the next. They replace `sigma_min`, `sigma_max`, and the adaptive steps
+            with their three arguments.
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
@@ -103,18 +101,20 @@ def log_likelihood(
         stepsize_controller = eqx.tree_at(tolerances, stepsize_controller, replace_fn=jnp.asarray)
     adaptive = {"stepsize_controller": stepsize_controller, "adjoint": adjoint}
     adaptive |= {"max_steps": whole("max_steps", max_steps)}
-    fixed = sigmas is not None
-    ends = levels(sigmas, x.dtype, least=2) if fixed else _ends(x, sigma_min, sigma_max)
+    if sigmas is None:
+        solve = eqx.Partial(_adaptive_steps, solver, **adaptive)
+        ends = _ends(x, sigma_min, sigma_max)
+    else:
+        solve, ends = eqx.Partial(_fixed_steps, solver), levels(sigmas, x.dtype, least=2)
     return _evaluate(
         denoiser,
         x,
         as_traced(cond),
         key,
+        solve=solve,
         sigmas=jnp.asarray(ends),
         prior=_prior(x, prior_mean, prior_std),
         probes=_probes(probes, key),
-        solver=solver,
-        adaptive=None if fixed else adaptive,
         throw=throw,
     )
 
@@ -126,11 +126,10 @@ def _evaluate(
     cond: Condition,
     key: PRNGKey | None,
     *,
+    solve: Callable[..., tuple[Any, Array, Array]],
     sigmas: Array,
     prior: tuple[Array | None, ...],
     probes: int | None,
-    solver: diffrax.AbstractSolver,
-    adaptive: dict[str, Any] | None,
     throw: bool,
 ) -> Likelihood:
     high = sigmas[0]
@@ -140,8 +139,7 @@ def _evaluate(
         sigmas = eqx.error_if(sigmas, ~valid, _INVALID)
     start = x, jnp.zeros(probes or 1, x.dtype)
     args = denoiser, cond, _directions(x, probes, key), probes is None
-    solve = _fixed_steps if adaptive is None else partial(_adaptive_steps, **adaptive)
-    (end, gained), steps, solved = solve(solver, sigmas, start, args)
+    (end, gained), steps, solved = solve(sigmas, start, args)
     if probes is None and all(part is None for part in prior):
         columns = _linearise(denoiser, end, high, cond, _directions(x, None, None))
         terminal = _matched_log_prob(end, *columns, high)
@@ -192,17 +190,11 @@ def bits_per_dim(
 ) -> Float[Array, "..."]:
     r"""Bits a dimension of data that were quantised: $-\ln p /(d \ln 2) - \log_2 \text{scale}$.
 
-    A density in data units becomes the probability of a quantisation cell by way of the
-    cell's width, `scale`. Data must have been dequantised by uniform noise of that width.
+    `log_prob` is in nats, of a density in data units, and `shape` that of one example. `scale` is
+    the width of a quantisation cell in data units, 2 / `bins` unless given (grey levels over the
+    range [-1, 1]). Data must have been dequantised by uniform noise of that width.
 
-    Arguments:
-        log_prob: nats, of a density in data units.
-        shape: of one example.
-        bins: grey levels over the range [-1, 1] of the data; sets `scale` to 2 / bins.
-        scale: the width of a cell in data units, where it is another.
-
-    Raises:
-        ValueError: a shape with a zero, bins < 1, or a scale that is not positive.
+    Raises: ValueError for a shape with a zero, bins < 1, or a scale that is not positive.
     """
     size = math.prod(shape)
     width = 2 / bins if scale is None and bins >= 1 else scale
@@ -222,7 +214,7 @@ _FAILED = (
 
 
 def _flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
-    """d/dsigma of the point and of what its density has gained, for each direction or probe."""
+    """d/dsigma of the point and of what its density has gained, for each probe."""
     x, _ = state
     denoiser, cond, directions, exact = args
     denoised, columns = _linearise(denoiser, x, sigma, cond, directions)
@@ -269,10 +261,8 @@ def _gaussian_log_prob(x: Array, prior: tuple[Array | None, ...], sigma: Array) 
 
 
 def _std_error(log_probs: Array, probes: int | None) -> Array:
-    if probes is None:
-        return jnp.zeros_like(log_probs[0])
-    if probes == 1:
-        return jnp.full_like(log_probs[0], jnp.inf)
+    if probes is None or probes == 1:
+        return jnp.full_like(log_probs[0], 0.0 if probes is None else jnp.inf)
     return jnp.std(log_probs, ddof=1) / math.sqrt(probes)
 
 
@@ -289,8 +279,7 @@ def _ends(x: Array, sigma_min: Any, sigma_max: Any) -> Array:
     """[sigma_max, sigma_min], in the dtype of `x`."""
     check_scalar("sigma_min", sigma_min)
     check_scalar("sigma_max", sigma_max)
-    if concrete(sigma_min, sigma_max) and not 0 < float(sigma_min) < float(sigma_max) < np.inf:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    check_range(sigma_min, sigma_max)
     return jnp.stack([as_float(sigma_max, x), as_float(sigma_min, x)])
 
 

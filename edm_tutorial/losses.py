@@ -10,9 +10,8 @@ $$\lambda\,(D(x+n)-x)^2
 The right-hand side is what is computed. The huge numbers ($\lambda(0.002) = 250{,}000$)
 and the tiny ones they multiply are never formed.
 
-An untrained network has $F = 0$, and its expected loss is
-$\lambda\,[(c_{skip}-1)^2\,E x^2 + c_{skip}^2\sigma^2]$. In EDM that is 1 at every noise level
-exactly when $E x^2$ is `sigma_data` squared, which `check_initial_loss` verifies before training.
+An untrained network has $F = 0$, so its expected loss is `initial_loss`. In EDM that is 1 at every
+noise level exactly when $E x^2$ is `sigma_data` squared: `check_initial_loss` verifies it.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from ._checks import (
     check_shape,
 )
 from ._deprecated import renamed
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
+from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float
 from .grids import edm_sigmas
 from .preconditioning import AbstractPreconditioning
 
@@ -52,26 +51,21 @@ class Preconditioned(Protocol):
 
 def weighted_error(
     denoiser: Preconditioned,
-    x: Float[Array, "*shape"],
+    x: Example,
     sigma: Scalar,
-    n: Float[Array, "*shape"],
+    n: Example,
     cond: Condition = None,
     *,
     key: PRNGKey | None = None,
-) -> Float[Array, "*shape"]:
+) -> Example:
     r"""$\lambda(\sigma)\,(D(x+n;\sigma)-x)^2$ of one example, computed in network space.
 
-    Eq. 2 by way of Eq. 8. With the right `sigma_data` an untrained (zero) network scores 1
-    on average at every noise level.
+    Eq. 2 by way of Eq. 8. `x` is clean and `n` noise of level `sigma`, in data units; `key` is
+    for the network's dropout, if it has any. `denoiser` may be anything with the two fields of
+    a `Denoiser`.
 
-    Arguments:
-        denoiser: a `Denoiser`, or anything with its two fields.
-        x, n: clean example and noise of level `sigma`, data units.
-        key: for the network's dropout, if it has any.
-
-    Raises:
-        ValueError: `denoiser` has no `network` and `preconditioning`, `x` is not floating, or
-            `n` or the network's output is not shaped like `x`.
+    Raises: ValueError if `denoiser` has no `network` and `preconditioning`, `x` is not floating, or
+    `n` or the network's output is not shaped like `x`.
     """
     network, preconditioning = _parts(denoiser)
     check_floating("x", x)
@@ -86,7 +80,7 @@ def weighted_error(
 @renamed(noise="sigma_dist")
 def denoising_loss(
     denoiser: Preconditioned,
-    x: Float[Array, "*shape"],
+    x: Example,
     cond: Condition = None,
     *,
     sigma_dist: Callable[[PRNGKey], Array],
@@ -94,14 +88,10 @@ def denoising_loss(
 ) -> Float[Array, ""]:
     """The training loss of one example: `weighted_error` at a random noise level, averaged.
 
-    Arguments:
-        denoiser: a `Denoiser`, or anything with its two fields.
-        x: one clean example, data units.
-        sigma_dist: the law of the noise level, such as `LogNormal()`.
-        key: split between the level, the noise and the network.
+    `x` is clean, in data units; `sigma_dist` is the law of the noise level, such as `LogNormal()`;
+    `key` is split between the level, the noise and the network.
 
-    Raises:
-        ValueError: as `weighted_error`.
+    Raises: ValueError as `weighted_error`.
     """
     sigma_key, noise_key, network_key = jr.split(key, 3)
     sigma = as_float(sigma_dist(sigma_key), x)
@@ -124,31 +114,25 @@ def loss_by_sigma(
     called without a key, as samplers call it: a network with dropout uses all its units.
 
     Arguments:
-        denoiser: any denoiser.
         x: examples, stacked along the first axis, data units; `cond` likewise, or None.
         sigmas: the noise levels, data units.
         preconditioning: whose $\lambda(\sigma)$ weighs the error of a denoiser that has
             none of its own, such as an exact one.
 
-    Raises:
-        ValueError: a plain callable without `preconditioning`, `x` empty or not finite,
-            `sigmas` not 1-D and positive, or not one condition for each example.
-        TypeError: `key` is no random key.
+    Raises: ValueError for a plain callable without `preconditioning`, if `x` is empty or not
+    finite, `sigmas` not 1-D and positive, or `cond` not one for each example; TypeError if `key` is
+    no random key.
     """
     errors = _errors_by_sigma(denoiser, x, sigmas, cond, key=key, preconditioning=preconditioning)
     return errors.mean(axis=1)
 
 
 def initial_loss(
-    preconditioning: AbstractPreconditioning,
-    sigma: Scalar,
-    mean_square: Scalar,
+    preconditioning: AbstractPreconditioning, sigma: Scalar, mean_square: Scalar
 ) -> Float[Array, "..."]:
     r"""The expected loss of a zero network: $\lambda[(c_{skip}-1)^2 E x^2 + c_{skip}^2\sigma^2]$.
 
-    Arguments:
-        sigma: noise level, data units.
-        mean_square: $E x^2$ of the data about zero, data units squared.
+    `sigma` is in data units; `mean_square`, in their square, is $E x^2$ of the data about zero.
     """
     sigma = as_float(sigma)
     c_skip = preconditioning(sigma).c_skip
@@ -164,24 +148,20 @@ def check_initial_loss(
     sigmas: Float[ArrayLike, " levels"] | None = None,
     key: PRNGKey | None = None,
 ) -> Float[Array, " levels"]:
-    """Measure the loss of an *untrained* denoiser and refuse it where it is not 1.
+    """The losses of an *untrained* denoiser, refused where they are not 1.
 
     Call it once before training: it finds a wrong `sigma_data`, data that were not
     centred or scaled, and a network whose last layer does not start at zero.
 
     Arguments:
         denoiser: a `Denoiser` before its first training step.
-        x: data, stacked along the first axis (`cond` likewise). The finer the better:
+        x: data, stacked along the first axis (`cond` likewise). The more the better:
             the check allows 4 of its own standard errors, about 4 sqrt(2/(n d)).
         sigmas: noise levels to check; nine of `edm_sigmas` unless given.
         key: for the noise; a fixed one unless given, so that the check is repeatable.
 
-    Returns:
-        The measured losses.
-
-    Raises:
-        ValueError: a loss differs from 1 by more than 4 standard errors, or as `loss_by_sigma`.
-        TypeError: `key` is no random key.
+    Raises: ValueError if a loss differs from 1 by more than 4 standard errors, and as
+    `loss_by_sigma`; TypeError if `key` is no random key.
     """
     check_data("x", x)
     if len(x) < 2:
@@ -200,13 +180,7 @@ def check_initial_loss(
 
 
 def _errors_by_sigma(
-    denoiser: Any,
-    x: Array,
-    sigmas: Any,
-    cond: Condition,
-    *,
-    key: PRNGKey,
-    preconditioning: Any = None,
+    denoiser: Any, x: Array, sigmas: Any, cond: Any, *, key: PRNGKey, preconditioning: Any = None
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
@@ -242,18 +216,16 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
     except AttributeError:
         raise ValueError(
             "the loss takes its weight from a preconditioning: use Denoiser(network, "
-            "preconditioning), or pass preconditioning= to loss_by_sigma; "
-            f"got {denoiser}"
+            f"preconditioning), or pass preconditioning= to loss_by_sigma; got {denoiser}"
         ) from None
 
 
 def _advice(denoiser: Preconditioned, x: Array, sigma: float, loss: float, allowed: float) -> str:
-    measured = float(jnp.sqrt(jnp.mean(x**2)))
-    mean = float(jnp.mean(x))
+    rms, mean = float(jnp.sqrt(jnp.mean(x**2))), float(jnp.mean(x))
     return (
         f"an untrained network must score 1 at every noise level, but scores {loss:.3f} at "
         f"sigma = {sigma:.3g} (allowed: 1 +- {allowed:.3f}). The data's root mean square is "
-        f"{measured:.4g} and their mean {mean:.3g}; the preconditioning is "
+        f"{rms:.4g} and their mean {mean:.3g}; the preconditioning is "
         f"{denoiser.preconditioning}. Centre the data, use EDMPreconditioning.from_data(x), "
         "and start the network's last layer at zero."
     )

@@ -14,17 +14,14 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_positive, concrete
+from ._checks import check_positive, check_range, concrete
 from ._types import PRNGKey, Scalar, as_float
 from .grids import iddpm_levels
 from .schedules import VariancePreserving
 
 
 class AbstractNoiseDistribution(eqx.Module):
-    """The law of the training noise level: call it with a key to draw one.
-
-    A class may say in `formula` what it is, for a printed design.
-    """
+    """The law of the training noise level; its `formula`, if any, is for a printed design."""
 
     @abstractmethod
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
@@ -43,8 +40,7 @@ class AbstractNoiseDistribution(eqx.Module):
 class LogNormal(AbstractNoiseDistribution):
     r"""$\ln\sigma \sim N(P_{mean}, P_{std}^2)$ (Table 1, column "Ours"); `r` is N(0, 1).
 
-    Raises:
-        ValueError: `p_std` is not positive, or `p_mean` not finite.
+    Raises: ValueError if `p_std` is not positive, or `p_mean` not finite.
     """
 
     p_mean: float = -1.2
@@ -70,8 +66,7 @@ class LogNormal(AbstractNoiseDistribution):
 class LogUniform(AbstractNoiseDistribution):
     r"""$\ln\sigma$ uniform over the range (Table 1, column "VE"); `r` is U(0, 1).
 
-    Raises:
-        ValueError: not 0 < sigma_min < sigma_max.
+    Raises: ValueError unless 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.02
@@ -79,10 +74,7 @@ class LogUniform(AbstractNoiseDistribution):
     formula: ClassVar = "ln(sigma) ~ U(ln sigma_min, ln sigma_max)"
 
     def __check_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max < np.inf:
-            raise ValueError(
-                f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
+        check_range(self.sigma_min, self.sigma_max)
 
     def __call__(self, key: PRNGKey) -> Float[Array, ""]:
         return self.from_variate(jr.uniform(key))
@@ -95,8 +87,7 @@ class LogUniform(AbstractNoiseDistribution):
 class UniformTime(AbstractNoiseDistribution):
     r"""$\sigma(t)$ at $t$ uniform in $(\epsilon_t, 1)$ (Table 1, "VP"); `r` = 0 is t = 1.
 
-    Raises:
-        ValueError: not 0 < eps < 1.
+    Raises: ValueError unless 0 < eps < 1.
     """
 
     schedule: VariancePreserving = VariancePreserving()
@@ -118,8 +109,7 @@ class UniformTime(AbstractNoiseDistribution):
 class UniformLevels(AbstractNoiseDistribution):
     r"""$\sigma = u_j$ with $j$ uniform in 0..M-1 (Table 1, "iDDPM"); `r` is U(0, 1).
 
-    Raises:
-        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
+    Raises: ValueError if levels < 1, or c_1, c_2 are outside (0, 1).
     """
 
     levels: int = 1000

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._checks import check_floating, check_number, check_shape
-from ._types import Scalar, as_float
+from ._types import Example, Scalar, as_float
 
 
 class Line(NamedTuple):
@@ -51,45 +51,35 @@ def score(sigma: Float[Array, ""]) -> Line:
 
 
 def velocity(sigma: Float[Array, ""]) -> Line:
-    r"""The mean of noise minus data given x: flow matching's $dx_t/dt$ on $x_t = (1-t)y + tn$.
-
-    There $\sigma = t/(1-t)$, and x is $x_t/(1-t)$.
-    """
+    r"""The mean of noise minus data: $dx_t/dt$ on $x_t = (1-t)y + tn$, with $x = x_t/(1-t)$."""
     return Line(1 / sigma, -1 / sigma - 1)
 
 
 def v_prediction(sigma: Float[Array, ""]) -> Line:
-    r"""$\alpha n - \sigma\alpha y$ with $\alpha = 1/\sqrt{1+\sigma^2}$, for data of unit variance.
-
-    EDM's raw network output at `sigma_data` = 1 is minus this.
-    """
+    r"""$(n - \sigma y)/\sqrt{1+\sigma^2}$: minus EDM's raw network output at `sigma_data` = 1."""
     root = jnp.sqrt(1 + sigma**2)
     return Line(1 / (sigma * root), -root / sigma)
 
 
 def convert(
-    prediction: Float[Array, "*shape"],
-    x: Float[Array, "*shape"],
+    prediction: Example,
+    x: Example,
     sigma: Scalar,
     *,
     source: Parameterisation,
     target: Parameterisation = denoised,
-) -> Float[Array, "*shape"]:
+) -> Example:
     """The same prediction under another name, for one example.
 
         D = lambda x, sigma, cond=None, *, key=None: convert(
             network(x, sigma), x, sigma, source=epsilon)  # of a network that predicts the noise
 
     Arguments:
-        prediction: what the network said at `x`.
-        x: data plus sigma times unit noise, unscaled, in data units.
-        sigma: its noise level, positive.
-        source: what `prediction` is, one of the functions of this module (or your own).
-        target: what is wanted.
+        prediction: what the network said at `x`, which is unscaled and in data units.
+        source, target: what that is and what is wanted: functions of this module (or your own).
 
-    Raises:
-        ValueError: `x` is not floating, `prediction` has another shape, or `sigma` is not
-            positive and finite.
+    Raises: ValueError if `x` is not floating, `prediction` has another shape, or `sigma` is not
+    positive and finite.
     """
     check_floating("x", x)
     check_shape("prediction", prediction, x)

@@ -25,8 +25,8 @@ from .schedules import VariancePreserving
 class Coefficients(NamedTuple):
     """The four functions of Eq. 7 at one noise level.
 
-    `c_skip`, `c_out` and `c_in` are scalars, or broadcast against one example where
-    `sigma_data` is given per feature; `c_noise` is a scalar.
+    They are scalars; where `sigma_data` is given per feature, all but `c_noise` broadcast
+    against one example.
     """
 
     c_skip: Float[Array, "..."]
@@ -38,8 +38,7 @@ class Coefficients(NamedTuple):
 class AbstractPreconditioning(eqx.Module):
     """Call it with a noise level (data units) to get its `Coefficients`.
 
-    A class may say in `formula` what c_skip, c_out, c_in, c_noise and the loss weighting are,
-    for a printed design.
+    A class may say in `formula` what these and the loss weighting are, for a printed design.
     """
 
     @abstractmethod
@@ -60,16 +59,14 @@ class EDMPreconditioning(AbstractPreconditioning):
     \tfrac14\ln\sigma$ with $\sigma_d$ = `sigma_data` (Table 1, column "Ours").
 
     Arguments:
-        sigma_data: root mean square of the *centred* data, in data units. Measure it
-            (`from_data`): there is no default. A number, or one per feature in a shape
-            that broadcasts against one example, such as (d,) or (C, 1, 1).
+        sigma_data: root mean square of the *centred* data, in data units; `from_data` measures
+            it. A number, or one per feature in a shape that broadcasts against one example,
+            such as (d,) or (C, 1, 1).
 
-    It is a measured constant, so it is kept in a form that no optimizer takes for a
-    parameter: as Python floats or, inside a transformation such as `jax.jit`, where its
-    value is not known, as the bits of a float in an array of integers.
+    So that no optimizer takes it for a parameter, it is kept as Python floats or, inside a
+    transformation such as `jax.jit`, as the bits of a float in an array of integers.
 
-    Raises:
-        ValueError: `sigma_data` is not positive and finite.
+    Raises: ValueError if `sigma_data` is not positive and finite.
     """
 
     _sigma_data: float | list[Any] | UInt[Array, "..."]
@@ -108,12 +105,9 @@ class EDMPreconditioning(AbstractPreconditioning):
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
-        """Measure `sigma_data`: the root mean square of `x` about zero.
+        """Measure `sigma_data`: the root mean square of `x` about zero. Centre the data first.
 
-        EDM has no parameter for the mean, so centre the data first.
-
-        Raises:
-            ValueError: `x` is empty, not finite, or zero everywhere.
+        Raises: ValueError if `x` is empty, not finite, or zero everywhere.
         """
         x = jnp.asarray(x)
         check_data("x", x)
@@ -151,19 +145,12 @@ class VPPreconditioning(AbstractPreconditioning):
         schedule: the VP schedule of training, whose time labels the noise level.
         levels: M, the number of discrete levels of the original model.
 
-    Raises:
-        ValueError: `levels` is less than 2.
+    Raises: ValueError if `levels` is less than 2.
     """
 
     schedule: VariancePreserving = VariancePreserving()
     levels: int = 1000
-    formula: ClassVar = (
-        "1",
-        "-sigma",
-        "1/sqrt(sigma^2 + 1)",
-        "(levels - 1) t(sigma)",
-        "1/sigma^2",
-    )
+    formula: ClassVar = ("1", "-sigma", "1/sqrt(sigma^2 + 1)", "(levels - 1) t(sigma)", "1/sigma^2")
 
     def __check_init__(self):
         if self.levels < 2:
@@ -171,12 +158,7 @@ class VPPreconditioning(AbstractPreconditioning):
 
     def __call__(self, sigma: Scalar) -> Coefficients:
         sigma = as_float(sigma)
-        return Coefficients(
-            c_skip=jnp.ones_like(sigma),
-            c_out=-sigma,
-            c_in=(1 + sigma**2) ** -0.5,
-            c_noise=(self.levels - 1) * self.schedule.time(sigma),
-        )
+        return _of_ddpm(sigma, c_noise=(self.levels - 1) * self.schedule.time(sigma))
 
 
 @final
@@ -186,8 +168,7 @@ class IDDPMPreconditioning(AbstractPreconditioning):
     Arguments:
         levels, c_1, c_2: those of `iddpm_table`, whose index labels the noise level.
 
-    Raises:
-        ValueError: levels < 1, or c_1, c_2 outside (0, 1).
+    Raises: ValueError if levels < 1, or c_1, c_2 are outside (0, 1).
     """
 
     levels: int = 1000
@@ -208,9 +189,10 @@ class IDDPMPreconditioning(AbstractPreconditioning):
         sigma = as_float(sigma)
         table = jnp.asarray(iddpm_levels(self.levels, self.c_1, self.c_2), sigma.dtype)
         index = jnp.argmin(jnp.abs(table - sigma))
-        return Coefficients(
-            c_skip=jnp.ones_like(sigma),
-            c_out=-sigma,
-            c_in=(1 + sigma**2) ** -0.5,
-            c_noise=(self.levels - 1 - index).astype(sigma.dtype),
-        )
+        return _of_ddpm(sigma, c_noise=(self.levels - 1 - index).astype(sigma.dtype))
+
+
+def _of_ddpm(sigma: Array, c_noise: Array) -> Coefficients:
+    """Coefficients of a network that predicts the noise, for data of unit variance."""
+    one, c_in = jnp.ones_like(sigma), (1 + sigma**2) ** -0.5
+    return Coefficients(c_skip=one, c_out=-sigma, c_in=c_in, c_noise=c_noise)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ._checks import check_finite, check_key, check_kind, concrete, descends, levels
-from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float, as_traced
+from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float, as_traced
 from .schedules import AbstractSchedule, Linear
 from .solvers import ODE, AbstractSolver, Heun
 
@@ -37,8 +37,7 @@ class Churn(eqx.Module):
         s_noise: the added noise is multiplied by this, 1 being exact.
         draw: called as `draw(key, shape, dtype)` once a step for unit noise.
 
-    Raises:
-        ValueError: a negative amount, s_min > s_max, or s_noise not finite.
+    Raises: ValueError for a negative amount, s_min > s_max, or s_noise not finite.
     """
 
     s_churn: Any
@@ -71,7 +70,7 @@ class Churn(eqx.Module):
 
 def sample(
     denoiser: DenoiserFn,
-    noise: Float[Array, "*shape"],
+    noise: Example,
     sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
@@ -79,16 +78,16 @@ def sample(
     solver: AbstractSolver = Heun(),
     churn: Churn | None = None,
     key: PRNGKey | None = None,
-) -> Float[Array, "*shape"]:
+) -> Example:
     """Turn unit Gaussian `noise` into one sample of the data distribution.
 
-    Algorithm 1 of Karras et al. (2022), for any schedule and solver; Algorithm 2 with
-    `churn`, Algorithm 3 with `Heun(alpha)`. Without `churn` this is a deterministic
-    function of `noise`: the solution of the probability-flow ODE (Eq. 4) from `sigmas[0]`
-    down to 0. Costs 2 n - 1 denoiser calls with `Heun`, n with the others. More points than
-    memory holds: `jax.lax.map(draw, noise, batch_size=10_000)`, with `draw` of one example.
+    Algorithm 1 of Karras et al. (2022); Algorithm 2 with `churn`, Algorithm 3 with `Heun(alpha)`.
+    Without `churn` this is a deterministic function of `noise`: the solution of the
+    probability-flow ODE (Eq. 4) from `sigmas[0]` down to 0. Costs 2 n - 1 denoiser calls with
+    `Heun`, n with the others. More points than memory holds: `jax.lax.map(draw, noise,
+    batch_size=10_000)`, with `draw` of one example.
 
-    It can start from an example y that was noised up to a level s only, x = y + s n: pass
+    To start from an example y that was noised up to a level s only, x = y + s n, pass
     `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.
 
     Arguments:
@@ -102,10 +101,9 @@ def sample(
         key: needed with `churn`, and only then; step i draws with `fold_in(key, i)`.
 
     Raises:
-        ValueError: `churn` without `key`, `noise` that is not floating or not finite, or
-            `sigmas` that are not positive, finite and descending, also as times of the
-            schedule (one may round); a denoiser whose output is not shaped and typed like
-            `noise`.
+        ValueError: `churn` without `key`, `noise` that is not floating or not finite, `sigmas`
+            that do not descend, as times of the schedule too, or are not positive and finite, or
+            a denoiser whose output is not shaped and typed like `noise`.
         TypeError: a `schedule`, `solver`, `churn` or `key` that is not one.
     """
     sampler = _sampler(noise, sigmas, key, schedule=schedule, solver=solver, churn=churn)
@@ -114,7 +112,7 @@ def sample(
 
 def sample_path(
     denoiser: DenoiserFn,
-    noise: Float[Array, "*shape"],
+    noise: Example,
     sigmas: Real[ArrayLike, " n"] | Sequence[float],
     cond: Condition = None,
     *,
@@ -144,11 +142,21 @@ class _Sampler(eqx.Module):
     def raise_noise(
         self, key: PRNGKey | None, i: Any, x: Array, t: Array, state: Any
     ) -> tuple[Array, Array, Any]:
-        """x, its time and the solver's state once churn has acted before step i."""
-        if self.churn is None or key is None:
+        """x, its time and the solver's state after churn before step i (Algorithm 2, lines 4-6)."""
+        churn, schedule = self.churn, self.schedule
+        if churn is None or key is None:
             return x, t, state
-        key = jax.random.fold_in(key, i)
-        x_hat, t_hat = _add_noise(self.churn, self.schedule, key, n=len(self.times), x=x, t=t)
+        sigma = schedule.sigma(t)
+        gamma = churn.gamma(sigma, len(self.times))
+        t_hat = jnp.where(gamma > 0, schedule.time(sigma * (1 + gamma)), t)
+        sigma_hat, scale = schedule.sigma(t_hat), schedule.scale(t_hat)
+        variance = (sigma_hat - sigma) * (sigma_hat + sigma)
+        # Rounding to discrete levels may go down: then nothing is added, as in the reference.
+        # The inner `where` keeps the root's derivative finite where nothing is added.
+        added = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+        draw = churn.draw(jax.random.fold_in(key, i), x.shape, x.dtype)
+        unit = as_float(churn.s_noise, x) * draw
+        x_hat = scale / schedule.scale(t) * x + added * scale * unit
         fresh = self.solver.init(x)  # fresh noise makes what a multistep solver remembers stale
         state = jax.tree.map(lambda new, old: jnp.where(t_hat > t, new, old), fresh, state)
         return x_hat, t_hat, state
@@ -159,15 +167,14 @@ def _integrate(
     sampler: _Sampler,
     denoiser: DenoiserFn,
     noise: Array,
-    cond: Condition,
+    cond: Any,
     *,
-    key: PRNGKey | None,
+    key: Any,
     keep: bool = False,
 ) -> tuple[Array, Any]:
     """The sample, and (if asked) the states at the start of every step."""
     times, schedule, solver = sampler.times, sampler.schedule, sampler.solver
-    n = len(times)
-    ode = ODE(denoiser, schedule, cond)
+    n, ode = len(times), ODE(denoiser, schedule, cond)
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
         x, state = carry
@@ -187,31 +194,8 @@ def _integrate(
     return solver.last(ode, x_hat, t_hat, state), path
 
 
-def _add_noise(
-    churn: Churn, schedule: AbstractSchedule, key: PRNGKey, n: int, x: Array, t: Array
-) -> tuple[Array, Array]:
-    """Algorithm 2, lines 4-6: raise the noise level by gamma, in any schedule."""
-    sigma = schedule.sigma(t)
-    gamma = churn.gamma(sigma, n)
-    t_hat = jnp.where(gamma > 0, schedule.time(sigma * (1 + gamma)), t)
-    sigma_hat = schedule.sigma(t_hat)
-    variance = (sigma_hat - sigma) * (sigma_hat + sigma)
-    # Rounding to discrete levels may go down: then nothing is added, as in the reference.
-    # The inner `where` keeps the root's derivative finite where nothing is added.
-    added = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    scale = schedule.scale(t_hat)
-    unit = as_float(churn.s_noise, x) * churn.draw(key, x.shape, x.dtype)
-    return scale / schedule.scale(t) * x + added * scale * unit, t_hat
-
-
 def _sampler(
-    noise: Array,
-    sigmas: Any,
-    key: Any,
-    *,
-    schedule: AbstractSchedule,
-    solver: AbstractSolver,
-    churn: Churn | None,
+    noise: Any, sigmas: Any, key: Any, *, schedule: Any, solver: Any, churn: Any
 ) -> _Sampler:
     """The sampler, once nothing speaks against the arguments that can be looked at."""
     check_finite("noise", noise)
@@ -230,8 +214,8 @@ def _sampler(
     if concrete(times) and not descends(np.asarray(times)):
         raise ValueError(
             "sigmas must lead to distinct, positive times of the schedule, which may round to "
-            "levels of its own: take fewer, or a larger sigma_min; got "
-            f"{sigmas}, and the times {times}"
+            "levels of its own: take fewer, or a larger sigma_min; "
+            f"got {sigmas}, and the times {times}"
         )
     return _Sampler(times, schedule, solver, churn)
 

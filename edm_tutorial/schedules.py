@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import check_kind, check_positive, concrete
+from ._checks import check_kind, check_positive, check_range, concrete
 from ._types import Scalar, as_float
 
 
@@ -24,8 +24,8 @@ class AbstractSchedule(eqx.Module):
 
     `sigma` rises from 0 at t = 0. Times, noise levels (data units) and scales are
     scalars; each method follows the dtype of its argument. A class may say in `formula` what
-    sigma(t) and s(t) are, for a printed design; `{sigma}` and `{scale}` stand there for the
-    formulas of the schedule that it wraps as `schedule`.
+    sigma(t) and s(t) are, for a printed design, with `{sigma}` and `{scale}` for those of the
+    `schedule` that it wraps.
     """
 
     @abstractmethod
@@ -77,16 +77,14 @@ class VarianceExploding(AbstractSchedule):
 class VariancePreserving(AbstractSchedule):
     r"""$\sigma(t)^2 = e^{\beta_d t^2/2 + \beta_{\min} t} - 1$, $s = 1/\sqrt{1+\sigma^2}$.
 
-    Table 1, column "VP". Written with `expm1` and `log1p`, so that it keeps its digits near
-    t = 0 in float32.
+    Table 1, column "VP". With `expm1` and `log1p` it keeps its digits near t = 0 in float32.
 
     Arguments:
         beta_d, beta_min: the noise rate at time t is beta_min + beta_d t. `from_range`
             may find a small negative beta_min; then sigma(t) is defined at t = 0 and
             from t = -2 beta_min / beta_d on, where all its noise levels lie.
 
-    Raises:
-        ValueError: the noise level at t = 1 is not positive, finite and rising.
+    Raises: ValueError unless the noise level at t = 1 is positive, finite and rising.
     """
 
     beta_d: float = 19.9
@@ -104,17 +102,13 @@ class VariancePreserving(AbstractSchedule):
     ) -> "VariancePreserving":
         r"""The schedule with $\sigma(\epsilon) =$ `sigma_min` and $\sigma(1) =$ `sigma_max`.
 
-        Two linear equations for the two betas: $\ln(1+\sigma(t)^2)$ is $\beta_d t^2/2 +
-        \beta_{\min} t$ at $t = \epsilon$ and at $t = 1$.
-
-        Raises:
-            ValueError: not 0 < sigma_min < sigma_max, not 0 < eps < 1, or no rising
-                schedule passes through both points.
+        Raises: ValueError unless 0 < sigma_min < sigma_max and 0 < eps < 1, or if no rising
+        schedule passes through both points.
         """
-        if not 0 < sigma_min < sigma_max < np.inf:
-            raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        check_range(sigma_min, sigma_max)
         if not 0 < eps < 1:
             raise ValueError(f"need 0 < eps < 1, got eps={eps}")
+        # Two linear equations: ln(1 + sigma^2) = beta_d t^2/2 + beta_min t at t = eps and t = 1.
         low, high = np.log1p(sigma_min**2), np.log1p(sigma_max**2)
         beta_d = 2 * (low / eps - high) / (eps - 1)
         beta_min = high - beta_d / 2
@@ -140,22 +134,26 @@ class VariancePreserving(AbstractSchedule):
         return jnp.exp(-self._log_scale(as_float(t)) / 2)
 
 
-@final
-class VarianceScaled(AbstractSchedule):
-    r"""Any schedule with the scaling $s = 1/\sqrt{1+\sigma^2}$ of the VP column.
+class AbstractWrapper(AbstractSchedule):
+    """A schedule with the noise levels of another one, which it holds as `schedule`.
 
-    Raises:
-        TypeError: `schedule` is not one.
+    Raises: TypeError if `schedule` is not one.
     """
 
     schedule: AbstractSchedule
-    formula: ClassVar = ("{sigma}", "1/sqrt(sigma^2 + 1)")
 
     def __check_init__(self):
         check_kind("schedule", self.schedule, AbstractSchedule)
 
     def sigma(self, t: Scalar) -> Float[Array, ""]:
         return self.schedule.sigma(t)
+
+
+@final
+class VarianceScaled(AbstractWrapper):
+    r"""Any schedule with the scaling $s = 1/\sqrt{1+\sigma^2}$ of the VP column."""
+
+    formula: ClassVar = ("{sigma}", "1/sqrt(sigma^2 + 1)")
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
         return self.schedule.time(sigma)
@@ -165,21 +163,10 @@ class VarianceScaled(AbstractSchedule):
 
 
 @final
-class Unscaled(AbstractSchedule):
-    """Any schedule with its scaling taken away: s = 1.
+class Unscaled(AbstractWrapper):
+    """Any schedule with its scaling taken away: s = 1."""
 
-    Raises:
-        TypeError: `schedule` is not one.
-    """
-
-    schedule: AbstractSchedule
     formula: ClassVar = ("{sigma}", "1")
-
-    def __check_init__(self):
-        check_kind("schedule", self.schedule, AbstractSchedule)
-
-    def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(t)
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
         return self.schedule.time(sigma)
@@ -189,38 +176,25 @@ class Unscaled(AbstractSchedule):
 
 
 @final
-class Rounded(AbstractSchedule):
+class Rounded(AbstractWrapper):
     """A schedule that stops only at the noise levels a discrete model was trained on.
 
-    `time(sigma)` is the time of the level nearest to `sigma`; `sigma` and `scale` are
-    those of the wrapped schedule.
+    `time(sigma)` is the time of that one of the `levels` (data units, for instance
+    `iddpm_table()`) which is nearest to `sigma`; `sigma` and `scale` are those of `schedule`.
 
-    Arguments:
-        schedule: the schedule to wrap.
-        levels: the allowed noise levels in data units, for instance `iddpm_table()`.
-
-    Raises:
-        ValueError: no levels, or one that is negative or not finite.
-        TypeError: `schedule` is not one.
+    Raises: ValueError without levels, or for one that is negative or not finite.
     """
 
-    schedule: AbstractSchedule
     levels: Float[ArrayLike, " levels"]
     formula: ClassVar = ("Rounded: {sigma}", "{scale}")
 
     def __check_init__(self):
-        check_kind("schedule", self.schedule, AbstractSchedule)
         if concrete(self.levels):
             levels = np.asarray(self.levels, float)
             valid = np.isfinite(levels) & (levels >= 0)
             if levels.ndim != 1 or levels.size < 1 or not valid.all():
-                raise ValueError(
-                    "levels must be a 1-D array of noise levels, finite and not "
-                    f"negative, got {self.levels}"
-                )
-
-    def sigma(self, t: Scalar) -> Float[Array, ""]:
-        return self.schedule.sigma(t)
+                needed = "a 1-D array of noise levels, finite and not negative"
+                raise ValueError(f"levels must be {needed}, got {self.levels}")
 
     def time(self, sigma: Scalar) -> Float[Array, ""]:
         sigma = as_float(sigma)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._checks import check_denoised, check_number
-from ._types import Condition, DenoiserFn
+from ._types import Condition, DenoiserFn, Example
 from .dynamics import probability_flow
 from .schedules import AbstractSchedule
 
@@ -24,20 +24,19 @@ from .schedules import AbstractSchedule
 class ODE(eqx.Module):
     """The probability-flow ODE of a denoiser and its condition, in the time of a schedule.
 
-    Raises:
-        ValueError: the denoiser changes the shape or the dtype of x.
+    Raises: ValueError if the denoiser changes the shape or the dtype of x.
     """
 
     denoiser: DenoiserFn
     schedule: AbstractSchedule
     cond: Condition
 
-    def velocity(self, t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def velocity(self, t: Float[Array, ""], x: Example) -> Example:
         """dx/dt (Eq. 4). One denoiser call."""
         denoiser, t = _tied(self.denoiser, t)
         return probability_flow(denoiser, self.schedule)(t, x, self.cond)
 
-    def denoise(self, t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def denoise(self, t: Float[Array, ""], x: Example) -> Example:
         """The denoised, unscaled D(x / s; sigma). One denoiser call."""
         denoiser, t = _tied(self.denoiser, t)
         sigma, s = self.schedule.sigma(t), self.schedule.scale(t)
@@ -49,9 +48,8 @@ class ODE(eqx.Module):
 def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
     """Both unchanged, behind a barrier that keeps XLA from merging two denoiser calls.
 
-    Where two calls are in one program, XLA would spread each bias over the whole batch once
-    for both, and each call would fetch that copy from memory: a quarter more time on a CPU
-    than adding the bias where it is needed.
+    XLA would spread each bias over the whole batch once for both, and each call would fetch that
+    copy from memory: a quarter more time on a CPU.
     """
     weights, rest = eqx.partition(denoiser, eqx.is_inexact_array)
     weights, t = jax.lax.optimization_barrier((weights, t))
@@ -59,25 +57,23 @@ def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
 
 
 class AbstractSolver(eqx.Module):
-    """A rule for one step; times descend, and `state` is whatever `init` returned.
+    """A rule for one step; its `formula`, if any, is for a printed design.
 
-    A class may say in `formula` what it is, for a printed design.
+    Times descend, and `state` is whatever `init` returned.
     """
 
     @abstractmethod
-    def init(self, x: Float[Array, "*shape"]) -> Any:
+    def init(self, x: Example) -> Any:
         """What the solver remembers before its first step."""
 
     @abstractmethod
     def step(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: Any
-    ) -> tuple[Float[Array, "*shape"], Any]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: Any
+    ) -> tuple[Example, Any]:
         """Move `x` from `t` to `t_next`; both have positive noise."""
 
     @abstractmethod
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: Any
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: Any) -> Example:
         """Move `x` from `t` to time 0, with one denoiser call."""
 
 
@@ -87,17 +83,15 @@ class Euler(AbstractSolver):
 
     formula: ClassVar = "Euler, N calls"
 
-    def init(self, x: Float[Array, "*shape"]) -> None:
+    def init(self, x: Example) -> None:
         return None
 
     def step(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
-    ) -> tuple[Float[Array, "*shape"], None]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: None
+    ) -> tuple[Example, None]:
         return x + (t_next - t) * ode.velocity(t, x), None
 
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: None
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: None) -> Example:
         return _euler_to_zero(ode, x, t)
 
 
@@ -105,11 +99,8 @@ class Euler(AbstractSolver):
 class Heun(AbstractSolver):
     r"""Second order, two denoiser calls a step (Algorithm 1; Algorithm 3 for any alpha).
 
-    The second call is at $t + \alpha h$: `alpha` 1 is Heun's method, 1/2 the midpoint
-    rule, 2/3 Ralston's.
-
-    Raises:
-        ValueError: `alpha` is not positive.
+    The second call is at $t + \alpha h$: 1 is Heun's method, 1/2 the midpoint rule, 2/3 Ralston's.
+    Raises: ValueError if `alpha` is not positive.
     """
 
     alpha: float = 1.0
@@ -118,12 +109,12 @@ class Heun(AbstractSolver):
     def __check_init__(self):
         check_number("alpha", self.alpha)
 
-    def init(self, x: Float[Array, "*shape"]) -> None:
+    def init(self, x: Example) -> None:
         return None
 
     def step(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, t_next: Array, state: None
-    ) -> tuple[Float[Array, "*shape"], None]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: None
+    ) -> tuple[Example, None]:
         h = t_next - t
         first = ode.velocity(t, x)
         # At alpha = 1 this is t_next to the last bit: t + h may round to 0, where sigma is.
@@ -131,9 +122,7 @@ class Heun(AbstractSolver):
         half = 1 / (2 * self.alpha)
         return x + h * ((1 - half) * first + half * second), None
 
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: None
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: None) -> Example:
         return _euler_to_zero(ode, x, t)
 
 
@@ -150,31 +139,22 @@ class DPMSolverPP2M(AbstractSolver):
 
     formula: ClassVar = "DPM-Solver++(2M), N calls"
 
-    def init(self, x: Float[Array, "*shape"]) -> tuple[Array, Array]:
+    def init(self, x: Example) -> tuple[Array, Array]:
         return jnp.zeros_like(x), jnp.array(jnp.inf, x.dtype)  # at infinite distance
 
     def step(
-        self,
-        ode: ODE,
-        x: Float[Array, "*shape"],
-        t: Array,
-        t_next: Array,
-        state: tuple[Array, Array],
-    ) -> tuple[Float[Array, "*shape"], tuple[Array, Array]]:
+        self, ode: ODE, x: Example, t: Array, t_next: Array, state: tuple[Array, Array]
+    ) -> tuple[Example, tuple[Array, Array]]:
         old, old_log = state
         sigma, next_sigma = ode.schedule.sigma(t), ode.schedule.sigma(t_next)
-        denoised = ode.denoise(t, x)
-        shrink = next_sigma / sigma
-        log = jnp.log(sigma)
+        denoised, shrink, log = ode.denoise(t, x), next_sigma / sigma, jnp.log(sigma)
         ratio = (jnp.log(next_sigma) - log) / (log - old_log)  # 0 without a past
         ahead = denoised + ratio / 2 * (denoised - old)
         s, next_s = ode.schedule.scale(t), ode.schedule.scale(t_next)
         x_next = next_s * (shrink * (x / s) + (1 - shrink) * ahead)
         return x_next, (denoised, log)
 
-    def last(
-        self, ode: ODE, x: Float[Array, "*shape"], t: Array, state: Any
-    ) -> Float[Array, "*shape"]:
+    def last(self, ode: ODE, x: Example, t: Array, state: Any) -> Example:
         return ode.schedule.scale(jnp.zeros_like(t)) * ode.denoise(t, x)
 
 
