@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_callable
-from .._types import Condition, PRNGKey
+from .._types import Condition, Example, PRNGKey
 from .mlp import cast_floating
-
-NAMES = ("x", "c_noise", "cond")
 
 
 def adapt(network: Callable[..., Any]) -> "Adapted":
@@ -20,16 +18,19 @@ def adapt(network: Callable[..., Any]) -> "Adapted":
 
         F = adapt(eqx.nn.MLP(2 + 1, 2, width_size=64, depth=3, key=key))  # x and c_noise
 
-    Arguments:
-        network: called, by what its signature takes, as `network(x, c_noise, cond)`, as
-            `network(x, c_noise)`, or with one vector: x, c_noise and cond laid flat, one after
-            another. It may return a pair, `(output, anything)`, of which the first is used.
+    It is called, by what its signature takes, as `network(x, c_noise, cond)`, as `network(x,
+    c_noise)`, or with one vector: x, c_noise and cond laid flat, one after another. It may return
+    a pair, `(output, anything)`, of which the first is used.
 
-    Raises:
-        TypeError: `network` is not callable.
+    Raises: TypeError if `network` is not callable.
     """
     check_callable("network", network)
-    return Adapted(network, _arity(network), _takes_key(network))
+    try:
+        parameters = list(inspect.signature(network).parameters.values())
+    except (TypeError, ValueError):  # a builtin does not tell
+        parameters = []
+    takes_key = any(p.name == "key" or p.kind == p.VAR_KEYWORD for p in parameters)
+    return Adapted(network, _arity(parameters), takes_key)
 
 
 @final
@@ -45,7 +46,7 @@ class Adapted(eqx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*shape"],
+        x: Example,
         c_noise: Float[Array, ""],
         cond: Condition = None,
         *,
@@ -53,8 +54,7 @@ class Adapted(eqx.Module):
     ) -> Float[Array, "..."]:
         """The output of the network, shaped like `x` if it is as large.
 
-        Raises:
-            ValueError: the network refuses the vector, most often because of its length.
+        Raises: ValueError if the network refuses the vector, most often because of its length.
         """
         network = cast_floating(self.network, x.dtype)
         if key is None:
@@ -75,33 +75,17 @@ def _of_vector(network: Callable[..., Any], parts: list[Any], given: dict[str, A
     try:
         return network(vector, **given)
     except (TypeError, ValueError) as error:
-        sizes = " and ".join(
-            f"{part.size} of {name}" for part, name in zip(flat, NAMES, strict=True)
-        )
+        x, c_noise, cond = (part.size for part in flat)
         raise ValueError(
-            f"the network failed on one vector of length {vector.size}: {sizes}. If it is made "
-            f"for another length, that is why: {error}"
+            f"the network failed on one vector of length {vector.size}: {x} of x and {c_noise} of "
+            f"c_noise and {cond} of cond. If it is made for another length, that is why: {error}"
         ) from error
 
 
-def _parameters(network: Callable[..., Any]) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(network).parameters.values())
-    except (TypeError, ValueError):  # a builtin does not tell
-        return []
-
-
-def _arity(network: Callable[..., Any]) -> int:
-    """How many of x, c_noise and cond the network takes; 1 is all of them in one vector."""
-    parameters = _parameters(network)
-    kinds = [p.kind for p in parameters]
+def _arity(parameters: list[inspect.Parameter]) -> int:
+    """How many of x, c_noise and cond a network takes; 1 is all of them in one vector."""
+    variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if not parameters or inspect.Parameter.VAR_POSITIONAL in kinds or len(positional) > 2:
+    if not parameters or variadic or len(positional) > 2:
         return 3
-    required = [p for p in positional if p.default is p.empty]
-    return max(len(required), 1)
-
-
-def _takes_key(network: Callable[..., Any]) -> bool:
-    parameters = _parameters(network)
-    return any(p.name == "key" or p.kind == p.VAR_KEYWORD for p in parameters)
+    return max(sum(p.default is p.empty for p in positional), 1)

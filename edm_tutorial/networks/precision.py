@@ -13,23 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_callable
-from .._types import Condition, PRNGKey
+from .._types import Condition, Example, PRNGKey
 
 
 @final
 class Cast(eqx.Module):
     """A network that computes the image in `dtype`: `Cast(network, jnp.bfloat16)`.
 
-    Noise label and condition are passed on as they are: bfloat16, with its eight significant
-    bits, does not distinguish the labels 998 and 999.
+    The network must compute in the dtype of `x`, as all networks here do. Noise label and
+    condition are passed on as they are: bfloat16, with its eight significant bits, does not
+    distinguish the labels 998 and 999.
 
-    Arguments:
-        network: one that computes in the dtype of `x`, as all networks here do.
-        dtype: of the computation; bfloat16 has the range of float32 and about 3 digits.
-
-    Raises:
-        ValueError: a dtype that is not floating.
-        TypeError: a network that cannot be called.
+    Raises: ValueError for a dtype that is not floating; TypeError for a network that cannot be
+    called.
     """
 
     network: Callable[..., Array]
@@ -42,7 +38,7 @@ class Cast(eqx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*shape"],
+        x: Example,
         c_noise: Float[Array, ""],
         cond: Condition = None,
         *,

@@ -20,45 +20,21 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ..._types import PRNGKey
-from .layers import (
-    Conv,
-    Dense,
-    Down,
-    GroupNorm,
-    Init,
-    Up,
-    attention_weights,
-    kaiming,
-    xavier,
-)
+from .layers import Conv, Dense, Down, GroupNorm, Init, Up, attention_weights, kaiming, xavier
 
 
 class Style(NamedTuple):
-    """Differences between the blocks of the two families of networks.
+    """Differences between the blocks of the two families of networks."""
 
-    Arguments:
-        eps: added to the variance in every `GroupNorm`.
-        skip_scale: multiplies every sum of a branch and its skip.
-        adaptive_scale: the embedding scales and shifts the second norm; otherwise it is
-            added before that norm.
-        resample_proj: a skip that changes the resolution has a 1x1 convolution.
-        attend_all: every decoder block of an attending level attends, not only the last.
-        channels_per_head: of attention; a block with fewer channels does not attend. None:
-            one head, whatever the channels.
-        init: bounds of the initial weights and biases.
-        init_zero: scale of the initial weights that end a branch.
-        init_attn: scale of the initial weights of queries, keys and values.
-    """
-
-    eps: float
-    skip_scale: float
-    adaptive_scale: bool
-    resample_proj: bool
-    attend_all: bool
-    channels_per_head: int | None
-    init: Init
-    init_zero: float
-    init_attn: float
+    eps: float  # added to the variance in every `GroupNorm`
+    skip_scale: float  # multiplies every sum of a branch and its skip
+    adaptive_scale: bool  # the embedding scales and shifts norm1, or is added before it
+    resample_proj: bool  # a skip that changes the resolution has a 1x1 convolution
+    attend_all: bool  # every decoder block of an attending level attends, not only the last
+    channels_per_head: int | None  # with fewer channels no attention; None: one head for all
+    init: Init  # bounds of the initial weights and biases
+    init_zero: float  # scale of the initial weights that end a branch
+    init_attn: float  # scale of the initial weights of queries, keys and values
 
     def heads(self, channels: int) -> int:
         """The number of attention heads; 0 is no attention."""
@@ -134,8 +110,7 @@ class Block(eqx.Module):
         self.affine = Dense(emb_channels, modulation, init, key=keys[1])
         self.norm1 = GroupNorm(out_channels, style.eps)
         self.conv1 = Conv(out_channels, out_channels, 3, init, scale=zero, key=keys[2])
-        project = in_channels != out_channels
-        project |= style.resample_proj and resample is not None
+        project = in_channels != out_channels or (style.resample_proj and resample is not None)
         self.skip = Conv(in_channels, out_channels, 1, init, key=keys[3]) if project else None
         self.norm2, self.qkv, self.proj = None, None, None
         if attends and style.heads(out_channels) > 0:
@@ -144,10 +119,7 @@ class Block(eqx.Module):
             self.proj = Conv(out_channels, out_channels, 1, init, scale=zero, key=keys[5])
 
     def __call__(
-        self,
-        x: Float[Array, "h w in"],
-        emb: Float[Array, " emb"],
-        key: PRNGKey | None = None,
+        self, x: Float[Array, "h w in"], emb: Float[Array, " emb"], key: PRNGKey | None = None
     ) -> Float[Array, "h2 w2 out"]:
         """The block's output; without a key nothing is dropped."""
         silu = jax.nn.silu
@@ -184,11 +156,9 @@ class Block(eqx.Module):
 
 
 def _sorted_qkv(qkv: Conv) -> Conv:
-    """The same convolution with its output in the order q, k, v.
+    """The same convolution with its output in the order q, k, v, not (head, channel, q/k/v).
 
-    The reference orders the columns as (head, channel, q/k/v). Sorting the few weights leaves
-    q, k and v whole; sorting the image instead costs more than all of attention, in the
-    gradient.
+    To sort the image instead costs more than all of attention, in the gradient.
     """
     sort = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], -1, 3), -1, -2).reshape(a.shape)
     return jax.tree.map(sort, qkv)

@@ -61,14 +61,13 @@ def song_unet(
         attn_resolutions: where blocks attend. The lowest resolution always does, once.
         dropout: the probability; the paper trains with 0.13 on CIFAR-10.
         embedding_type: of the noise level, "positional" or "fourier".
-        encoder_type: how the image enters the lower resolutions. "standard": not at all;
-            "residual": by strided convolutions; "skip": downsampled.
+        encoder_type: how the image enters the lower resolutions: "standard", not at all;
+            "residual", by strided convolutions; "skip", downsampled.
         decoder_type: "standard", or "skip": every resolution adds to the image.
         resample_filter: the weights of the filter along an axis, an even number of them.
 
-    Raises:
-        ValueError: a size that does not fit, or an unknown type.
-        TypeError: a size that is not a whole number.
+    Raises: ValueError for a size that does not fit or an unknown type; TypeError for a size that is
+    not a whole number.
     """
     _check_name("embedding_type", embedding_type, ("positional", "fourier"))
     _check_name("encoder_type", encoder_type, ("standard", "residual", "skip"))
@@ -92,14 +91,9 @@ def song_unet(
         map_noise = Fourier(noise_channels, next(keys))
     else:
         map_noise = Positional(noise_channels, endpoint=True)
-    embedding = SongEmbedding(
-        map_noise,
-        noise_channels=noise_channels,
-        emb_channels=sizes.emb_channels,
-        label_dim=label_dim,
-        augment_dim=augment_dim,
-        key=next(keys),
-    )
+    lengths = {"noise_channels": noise_channels, "emb_channels": sizes.emb_channels}
+    labels = {"label_dim": label_dim, "augment_dim": augment_dim}
+    embedding = SongEmbedding(map_noise, **lengths, **labels, key=next(keys))
     types = {"encoder_type": encoder_type, "decoder_type": decoder_type}
     return make_unet(sizes, SONG, embedding, **types, keys=keys)
 
@@ -122,15 +116,10 @@ def dhariwal_unet(
 ) -> UNet:
     """ADM, the network of Dhariwal and Nichol (2021); the defaults are ImageNet-64's.
 
-    The other arguments are those of `song_unet`.
+    As in the reference, a level with fewer than `channels_per_head` channels does not attend at
+    all, not even the lowest. The other arguments are those of `song_unet`.
 
-    Arguments:
-        channels_per_head: of attention. As in the reference, a level with fewer channels
-            does not attend at all, not even the lowest.
-
-    Raises:
-        ValueError: a size that does not fit.
-        TypeError: a size that is not a whole number.
+    Raises: ValueError for a size that does not fit; TypeError for one that is not a whole number.
     """
     channels = tuple(model_channels * mult for mult in channel_mult)
     sizes = UNetSizes(
@@ -148,13 +137,9 @@ def dhariwal_unet(
     sizes = _checked(sizes, label_dim, augment_dim)
     whole("channels_per_head", channels_per_head)
     keys = _fresh_keys(key)
-    embedding = DhariwalEmbedding(
-        noise_channels=int(model_channels),
-        emb_channels=sizes.emb_channels,
-        label_dim=label_dim,
-        augment_dim=augment_dim,
-        key=next(keys),
-    )
+    lengths = {"noise_channels": int(model_channels), "emb_channels": sizes.emb_channels}
+    labels = {"label_dim": label_dim, "augment_dim": augment_dim}
+    embedding = DhariwalEmbedding(**lengths, **labels, key=next(keys))
     style = DHARIWAL._replace(channels_per_head=int(channels_per_head))
     types = {"encoder_type": "standard", "decoder_type": "standard"}
     return make_unet(sizes, style, embedding, **types, keys=keys)
@@ -176,16 +161,12 @@ def small_unet(
     come to 16 or less; an odd resolution up to 8 is not halved. An image that cannot be halved
     so often is padded inside (see `UNet`): 8 becomes 4; 28 and 27, padded to 28, become 7; 100,
     padded to 104, becomes 13. Only the lowest resolution attends, so over at most 256 points.
-    Class labels are given as `ImageCondition(jax.nn.one_hot(label, label_dim))`.
 
-    The other arguments are those of `song_unet`.
+    `width` is the number of channels at the full resolution, a multiple of 4; there are twice as
+    many below. The other arguments are those of `song_unet`.
 
-    Arguments:
-        width: channels at the full resolution, a multiple of 4; twice as many below.
-
-    Raises:
-        ValueError: an image that is not square, or a width that is not a multiple of 4.
-        TypeError: a size that is not a whole number.
+    Raises: ValueError for an image that is not square, or a width that is not a multiple of 4;
+    TypeError for a size that is not a whole number.
     """
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ValueError(f"shape must be (channels, n, n), a square, got {tuple(shape)}")
@@ -211,7 +192,6 @@ def small_unet(
 
 
 def _fresh_keys(key: PRNGKey) -> Iterator[PRNGKey]:
-    """An endless sequence of keys."""
     check_key("key", key)
     return (jr.fold_in(key, i) for i in count())
 
@@ -241,10 +221,8 @@ def _checked(sizes: UNetSizes, label_dim: Any, augment_dim: Any) -> UNetSizes:
             "channel_mult fewer entries"
         )
     if not set(sizes.attn_resolutions) <= set(sizes.resolutions):
-        raise ValueError(
-            f"attn_resolutions must be among {sizes.resolutions}, "
-            f"got {list(sizes.attn_resolutions)}"
-        )
+        got = list(sizes.attn_resolutions)
+        raise ValueError(f"attn_resolutions must be among {sizes.resolutions}, got {got}")
     if len(sizes.resample_filter) % 2 or sum(sizes.resample_filter) == 0:
         raise ValueError(
             "resample_filter needs an even number of taps with a sum other than 0, "

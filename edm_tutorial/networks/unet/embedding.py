@@ -1,11 +1,9 @@
 r"""Embeddings of noise level, class and augmentation, for image networks.
 
 The noise label $c$ becomes $[\cos c f_i,\ \sin c f_i]$, at fixed frequencies from 1 down to
-1/10000 (`Positional`) or random ones (`Fourier`). Class and augmentation labels are vectors;
-linear maps of them are added. Two layers turn the sum into the embedding, an input of every
-block.
-
-The embedding is computed in the dtype of the noise label, whatever the dtype of the image.
+1/10000 (`Positional`) or random ones (`Fourier`). Linear maps of class and augmentation labels
+are added. Two layers turn the sum into the embedding, an input of every block, in the dtype of the
+noise label, whatever that of the image.
 """
 
 import math
@@ -27,8 +25,8 @@ class ImageCondition(NamedTuple):
     """The condition of an image network, for one example.
 
     Arguments:
-        class_labels: shape (label_dim,), 1 for the class and 0 elsewhere, as
-            `jax.nn.one_hot(label, label_dim)` makes it. None or zeros: no class is given.
+        class_labels: shape (label_dim,), `jax.nn.one_hot(label, label_dim)`. None or zeros: no
+            class is given.
         augment_labels: shape (augment_dim,), how the image was augmented. None or zeros:
             not augmented, which is the choice for sampling.
     """
@@ -60,12 +58,9 @@ class Positional(eqx.Module):
 
 @final
 class Fourier(eqx.Module):
-    r"""Fourier features $[\cos 2\pi c f,\ \sin 2\pi c f]$ at n/2 random frequencies.
+    r"""Fourier features $[\cos 2\pi c f,\ \sin 2\pi c f]$ at n/2 random frequencies, n even.
 
     The frequencies are drawn once from N(0, 16^2) and not trained.
-
-    Arguments:
-        num_channels: n, even.
     """
 
     freqs: Float[Array, " half"]
@@ -91,11 +86,7 @@ def _check_even(num_channels: int) -> None:
 class SongEmbedding(eqx.Module):
     """The embedding of DDPM++ and NCSN++: sines first, labels added before the two layers.
 
-    Arguments:
-        map_noise: the embedding of the noise label.
-        noise_channels: its length.
-        emb_channels: the length of the result.
-        label_dim, augment_dim: lengths of the labels; 0 for none.
+    `map_noise` embeds the noise label in `noise_channels` numbers. A label of length 0 is none.
     """
 
     map_noise: Positional | Fourier
@@ -118,26 +109,20 @@ class SongEmbedding(eqx.Module):
     ):
         keys = jr.split(key, 4)
         self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
-        self.map_noise = map_noise
-        self.map_label, self.map_augment = None, None
+        self.map_noise, self.map_label, self.map_augment = map_noise, None, None
         if label_dim:
             self.map_label = Dense(label_dim, noise_channels, xavier, key=keys[0])
         if augment_dim:
-            self.map_augment = Dense(
-                augment_dim, noise_channels, xavier, use_bias=False, key=keys[1]
-            )
+            sizes = augment_dim, noise_channels
+            self.map_augment = Dense(*sizes, xavier, use_bias=False, key=keys[1])
         self.map_layer0 = Dense(noise_channels, emb_channels, xavier, key=keys[2])
         self.map_layer1 = Dense(emb_channels, emb_channels, xavier, key=keys[3])
 
     def __call__(self, c_noise: Float[Array, ""], cond: ImageCondition) -> Float[Array, " emb"]:
         cosines, sines = jnp.split(self.map_noise(c_noise), 2)
         emb = jnp.concatenate([sines, cosines])
-        if self.map_label is not None:
-            labels = _vector(cond.class_labels, self.label_dim, c_noise.dtype)
-            emb = emb + self.map_label(labels * math.sqrt(self.label_dim))
-        if self.map_augment is not None:
-            labels = _vector(cond.augment_labels, self.augment_dim, c_noise.dtype)
-            emb = emb + self.map_augment(labels)
+        emb = _plus(emb, self.map_label, cond.class_labels, math.sqrt(self.label_dim))
+        emb = _plus(emb, self.map_augment, cond.augment_labels)
         return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(emb))))
 
 
@@ -170,36 +155,32 @@ class DhariwalEmbedding(eqx.Module):
         self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
         self.map_label, self.map_augment = None, None
         if augment_dim:
-            self.map_augment = Dense(
-                augment_dim, noise_channels, kaiming, scale=0.0, use_bias=False, key=keys[0]
-            )
+            sizes = augment_dim, noise_channels
+            self.map_augment = Dense(*sizes, kaiming, scale=0.0, use_bias=False, key=keys[0])
         self.map_layer0 = Dense(noise_channels, emb_channels, kaiming, key=keys[1])
         self.map_layer1 = Dense(emb_channels, emb_channels, kaiming, key=keys[2])
-        if label_dim:
-            # Uniform of unit variance: a one-hot label picks one column.
-            scale = math.sqrt(3 * label_dim)
-            self.map_label = Dense(
-                label_dim, emb_channels, kaiming, scale=scale, use_bias=False, key=keys[3]
-            )
+        if label_dim:  # uniform of unit variance: a one-hot label picks one column
+            sizes, scale = (label_dim, emb_channels), math.sqrt(3 * label_dim)
+            self.map_label = Dense(*sizes, kaiming, scale=scale, use_bias=False, key=keys[3])
 
     def __call__(self, c_noise: Float[Array, ""], cond: ImageCondition) -> Float[Array, " emb"]:
-        emb = self.map_noise(c_noise)
-        if self.map_augment is not None:
-            labels = _vector(cond.augment_labels, self.augment_dim, c_noise.dtype)
-            emb = emb + self.map_augment(labels)
+        emb = _plus(self.map_noise(c_noise), self.map_augment, cond.augment_labels)
         emb = self.map_layer1(jax.nn.silu(self.map_layer0(emb)))
-        if self.map_label is not None:
-            labels = _vector(cond.class_labels, self.label_dim, c_noise.dtype)
-            emb = emb + self.map_label(labels)
-        return jax.nn.silu(emb)
+        return jax.nn.silu(_plus(emb, self.map_label, cond.class_labels))
+
+
+def _plus(emb: Array, layer: Dense | None, labels: Any, scale: float = 1.0) -> Array:
+    """The embedding plus a linear map of labels, if there is one; None is zeros."""
+    if layer is None:
+        return emb
+    labels = jnp.zeros(layer.weight.shape[1]) if labels is None else jnp.asarray(labels)
+    return emb + layer(labels.astype(emb.dtype) * scale)
 
 
 def check_condition(cond: Any, label_dim: int, augment_dim: int) -> ImageCondition:
     """The condition `cond`, its lengths checked; None stands for one without labels.
 
-    Raises:
-        ValueError: something else than an `ImageCondition`, labels of another shape than
-            (label_dim,) and (augment_dim,), or labels where the network has none.
+    Raises: ValueError for something else, or labels of a length that the network does not take.
     """
     if cond is None:
         return ImageCondition()
@@ -207,13 +188,9 @@ def check_condition(cond: Any, label_dim: int, augment_dim: int) -> ImageConditi
         hint = f": class k is ImageCondition(jax.nn.one_hot(k, {label_dim}))" if label_dim else ""
         raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}{hint}")
     hints = (f", jax.nn.one_hot(k, {label_dim}) for class k", "")
-    lengths = {"class_labels": label_dim, "augment_labels": augment_dim}
-    for (name, length), labels, hint in zip(lengths.items(), cond, hints, strict=True):
+    lengths = (label_dim, augment_dim)
+    for name, labels, length, hint in zip(cond._fields, cond, lengths, hints, strict=True):
         if labels is not None and (length == 0 or jnp.shape(labels) != (length,)):
             needed = f"have shape ({length},){hint}" if length else "be None: this network has none"
             raise ValueError(f"{name} must {needed}; got shape {jnp.shape(labels)}")
     return cond
-
-
-def _vector(labels: Any, length: int, dtype: Any) -> Array:
-    return jnp.zeros(length, dtype) if labels is None else jnp.asarray(labels).astype(dtype)

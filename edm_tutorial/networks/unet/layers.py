@@ -6,8 +6,8 @@ correlation with $f/\sum f$; `Up` puts zeros between the entries and convolves w
 $2f/\sum f$. So the filter (1, 1) averages pairs on the way down and repeats entries on the
 way up.
 
-A layer casts its parameters to the dtype of `x`, so the dtype of `x` chooses the precision of
-the arithmetic. Sums over many entries are kept in float32 or better.
+A layer casts its parameters to the dtype of `x`. Sums over many entries are kept in float32 or
+better.
 """
 
 import math
@@ -102,8 +102,7 @@ class Conv(eqx.Module):
 class GroupNorm(eqx.Module):
     """Group normalisation over min(32, C // 4) groups of channels.
 
-    Raises:
-        ValueError: the channels do not fall into equal groups.
+    Raises: ValueError if the channels do not fall into equal groups.
     """
 
     weight: Float[Array, " c"]
@@ -144,9 +143,7 @@ class Down(eqx.Module):
     def __call__(self, x: Float[Array, "h w c"], pad: int | None = None) -> Float[Array, "h2 w2 c"]:
         """The image at half its size, or, with another `pad` of zeros a side, nearly so."""
         pad = (len(self.resample_filter) - 1) // 2 if pad is None else pad
-        for axis in (0, 1):
-            x = self._along(x, pad, axis)
-        return x
+        return self._along(self._along(x, pad, axis=0), pad, axis=1)
 
     def _along(self, x: Array, pad: int, axis: int) -> Array:
         taps, total = self.resample_filter, sum(self.resample_filter)
@@ -163,9 +160,7 @@ class Up(eqx.Module):
     resample_filter: Filter = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c"]:
-        for axis in (0, 1):
-            x = self._along(x, axis)
-        return x
+        return self._along(self._along(x, axis=0), axis=1)
 
     def _along(self, x: Array, axis: int) -> Array:
         taps, total = self.resample_filter, sum(self.resample_filter)
@@ -196,8 +191,8 @@ def attention_weights(
 def pad_image(x: Float[Array, "h w c"], multiple: int) -> Float[Array, "h2 w2 c"]:
     """The image with a margin that makes height and width multiples of `multiple`.
 
-    The margin continues the image by reflection, or, where it is too wide for that, by its
-    outermost pixels. It is the same on both sides, or one pixel wider on the far side.
+    The margin reflects the image or, where it is too wide for that, repeats its outermost pixels.
+    It is the same on both sides, or one pixel wider on the far side.
     """
     for axis in (0, 1):
         missing = -x.shape[axis] % multiple
@@ -227,11 +222,7 @@ def _pad(x: Array, pad: int, axis: int) -> Array:
 
 
 def _uniform(key: PRNGKey, shape: tuple[int, ...], bound: float) -> Array:
-    """Uniform numbers within +-`bound`.
-
-    They are the first of 2^n numbers: XLA compiles the generator anew for each length, and
-    so there are few lengths.
-    """
+    """Uniform numbers within +-`bound`: the first of 2^n, so that XLA compiles few generators."""
     size = int(math.prod(shape))
     numbers = jr.uniform(key, (2 ** max(16, (size - 1).bit_length()),), minval=-1.0)
     return _cut(numbers, bound, shape)

@@ -2,21 +2,15 @@ r"""U-Nets for square images: an encoder halves the resolution, a decoder double
 
 The encoder keeps every output (a *skip*). Each block of the decoder takes one of them back, the
 last one first, beside its input; it has one block more a level, for the output with which the
-encoder entered the level. Three networks of the literature are made of the same blocks:
-
-- DDPM++ and NCSN++ (Song et al. 2021), `song_unet`;
-- ADM (Dhariwal and Nichol 2021), `dhariwal_unet`;
-
-and `small_unet` chooses the numbers for images of any size:
+encoder entered the level. `song_unet`, `dhariwal_unet` and `small_unet` choose the numbers:
 
     network = small_unet((1, 8, 8), label_dim=10, width=32, key=jax.random.key(0))
     cond = ImageCondition(class_labels=jax.nn.one_hot(3, 10))
     network(x, c_noise, cond)                              # x and the result: (1, 8, 8)
 
 Seen from outside, images are (channels, height, width); inside, channels come last, the
-layout in which the convolutions were measured to be fastest. An image that cannot be halved
-often enough is padded by its own reflection, and the result is cropped. Untrained, a network
-returns exactly 0, so its loss is 1.
+layout in which the convolutions were measured to be fastest. Untrained, a network returns
+exactly 0, so its loss is 1.
 """
 
 from collections.abc import Iterator
@@ -61,20 +55,13 @@ class UNet(eqx.Module):
     Computes the image in the dtype of `x` and the embedding in the dtype of `c_noise`. An image
     that cannot be halved often enough is padded inside, by reflection (by its edge where a
     margin is too wide for that), and the result is cropped. No official network needs this.
-
-    Arguments:
-        embedding: of c_noise and the condition.
-        encoder: levels from the full resolution down.
-        decoder: levels from the lowest resolution up.
-        enlarge: doubles the image of a level for the next.
-        shape: of x, (channels, height, width).
     """
 
     embedding: SongEmbedding | DhariwalEmbedding
-    encoder: list[EncoderLevel]
-    decoder: list[DecoderLevel]
-    enlarge: Up
-    shape: tuple[int, int, int] = eqx.field(static=True)
+    encoder: list[EncoderLevel]  # from the full resolution down
+    decoder: list[DecoderLevel]  # from the lowest resolution up
+    enlarge: Up  # doubles the image of a level for the next
+    shape: tuple[int, int, int] = eqx.field(static=True)  # of x
 
     def __call__(
         self,
@@ -86,14 +73,12 @@ class UNet(eqx.Module):
     ) -> Float[Array, "out height width"]:
         """The raw network output for one image; with a key, dropout is on.
 
-        Raises:
-            ValueError: `x` of another shape or not floating, or labels of another length.
+        Raises: ValueError for `x` of another shape or not floating, or labels of another length.
         """
         check_floating("x", x)
         if x.shape != self.shape:
-            raise ValueError(
-                f"x must have shape {self.shape}, got {x.shape}; use jax.vmap for a batch"
-            )
+            got = f"got {x.shape}; use jax.vmap for a batch"
+            raise ValueError(f"x must have shape {self.shape}, {got}")
         cond = check_condition(cond, self.embedding.label_dim, self.embedding.augment_dim)
         emb = self.embedding(as_float(c_noise), cond)
         keys = _block_keys(self, key)
@@ -145,30 +130,18 @@ def _block_keys(network: UNet, key: PRNGKey | None) -> Any:
 
 @final
 class UNetSizes(eqx.Module):
-    """Sizes of a U-Net, from which `make_unet` makes its levels.
+    """Sizes of a U-Net, from which `make_unet` makes its levels."""
 
-    Arguments:
-        img_resolution: height and width of the image.
-        in_channels, out_channels: of the image, and of what the network returns.
-        first_channels: after the first convolution.
-        channels: of each level, the full resolution first.
-        emb_channels: length of the embedding.
-        num_blocks: of a level of the encoder; the decoder has one more.
-        attn_resolutions: where blocks attend; the first block of the decoder always does.
-        resample_filter: of `Down` and `Up`.
-        dropout: the probability, in every block.
-    """
-
-    img_resolution: int
+    img_resolution: int  # height and width
     in_channels: int
     out_channels: int
-    first_channels: int
-    channels: tuple[int, ...]
+    first_channels: int  # after the first convolution
+    channels: tuple[int, ...]  # of each level, the full resolution first
     emb_channels: int
-    num_blocks: int
-    attn_resolutions: tuple[int, ...]
+    num_blocks: int  # of a level of the encoder; the decoder has one more
+    attn_resolutions: tuple[int, ...]  # and the first block of the decoder always attends
     resample_filter: Filter
-    dropout: float
+    dropout: float  # the probability, in every block
 
     @property
     def resolutions(self) -> list[int]:
@@ -188,8 +161,7 @@ def make_unet(
     """The untrained network of these sizes; its decoder mirrors its encoder."""
     encoder, skips = _encoder(sizes, style, encoder_type, keys)
     decoder = _decoder(sizes, style, decoder_type, skips, keys)
-    side = int(sizes.img_resolution)
-    shape = (int(sizes.in_channels), side, side)
+    shape = (int(sizes.in_channels), int(sizes.img_resolution), int(sizes.img_resolution))
     return UNet(embedding, encoder, decoder, Up(sizes.resample_filter), shape)
 
 
@@ -216,8 +188,7 @@ def _encoder(
                 conv = Conv(aux_channels, channels, 1, style.init, key=aux_key)
                 aux = AuxSkip(conv, down)
         skips.append(channels)
-        attends = resolution in sizes.attn_resolutions
-        blocks = []
+        attends, blocks = resolution in sizes.attn_resolutions, []
         for _ in range(sizes.num_blocks):
             blocks.append(make(channels, width, attends=attends, key=next(keys)))
             channels = width
@@ -227,11 +198,7 @@ def _encoder(
 
 
 def _decoder(
-    sizes: UNetSizes,
-    style: Style,
-    decoder_type: str,
-    skips: list[int],
-    keys: Iterator[PRNGKey],
+    sizes: UNetSizes, style: Style, decoder_type: str, skips: list[int], keys: Iterator[PRNGKey]
 ) -> list[DecoderLevel]:
     """The levels of the decoder; `skips` are the channels of the encoder's outputs."""
     make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)

@@ -44,11 +44,7 @@ from .state_dict import from_state_dict
 
 @final
 class FirstChannels(eqx.Module):
-    """A network without its surplus output channels.
-
-    iDDPM's networks return twice the channels of `x`; the second half describes a variance
-    that plays no part in EDM.
-    """
+    """An iDDPM network without the half of its output that describes a variance."""
 
     network: Callable[..., Array]
 
@@ -79,20 +75,17 @@ def edm_denoiser(
     Arguments:
         cls: "EDMPrecond", "VPPrecond", "VEPrecond" or "iDDPMPrecond".
         state: name to array, as `read_state` returns it; names may begin with "model.".
-        img_resolution: height and width.
-        img_channels: of an image; iDDPM's network returns twice as many.
+        img_resolution, img_channels: height and width of an image, and its channels.
         model_type: "SongUNet" or "DhariwalUNet".
         label_dim: length of the class labels; 0 for none.
         config: the other `init_kwargs` of the checkpoint: those of the preconditioning
-            (`sigma_data`; `beta_d`, `beta_min`, `M`; `C_1`, `C_2`, `M`) and those of the
-            network. Accepted and not used, since they do not change D: the range of the
-            reference's sampler (`sigma_min` and `sigma_max` of EDMPrecond and VEPrecond,
-            `epsilon_t` of VPPrecond), `label_dropout`, and `use_fp16`: here the network
-            computes in the dtype of `x`, and `Cast` chooses another.
+            (`sigma_data`; `beta_d`, `beta_min`, `M`; `C_1`, `C_2`, `M`) and of the network.
+            Accepted and not used, since they do not change D: the range of the reference's
+            sampler (`sigma_min`, `sigma_max`, `epsilon_t`), `label_dropout`, and `use_fp16`:
+            here the network computes in the dtype of `x`, and `Cast` chooses another.
 
-    Raises:
-        ValueError: another class, or weights that do not fit, all listed in one message.
-        TypeError: an unknown keyword.
+    Raises: ValueError for another class, or weights that do not fit, all listed in one message;
+    TypeError for an unknown keyword.
     """
     if cls not in _PRECONDITIONINGS:
         raise ValueError(f"cls must be one of {', '.join(_PRECONDITIONINGS)}, got {cls!r}")
@@ -119,33 +112,15 @@ def edm_denoiser(
 
 # The keywords of each class. The range of noise levels is the sampler's: it is accepted, and
 # no part of a denoiser.
-
-
-def _edm(
-    sigma_data: float = 0.5, sigma_min: Any = None, sigma_max: Any = None
-) -> EDMPreconditioning:
-    return EDMPreconditioning(sigma_data)
-
-
-def _vp(
-    beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000, epsilon_t: Any = None
-) -> VPPreconditioning:
-    return VPPreconditioning(VariancePreserving(beta_d, beta_min), M)
-
-
-def _ve(sigma_min: Any = None, sigma_max: Any = None) -> VEPreconditioning:
-    return VEPreconditioning()
-
-
-def _iddpm(C_1: float = 1e-3, C_2: float = 8e-3, M: int = 1000) -> IDDPMPreconditioning:
-    return IDDPMPreconditioning(M, C_1, C_2)
-
-
 _PRECONDITIONINGS: dict[str, Callable[..., AbstractPreconditioning]] = {
-    "EDMPrecond": _edm,
-    "VPPrecond": _vp,
-    "VEPrecond": _ve,
-    "iDDPMPrecond": _iddpm,
+    "EDMPrecond": lambda sigma_data=0.5, sigma_min=None, sigma_max=None: EDMPreconditioning(
+        sigma_data
+    ),
+    "VPPrecond": lambda beta_d=19.9, beta_min=0.1, M=1000, epsilon_t=None: VPPreconditioning(
+        VariancePreserving(beta_d, beta_min), M
+    ),
+    "VEPrecond": lambda sigma_min=None, sigma_max=None: VEPreconditioning(),
+    "iDDPMPrecond": lambda C_1=1e-3, C_2=8e-3, M=1000: IDDPMPreconditioning(M, C_1, C_2),
 }
 # Keywords of every class that do not change D in float32 or better.
 _WITHOUT_EFFECT = {"use_fp16", "label_dropout"}
@@ -153,9 +128,8 @@ _WITHOUT_EFFECT = {"use_fp16", "label_dropout"}
 
 def _check_levels(preconditioning: Any, stored: np.ndarray) -> None:
     """Refuse noise levels of an iDDPM checkpoint that are not those of its keywords."""
+    table = iddpm_levels(preconditioning.levels, preconditioning.c_1, preconditioning.c_2)
     # 1e-3: the reference computes them in float32, with an error of 5e-4 at the smallest.
-    p = preconditioning
-    table = iddpm_levels(p.levels, p.c_1, p.c_2)
     if stored.shape != np.shape(table) or not np.allclose(stored, table, rtol=1e-3):
         raise ValueError(
             f"u: {len(stored)} noise levels from {stored[0]:.6g} down, needed {len(table)} from "
@@ -168,8 +142,7 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
 
     Floating-point arrays of 16 bits become float32, the dtype of parameters here.
 
-    Raises:
-        ValueError: another kind of file, or a damaged one.
+    Raises: ValueError for another kind of file, or a damaged one.
     """
     path = Path(path)
     if path.suffix not in _READERS:

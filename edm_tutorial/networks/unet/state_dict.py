@@ -31,10 +31,8 @@ def from_state_dict(cls: str, state: Mapping[str, ArrayLike], **config: Any) -> 
         state: name to array, as the reference's `state_dict()` has them.
         config: the keywords it was built with, those of `song_unet` or `dhariwal_unet`.
 
-    Raises:
-        ValueError: another `cls`, or a state dict that does not match: every missing or
-            unknown name and every wrong shape, in one message.
-        TypeError: an unknown keyword.
+    Raises: ValueError for another `cls`, or a state dict that does not match: every missing or
+    unknown name and every wrong shape, in one message; TypeError for an unknown keyword.
     """
     if cls not in BUILDERS:
         raise ValueError(f"cls must be one of {', '.join(BUILDERS)}, got {cls!r}")
@@ -55,11 +53,12 @@ def from_state_dict(cls: str, state: Mapping[str, ArrayLike], **config: Any) -> 
 
 def state_names(network: UNet) -> list[str]:
     """The reference's names of a network's arrays, in the order of `jax.tree.leaves`."""
-    names = []
-    for prefix, part in _parts(network):
-        for path, _ in jax.tree_util.tree_flatten_with_path(part)[0]:
-            names.append(prefix + jax.tree_util.keystr(path, simple=True, separator="."))
-    return names
+    named = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return [
+        prefix + named(path)
+        for prefix, part in _parts(network)
+        for path, _ in jax.tree_util.tree_leaves_with_path(part)
+    ]
 
 
 def _parts(network: UNet) -> Iterator[tuple[str, Any]]:
@@ -91,20 +90,13 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
-def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
-
-
 def _mismatches(wanted: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple]) -> list[str]:
     """Names and shapes that do not match, a line each; shapes in the reference's layout."""
-    missing = [
-        f"{name}: missing, shape {_channels_first(wanted[name])}" for name in wanted.keys() - got
-    ]
-    unknown = [
-        f"{name}: unknown, shape {_channels_first(got[name])}" for name in got.keys() - wanted
-    ]
+    first = lambda shape: (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+    missing = [f"{name}: missing, shape {first(wanted[name])}" for name in wanted.keys() - got]
+    unknown = [f"{name}: unknown, shape {first(got[name])}" for name in got.keys() - wanted]
     wrong = [
-        f"{name}: shape {_channels_first(got[name])}, needed {_channels_first(wanted[name])}"
+        f"{name}: shape {first(got[name])}, needed {first(wanted[name])}"
         for name in wanted.keys() & got
         if got[name] != wanted[name]
     ]
