@@ -12,10 +12,6 @@ from .loop import (
     NonFiniteLossWarning as NonFiniteLossWarning,
     train as train,
 )
-from .optimizers import (
-    clean_gradients as clean_gradients,
-    cleaned as cleaned,
-    ramp_up as ramp_up,
-)
+from .optimizers import clean_gradients as clean_gradients, cleaned as cleaned, ramp_up as ramp_up
 from .sharding import data_parallel as data_parallel
 from .state import TrainState as TrainState, init_state as init_state

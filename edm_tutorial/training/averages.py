@@ -1,10 +1,10 @@
 r"""Exponential moving averages (EMA) of the weights, and their post-hoc reconstruction.
 
 One samples with an average of the weights over training, not with the last ones. After every
-step, $\theta_{ema} \leftarrow \theta + \beta(\theta_{ema}-\theta)$. Two rules for $\beta$ are
-here. With `HalfLifeEMA` (App. F.2) the weight of the past halves after a number of examples.
-With `PowerEMA` (EDM2, Karras et al., 2024) the average looks back over a fixed fraction of the
-training so far. Both have $\beta = 0$ in the first step, so the initial weights are forgotten.
+step, $\theta_{ema} \leftarrow \theta + \beta(\theta_{ema}-\theta)$. With `HalfLifeEMA` the
+weight of the past halves after a number of examples; with `PowerEMA` the average looks back over
+a fixed fraction of the training so far. Both forget the initial weights: $\beta = 0$ in the
+first step.
 
 How far back to look need not be decided before training. Keep snapshots of two power averages
 on the way, and `reconstruct` computes any other (EDM2, section 3). The average of
@@ -67,11 +67,9 @@ class HalfLifeEMA(AbstractEMA):
 
     Arguments:
         half_life: h_0 in examples. After so many the weight of the past has halved.
-        rampup_ratio: r, the largest half-life as a fraction of the examples seen. None is a
-            constant half-life; such an average remembers the initial weights.
+        rampup_ratio: r, or None for a constant half-life, which remembers the initial weights.
 
-    Raises:
-        ValueError: a half-life or ratio that is not positive.
+    Raises: ValueError for a half-life or ratio that is not positive.
     """
 
     half_life: float = 500_000.0
@@ -83,7 +81,6 @@ class HalfLifeEMA(AbstractEMA):
             check_positive("rampup_ratio", self.rampup_ratio)
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
-        """beta of a step on `batch_size` examples, with `seen` examples before it."""
         seen = _examples(seen, batch_size)
         half_life = jnp.full_like(seen, self.half_life)
         if self.rampup_ratio is not None:
@@ -96,16 +93,11 @@ class HalfLifeEMA(AbstractEMA):
 class PowerEMA(AbstractEMA):
     r"""Average whose profile is a power of time (EDM2, Karras et al., 2024).
 
-    $\beta(t) = (1 - 1/t)^{\gamma+1}$ in step $t$. The weights after step $k$ of $t$ have the
-    share $(k^{\gamma+1} - (k-1)^{\gamma+1})/t^{\gamma+1}$. This holds for every length of the
-    training, so a longer run needs no other `gamma`.
+    $\beta(t) = (1 - 1/t)^{\gamma+1}$ in step $t$, for every length of the training: a longer run
+    needs no other `gamma`. 0 is the plain mean of all steps; the larger it is, the less far back
+    the average looks.
 
-    Arguments:
-        gamma: the power. 0 is the plain mean of all steps; the larger it is, the less far
-            back the average looks.
-
-    Raises:
-        ValueError: a negative or infinite power.
+    Raises: ValueError for a negative or infinite power.
     """
 
     gamma: float
@@ -120,8 +112,7 @@ class PowerEMA(AbstractEMA):
         $\sigma_{rel}^2 = (\gamma+1)\,(\gamma+2)^{-2}\,(\gamma+3)^{-1}$ is solved for $\gamma$.
         EDM2 keeps the averages of 0.05 and 0.10 for a reconstruction.
 
-        Raises:
-            ValueError: `sigma_rel` outside (0, 1/sqrt(12)], the width of the plain mean.
+        Raises: ValueError for `sigma_rel` outside (0, 1/sqrt(12)], the width of the plain mean.
         """
         if not 0 < sigma_rel <= 12**-0.5 + 1e-12:
             raise ValueError(f"need 0 < sigma_rel <= 0.2887, got {sigma_rel}")
@@ -135,7 +126,6 @@ class PowerEMA(AbstractEMA):
         return ((self.gamma + 1) / (self.gamma + 3)) ** 0.5 / (self.gamma + 2)
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
-        """beta of a step on `batch_size` examples, with `seen` examples before it."""
         seen = _examples(seen, batch_size)
         before = seen / (seen + as_float(batch_size, seen))  # 1 - 1/t
         return before ** (self.gamma + 1)
@@ -148,13 +138,7 @@ def _examples(seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:
 
 
 class Snapshot(NamedTuple):
-    """A power average of the weights, kept during training.
-
-    Arguments:
-        ema: the rule that made it.
-        step: the number of steps in it, all of one batch size.
-        model: the average.
-    """
+    """A power average `model` of the weights after `step` steps of one batch size, by `ema`."""
 
     ema: PowerEMA
     step: int
@@ -171,11 +155,10 @@ def reconstruct(snapshots: Sequence[Snapshot], ema: PowerEMA, step: int | None =
 
     Arguments:
         snapshots: averages of one training, by two rules and at several steps.
-        ema: the rule whose average is wanted.
-        step: the step after which it is wanted; None is that of the last snapshot.
+        ema, step: the rule whose average is wanted, and after which step; None is that of the
+            last snapshot.
 
-    Raises:
-        ValueError: as `reconstruction_weights`.
+    Raises: ValueError as `reconstruction_weights`.
     """
     weights = reconstruction_weights(snapshots, ema, step)
     models = [snapshot.model for snapshot in snapshots]
@@ -195,18 +178,16 @@ def reconstruction_weights(
 ) -> Float[np.ndarray, " snapshots"]:
     """Weights of the snapshots in a reconstruction: the x_i, of sum 1.
 
-    Raises:
-        ValueError: no snapshot, one with a step below 1, or a `step` that is below 1 or
-            that no snapshot has reached.
+    Raises: ValueError without snapshots, for one with a step below 1, or for a `step` that is below
+    1 or that no snapshot has reached.
     """
     steps = [int(snapshot.step) for snapshot in snapshots]
     if not steps or min(steps) < 1:
         raise ValueError(f"need snapshots, each of step 1 or later, got the steps {steps}")
     step = max(steps) if step is None else step
     if not 1 <= step <= max(steps):
-        raise ValueError(
-            f"step must be one that the snapshots reached, 1 to {max(steps)}; got {step}"
-        )
+        reached = f"one that the snapshots reached, 1 to {max(steps)}"
+        raise ValueError(f"step must be {reached}; got {step}")
     gammas = [snapshot.ema.gamma for snapshot in snapshots]
     columns = list(zip([*gammas, ema.gamma], [*steps, step], strict=True))
     # The weight of the last snapshot is 1 minus the others. QR by blocks solves the least

@@ -1,8 +1,7 @@
 r"""Batches of training examples.
 
-The batch of step $i$ is a function of $i$, so that a run can be resumed. From arrays, a batch is
-drawn with replacement inside the compiled step. From a function of the step, or from an iterator,
-it is made on the host, one step at a time.
+From arrays, a batch is drawn with replacement inside the compiled step. From a function of the
+step, or from an iterator, it is made on the host, one step at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -46,12 +45,7 @@ BatchOf = Callable[[int], Batch]
 
 
 def load(data: Any, batch_size: int, sharding: NamedSharding | None) -> Examples | BatchOf:
-    """Source of batches, made of any of the three kinds of `data` that `train` takes.
-
-    Raises:
-        ValueError: arrays, here or in the batch of a step, that are empty, not finite or of
-            unequal length; a batch of another size; an iterator that has ended.
-    """
+    """Source of batches, made of any of the three kinds of `data` that `train` takes."""
     if isinstance(data, Iterator):
         return lambda step: _given(step, _next(data, step), batch_size, sharding)
     if callable(data):
@@ -83,15 +77,12 @@ def _checked(name: str, data: Any) -> Batch:
         raise ValueError(f"{name} must be x or a pair (x, cond), got {len(data)} parts")
     batch = Batch(*data) if isinstance(data, tuple) else Batch(data, None)
     if getattr(batch.x, "dtype", None) is None:
-        advice = ""
+        got = type(batch.x).__name__
         if isinstance(batch.x, list):
-            advice = ": write a tuple (x, cond), and numbers as an array"
+            got += ": write a tuple (x, cond), and numbers as an array"
         elif isinstance(batch.x, Iterable):
-            advice = ": of an iterable of batches, pass iter(...)"
-        raise ValueError(
-            f"{name} must be a floating-point array x or a tuple (x, cond), "
-            f"got {type(batch.x).__name__}{advice}"
-        )
+            got += ": of an iterable of batches, pass iter(...)"
+        raise ValueError(f"{name} must be a floating-point array x or a tuple (x, cond), got {got}")
     check_data(name, batch.x)
     check_cond(batch.cond, len(batch.x))
     return batch

@@ -5,11 +5,10 @@ r"""Checkpoints of a training that can be killed at any moment.
         checkpoint.save(folder, state)
 
 A checkpoint is a folder named by its step. It holds the arrays of a `TrainState`, written by
-Orbax, and a page that lists each array with its shape, dtype and checksum. Orbax writes under
-a temporary name and renames what is complete. A checkpoint that cannot be read, has another
-checksum or is of another model is refused, and the one before it is used. Orbax's
-`CheckpointManager` promises less: one damaged metric closes the whole folder to it, and while
-there is a later step it saves nothing, damaged as that may be, and says nothing.
+Orbax, and a page that lists each array with its shape, dtype and checksum. One that cannot be
+read, has another checksum or is of another model is refused, and the one before it is used. (To
+Orbax's `CheckpointManager` one damaged metric closes the whole folder, and while there is a later
+step, however damaged, it saves nothing and says nothing.)
 
 Checkpoints of version 0.1.0 are restored too.
 """
@@ -44,15 +43,10 @@ class Refused(Exception):
 
 
 class Stored(NamedTuple):
-    """Content of a checkpoint, under the names of `describe`.
+    """Content of a checkpoint, under the names of `describe`."""
 
-    Arguments:
-        leaves: arrays by dtype and shape, numbers by value.
-        arrays: the arrays that are not empty; random keys as their data.
-    """
-
-    leaves: dict[str, str]
-    arrays: dict[str, np.ndarray]
+    leaves: dict[str, str]  # arrays by dtype and shape, numbers by value
+    arrays: dict[str, np.ndarray]  # those that are not empty; random keys as their data
 
 
 def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None = None) -> None:
@@ -64,9 +58,8 @@ def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None
         keep: how many of the latest to keep.
         metric: lower is better; the best one saved with a metric is kept too.
 
-    Raises:
-        ValueError: `keep` below 1, a metric that is not finite, or a later checkpoint of the
-            same model in `path`: it would be the one to be restored.
+    Raises: ValueError for `keep` below 1, a metric that is not finite, or a later checkpoint of the
+    same model in `path`, which would be the one to be restored.
     """
     keep = whole("keep", keep)
     if metric is not None and not isfinite(metric):
@@ -100,11 +93,7 @@ def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None
 
 
 def restore(
-    path: Folder,
-    template: TrainState,
-    *,
-    best: bool = False,
-    batch_size: int | None = None,
+    path: Folder, template: TrainState, *, best: bool = False, batch_size: int | None = None
 ) -> TrainState | None:
     """Last state saved to `path`, bit for bit; None if there is none.
 
@@ -117,15 +106,14 @@ def restore(
         batch_size: that of the training, only needed for a checkpoint of version 0.1.0: it
             did not count examples, so `seen` becomes `step * batch_size`.
 
-    Raises:
-        ValueError: there are checkpoints, and all of them are refused.
+    Raises: ValueError if there are checkpoints, and all of them are refused.
     """
     path = Path(path).absolute()
     candidates = sorted(_steps(path), reverse=True)
     if best:
         metrics = {step: _metric(path / str(step)) for step in candidates}
-        candidates = sorted(candidates, key=lambda step: metrics[step])
-        candidates = [step for step in candidates if isfinite(metrics[step])]
+        finite = [step for step in candidates if isfinite(metrics[step])]
+        candidates = sorted(finite, key=lambda step: metrics[step])
     reasons = []
     for step in candidates:
         try:
@@ -209,15 +197,10 @@ def _read(folder: Path, batch_size: int | None) -> Stored:
 
 
 def _of_today(stored: Stored, batch_size: int | None) -> Stored:
-    """A checkpoint of version 0.1.0 in the form of today.
-
-    That version did not count examples, and had `sigma_data` as an array or under another name.
-    """
+    """A checkpoint of 0.1.0 in the form of today, with `seen`, and `sigma_data` not an array."""
     if batch_size is None:
-        raise Refused(
-            "it is of version 0.1.0, which did not count examples: pass batch_size, that of "
-            "its training"
-        )
+        told = "it is of version 0.1.0, which did not count examples"
+        raise Refused(f"{told}: pass batch_size, that of its training")
     leaves, arrays = {}, dict(stored.arrays)
     for name, told in stored.leaves.items():
         if name.endswith(".preconditioning.sigma_data"):
@@ -244,9 +227,11 @@ def _filled(stored: Stored, template: TrainState) -> TrainState:
 
     def fill(place: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(place)
-        if name in stored.arrays:
-            return _like(stored.arrays[name], leaf)
-        return float(stored.leaves[name]) if type(leaf) is float else leaf
+        if name not in stored.arrays:
+            return float(stored.leaves[name]) if type(leaf) is float else leaf
+        array = jnp.asarray(stored.arrays[name])
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jr.wrap_key_data(array, impl=jr.key_impl(leaf)) if is_key else array
 
     return jax.tree_util.tree_map_with_path(fill, template)
 
@@ -256,9 +241,3 @@ def _is_close(told: str, value: float) -> bool:
         return isclose(float(told), value, rel_tol=ROUNDING)
     except ValueError:  # it was an array, or nothing
         return False
-
-
-def _like(array: np.ndarray, leaf: Any) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jr.wrap_key_data(jnp.asarray(array), impl=jr.key_impl(leaf))
-    return jnp.asarray(array)

@@ -34,8 +34,7 @@ class NonFiniteLossWarning(UserWarning):
 class BatchLoss(eqx.Module):
     """Loss of a whole batch, for `train`; one that stratifies its noise levels is an example.
 
-    Arguments:
-        loss: called as `loss(denoiser, x, cond, key=key)` with the whole batch, a scalar.
+    `loss` is called as `loss(denoiser, x, cond, key=key)` and returns a scalar.
     """
 
     loss: Callable[..., Array]
@@ -82,9 +81,8 @@ def train(
             `BatchLoss`, called so for a whole batch.
         data: examples `x` stacked along the first axis, or a tuple `(x, cond)` of such, from
             which batches are drawn with replacement. Or a function of the step that returns
-            a batch, `x` or `(x, cond)`: a resumed run asks it for the steps to come. Or an
-            iterator of batches, which is read from where it stands: to resume exactly, hand
-            it over at the batch of step `state.step`.
+            a batch, `x` or `(x, cond)`. Or an iterator of batches: to resume exactly, hand it
+            over at the batch of step `state.step`.
         optimizer: any of Optax's. Those that ask for the loss, such as `reduce_on_plateau`
             and `lbfgs`, get `value`, `grad` and `value_fn` of the batch.
         steps: the total; a resumed run stops at the same step.
@@ -93,22 +91,21 @@ def train(
         ema: how weights are averaged, `state.ema`; a tuple of rules makes that a tuple of
             averages, None keeps it equal to the weights.
         every: steps a chunk. From arrays a chunk is one compiled loop; with `every=1` there is
-            no loop. A run that is stopped and resumed with the same `every` gives the same
-            bits; with another one it may round otherwise.
+            no loop. A run resumed with the same `every` gives the same bits; with another one
+            it may round otherwise.
         state: where to resume; `denoiser` is then only a template.
         sharding: of a batch's first axis over devices, for data-parallel training:
             `data_parallel()`.
 
-    Warns:
-        NonFiniteLossWarning: at the end of the first chunk with a loss that is not finite,
-            unless `clean_gradients` is part of the optimizer.
+    Warns: NonFiniteLossWarning at the end of the first chunk with a loss that is not finite, unless
+    `clean_gradients` is part of the optimizer.
 
     Raises:
-        ValueError: data or batches that are empty, not finite, of unequal length or of
-            another length than `batch_size`; an iterator that ends too early; a count
-            (`steps`, `batch_size`, `every`) below 1; a `batch_size` that the devices of
-            `sharding` do not divide; a denoiser without weights or with layers that have a
-            state; a `state` of another optimizer, or without an average for each rule.
+        ValueError: data that are empty, not finite, or of another length than `batch_size`
+            (batches) or than their `cond`; an iterator that ends too early; a count (`steps`,
+            `batch_size`, `every`) below 1; devices that do not divide `batch_size`; a denoiser
+            without weights or with layers that have a state; a `state` of another optimizer,
+            or without an average for each rule.
         TypeError: a count that is not an integer, a key that is none, a sharding of another
             kind, no optimizer, or one that needs what is not known here.
     """
@@ -179,10 +176,8 @@ def _step(
         keys = jr.split(key, run.batch_size)
         losses = jax.vmap(partial(run.loss, denoiser))(x, cond, key=keys)
         if losses.ndim != 1:
-            raise ValueError(
-                f"loss must return a scalar for one example, got shape {losses.shape[1:]}: take "
-                "its mean"
-            )
+            got = f"got shape {losses.shape[1:]}: take its mean"
+            raise ValueError(f"loss must return a scalar for one example, {got}")
         return jnp.mean(losses)
 
     value, grads = jax.value_and_grad(loss)(params)

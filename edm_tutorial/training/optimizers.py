@@ -1,8 +1,7 @@
 r"""Learning-rate ramp-up and repair of gradients, for any Optax optimizer.
 
-The learning rate of a step is $\eta \min(\text{examples seen} / N,\ 1)$, where $N$ is the
-length of the ramp-up (Table 7); the first step has rate 0. Gradients that are not finite are
-replaced and counted:
+The learning rate of a step is $\eta \min(\text{examples seen} / N,\ 1)$ with a ramp-up of $N$
+examples (Table 7). Gradients that are not finite are replaced and counted:
 
     rate = ramp_up(1e-3, 10_000_000, batch_size=512)
     optimizer = optax.chain(clean_gradients(), optax.adam(rate))
@@ -21,20 +20,15 @@ from .state import Cleaned, cleaners
 
 
 def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> optax.Schedule:
-    """Learning-rate schedule that rises linearly, then stays.
+    """Learning-rate schedule that rises linearly to `learning_rate`, then stays.
 
-    Arguments:
-        learning_rate: the rate after the ramp-up.
-        examples: the length of the ramp-up; with 0 only the first step has rate 0.
-        batch_size: examples a step.
+    `examples` is the length of the ramp-up; with 0 only the first step has rate 0.
 
-    Raises:
-        ValueError: a rate or batch size that is not positive, or negative `examples`.
+    Raises: ValueError for a rate or batch size that is not positive, or negative `examples`.
     """
     check_number("learning_rate", learning_rate)
     check_number("examples", examples, zero=True)
     check_number("batch_size", batch_size)
-
     highest, length = float(learning_rate), max(float(examples), 1e-8)  # 0/0 is 0
 
     def rate(count: Scalar) -> Array:
@@ -51,8 +45,7 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
     it. The loss of such a step is yielded as it is, NaN or infinite. `cleaned` reads how many
     entries were replaced.
 
-    Raises:
-        ValueError: a bound that is not positive and finite.
+    Raises: ValueError for a bound that is not positive and finite.
     """
     check_number("bound", bound)
 
@@ -65,8 +58,7 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
         bad = jnp.asarray(bad, state.entries.dtype)
         room = jnp.iinfo(bad.dtype).max - state.entries
         steps = state.steps + (bad > 0).astype(bad.dtype)
-        counts = Cleaned(steps, state.entries + jnp.minimum(bad, room))
-        return jax.tree.map(clean, updates), counts
+        return jax.tree.map(clean, updates), Cleaned(steps, state.entries + jnp.minimum(bad, room))
 
     return optax.GradientTransformation(init, update)
 
@@ -74,12 +66,10 @@ def clean_gradients(bound: float = 1e5) -> optax.GradientTransformation:
 def cleaned(state: Any) -> Cleaned:
     """Count of the one `clean_gradients` in a `TrainState` or an optimizer's state.
 
-    Raises:
-        ValueError: there is none, or more than one.
+    Raises: ValueError if there is none, or more than one.
     """
     found = cleaners(state)
     if len(found) != 1:
-        raise ValueError(
-            f"need one clean_gradients() in the optimizer to read its count, got {len(found)}"
-        )
+        needed = "need one clean_gradients() in the optimizer to read its count"
+        raise ValueError(f"{needed}, got {len(found)}")
     return found[0]

@@ -2,8 +2,7 @@ r"""Data-parallel training: each device takes its part of every batch.
 
 The gradient of a mean over $B$ examples is the mean over $n$ devices of the gradients of
 $B/n$ examples each. Weights and data are on every device, and the batch is split along its
-first axis. The program is the one for a single device; the compiler inserts the sum over
-devices.
+first axis; the compiler inserts the sum over devices.
 
 Several processes (one a machine, or one a GPU) are joined before anything else, by
 
@@ -41,10 +40,7 @@ def replicate(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def split(batch: Any, sharding: NamedSharding) -> Any:
-    """Arrays of a batch, split along their first axis.
-
-    Every process holds the whole batch and hands its own devices their parts.
-    """
+    """Arrays of a batch, which every process holds whole, split along their first axis."""
     return jax.tree.map(lambda array: _place(array, sharding), batch)
 
 
@@ -58,9 +54,8 @@ def _place(array: Any, sharding: NamedSharding) -> jax.Array:
 def automatic(sharding: Any, batch_size: int) -> NamedSharding:
     """The same sharding over axes of the kind that the compiler handles, as `train` needs.
 
-    Raises:
-        TypeError: not a `NamedSharding`.
-        ValueError: a batch that does not divide evenly.
+    Raises: TypeError if it is not a `NamedSharding`; ValueError for a batch that does not divide
+    evenly.
     """
     if not isinstance(sharding, NamedSharding):
         raise TypeError(f"sharding must be a NamedSharding, got {sharding!r}")
@@ -69,8 +64,6 @@ def automatic(sharding: Any, batch_size: int) -> NamedSharding:
     try:
         sharding.shard_shape((batch_size,))
     except ValueError:
-        raise ValueError(
-            f"batch_size must be a multiple of the {devices.size} devices it is split over, "
-            f"got {batch_size}"
-        ) from None
+        needed = f"a multiple of the {devices.size} devices it is split over"
+        raise ValueError(f"batch_size must be {needed}, got {batch_size}") from None
     return sharding

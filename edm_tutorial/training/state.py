@@ -23,8 +23,8 @@ class TrainState(NamedTuple):
         ema: their average, to sample with; a tuple of them where there were several rules.
         opt_state: of the optax optimizer.
         step: steps taken so far, shape ().
-        seen: examples so far, shape (), by which averages count, whatever the batch sizes
-            were. Unsigned: where its 32 bits end, at 4.3 billion, it stops and does not wrap.
+        seen: examples so far, shape (), by which averages count. Unsigned: where its 32 bits
+            end, at 4.3 billion, it stops and does not wrap.
     """
 
     denoiser: Any
@@ -51,8 +51,7 @@ def init_state(
 ) -> TrainState:
     """State before the first step; also a template for `checkpoint.restore`.
 
-    Raises:
-        ValueError: a denoiser without weights or with layers that have a state.
+    Raises: ValueError for a denoiser without weights or with layers that have a state.
     """
     average = tuple(denoiser for _ in ema) if isinstance(ema, tuple) else denoiser
     opt_state = optimizer.init(parameters(denoiser))
@@ -68,11 +67,7 @@ def trainable(denoiser: Any) -> Any:
 
 
 def parameters(denoiser: Any) -> Any:
-    """Arrays to train, with None in place of all else.
-
-    Raises:
-        ValueError: there are none, or there are layers that have a state.
-    """
+    """Arrays to train, with None in place of all else."""
     stateful = lambda node: isinstance(node, eqx.nn.StateIndex)
     if any(map(stateful, jax.tree.leaves(denoiser, is_leaf=stateful))):
         raise ValueError(
@@ -89,12 +84,7 @@ def parameters(denoiser: Any) -> Any:
 
 
 def check_state(state: TrainState, optimizer: optax.GradientTransformation, ema: Averaging) -> None:
-    """Refuse a state that another optimizer or other rules have made.
-
-    Raises:
-        ValueError: an optimizer's state of another structure, shape or dtype, or another
-            number of averages.
-    """
+    """Refuse a state that another optimizer or other rules have made."""
     expected = eqx.filter_eval_shape(optimizer.init, parameters(state.denoiser))
     if told := differences(describe(state.opt_state), describe(expected)):
         raise ValueError(f"state.opt_state is of another optimizer: {told}")
@@ -124,10 +114,11 @@ def describe(tree: Any) -> dict[str, str]:
     """Arrays by dtype and shape and numbers by value, each under the name of its place."""
     found = {}
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(place)
         if isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-            found[jax.tree_util.keystr(place)] = f"{leaf.dtype}{list(leaf.shape)}"
+            found[name] = f"{leaf.dtype}{list(leaf.shape)}"
         elif isinstance(leaf, bool | int | float | complex | np.generic):
-            found[jax.tree_util.keystr(place)] = repr(leaf)
+            found[name] = repr(leaf)
     return found
 
 
