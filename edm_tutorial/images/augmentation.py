@@ -13,9 +13,8 @@ cannot leak into the samples (Appendix F). The labels define the warp, `warp(ima
 
 in this order. Order, units and signs are those of the official implementation (`AugmentPipe`
 in its `training/augment.py`), so that training of its networks with `augment_dim=9` can go on.
-The distribution of the labels differs in three places. The official one mirrors top to bottom
-half as often. Half of its stretches are along the axes. And it has a negative $u$ for a
-squeeze, whose labels are also those of a stretch.
+The distribution of the labels differs: the official one mirrors top to bottom half as often, half
+of its stretches are along the axes, and it has a negative $u$ for a squeeze.
 """
 
 from collections.abc import Callable
@@ -38,12 +37,7 @@ _SHIFT = 0.125  # of the width or height for one unit of a label
 
 
 class Augmented(NamedTuple):
-    """Image after augmentation, and the labels that say what was done.
-
-    Arguments:
-        image: of the shape it had before.
-        labels: each is 0 exactly where its warp was left out.
-    """
+    """Image after augmentation, and the labels: each is 0 exactly where its warp was left out."""
 
     image: Float[Array, "channels height width"]
     labels: Float[Array, " 9"]
@@ -53,17 +47,12 @@ class Augmented(NamedTuple):
 class Augmentation(eqx.Module):
     """Random warps with their labels, called as `augmentation(image, key=key)`.
 
-    Each of the warps (both mirrors, scale, turn, stretch, move) is done or left out
-    independently. The labels of scale, stretch and move are normal. The angle of the turn and
-    the direction of the stretch are uniform.
+    Each of the warps (both mirrors, scale, turn, stretch, move) is done with probability `p`,
+    independently of the others, but mirroring left to right with `p_mirror`, which may be large
+    for photographs and should be small for writing. The labels of scale, stretch and move are
+    normal. The angle of the turn and the direction of the stretch are uniform.
 
-    Arguments:
-        p: the probability of each warp but the next.
-        p_mirror: the probability of mirroring left to right. It may be large for photographs
-            and should be small for writing.
-
-    Raises:
-        ValueError: a probability outside [0, 1].
+    Raises: ValueError for a probability outside [0, 1].
     """
 
     p: float = 0.12
@@ -86,22 +75,12 @@ class Augmentation(eqx.Module):
         on = jr.uniform(on_key, (6,)) < chance
         scale, stretch, right, down = jr.normal(normal_key, (4,))
         turn, direction = jr.uniform(angle_key, (2,), minval=-jnp.pi, maxval=jnp.pi)
-        one = jnp.ones(())
-        mirrors = [jnp.where(on[0], one, 0), jnp.where(on[1], one, 0)]
-        turned = jnp.where(on[3], turn, 0)
-        stretched = jnp.where(on[4], stretch, 0)
-        moved = [jnp.where(on[5], right, 0), jnp.where(on[5], down, 0)]
-        return jnp.stack(
-            [
-                *mirrors,
-                jnp.where(on[2], scale, 0),
-                jnp.cos(turned) - 1,
-                jnp.sin(turned),
-                stretched * jnp.cos(direction),
-                stretched * jnp.sin(direction),
-                *moved,
-            ]
-        )
+        mirrors = jnp.where(on[:2], jnp.ones(2), 0)
+        scaled, turned, stretched = jnp.where(on[2:5], jnp.stack([scale, turn, stretch]), 0)
+        moved = jnp.where(on[5], jnp.stack([right, down]), 0)
+        turns = jnp.stack([jnp.cos(turned) - 1, jnp.sin(turned)])
+        stretches = stretched * jnp.stack([jnp.cos(direction), jnp.sin(direction)])
+        return jnp.concatenate([mirrors, scaled[None], turns, stretches, moved])
 
 
 @final
@@ -109,10 +88,6 @@ class AugmentedLoss(eqx.Module):
     """Training loss on augmented examples, for `train` in place of `loss` itself.
 
     The network gets the labels in its `ImageCondition`, beside the class labels if there are any.
-
-    Arguments:
-        loss: called as `loss(denoiser, x, cond, key=key)`.
-        augmentation: called as `augmentation(image, key=key)`.
     """
 
     loss: Callable[..., Array]
@@ -128,8 +103,7 @@ class AugmentedLoss(eqx.Module):
     ) -> Float[Array, ""]:
         """The loss of one augmented example.
 
-        Raises:
-            ValueError: `cond` is neither None nor an `ImageCondition`.
+        Raises: ValueError if `cond` is neither None nor an `ImageCondition`.
         """
         if not (cond is None or isinstance(cond, ImageCondition)):
             raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}")
@@ -148,15 +122,15 @@ def warp(
     edge the image continues as in a mirror. Flips, quarter turns and moves by whole pixels look
     up pixels, so they blur nothing. With labels 0 every bit stays.
 
-    Raises:
-        ValueError: an image that is not floating, or smaller than 2 x 2.
+    Raises: ValueError for an image that is not floating, or smaller than 2 x 2.
     """
     check_floating("image", image)
     height, width = image.shape[1:]
     if min(height, width) < 2:
         raise ValueError(f"image must be at least 2 x 2 pixels, got shape {image.shape}")
     labels = as_float(labels, image)
-    x, y = jnp.meshgrid(_centred(width, image.dtype), _centred(height, image.dtype))
+    centred = lambda size: jnp.arange(size, dtype=image.dtype) - (size - 1) / 2
+    x, y = jnp.meshgrid(centred(width), centred(height))
     x, y = x - _SHIFT * width * labels[7], y - _SHIFT * height * labels[8]
     inverse = inverse_matrix(labels)
     source_x, source_y = (row[0] * x + row[1] * y for row in inverse)
@@ -183,13 +157,8 @@ def _stretch_back(x: Scalar, y: Scalar) -> Float[Array, "2 2"]:
     safe = jnp.where(u > 0, u, 1)
     along = jnp.stack([jnp.where(u > 0, x / safe, 1), -1.0 * y / safe])
     across = jnp.stack([-along[1], along[0]])
-    parts = [_power(-u) * jnp.outer(along, along), _power(u) * jnp.outer(across, across)]
-    return parts[0] + parts[1]
+    return _power(-u) * jnp.outer(along, along) + _power(u) * jnp.outer(across, across)
 
 
 def _power(label: Scalar) -> Float[Array, ""]:
     return jnp.exp2(_STRETCH * label)
-
-
-def _centred(size: int, dtype: Any) -> Float[Array, " size"]:
-    return jnp.arange(size, dtype=dtype) - (size - 1) / 2

@@ -118,18 +118,13 @@ def describe(args: argparse.Namespace) -> str:
     weights = sum(leaf.size for leaf in jax.tree.leaves(arrays))
     devices, count = jax.devices(), COUNTS[args.data]
     dtype = "bfloat16, weights in float32" if args.bfloat16 else "float32"
-    return "\n".join(
-        [
-            f"data      {args.data}: {count:,} images of {channels} x {height} x {width}, "
-            f"{CLASSES} classes",
-            f"network   U-Net of width {args.width}: {weights:,} parameters, {dtype}",
-            f"training  {args.steps:,} steps of {args.batch_size} images, "
-            f"{args.steps * args.batch_size / count:.1f} passes over the data",
-            f"device    {len(devices)} x {devices[0].device_kind}",
-            f"output    {args.out}: a checkpoint every {args.every} steps, samples every "
-            f"{args.sample_every}",
-        ]
-    )
+    passes = args.steps * args.batch_size / count
+    return f"""\
+data      {args.data}: {count:,} images of {channels} x {height} x {width}, {CLASSES} classes
+network   U-Net of width {args.width}: {weights:,} parameters, {dtype}
+training  {args.steps:,} steps of {args.batch_size} images, {passes:.1f} passes over the data
+device    {len(devices)} x {devices[0].device_kind}
+output    {args.out}: a checkpoint every {args.every} steps, samples every {args.sample_every}"""
 
 
 def build(args: argparse.Namespace, x: Any) -> Setup:
@@ -145,10 +140,7 @@ def build(args: argparse.Namespace, x: Any) -> Setup:
 
 
 def picture(images: Float[np.ndarray, "rows columns channels height width"]) -> Image.Image:
-    """Picture of images in [-1, 1] side by side, each enlarged to at least 32 pixels.
-
-    It is grey for images of one channel and RGB for images of three.
-    """
+    """Picture, grey or RGB, of images in [-1, 1], each enlarged to at least 32 pixels."""
     zoom = max(1, 32 // images.shape[-1])
     grey = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     grey = grey.repeat(zoom, axis=3).repeat(zoom, axis=4)
@@ -158,12 +150,7 @@ def picture(images: Float[np.ndarray, "rows columns channels height width"]) -> 
 
 
 def _run(
-    args: argparse.Namespace,
-    setup: Setup,
-    examples: Any,
-    state: TrainState,
-    folder: Path,
-    mean: np.ndarray,
+    args: Any, setup: Setup, examples: Any, state: TrainState, folder: Path, mean: np.ndarray
 ) -> TrainState:
     runs = train(
         setup.denoiser,
@@ -238,14 +225,12 @@ def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
 
 
 def _positive(text: str) -> float:
-    """A number above 0."""
     if not (value := float(text)) > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
 
 def _share(text: str) -> float:
-    """A number from 0 to 1."""
     if not 0 <= (value := float(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
     return value

@@ -20,13 +20,9 @@ from jaxtyping import Float32, Int32, UInt8
 
 
 class Images(NamedTuple):
-    """Images, their classes, and how finely their grey levels were rounded.
+    """Images in [-1, 1], channels first, and the class of each, from 0.
 
-    Arguments:
-        images: in [-1, 1], channels first.
-        labels: the class of each, from 0.
-        cell: the distance of two grey levels in the units of `images`; the `scale` of
-            `bits_per_dim`.
+    `cell` is the distance of two grey levels, the `scale` of `bits_per_dim`.
     """
 
     images: Float32[np.ndarray, "n channels height width"]
@@ -42,23 +38,14 @@ class Source(NamedTuple):
 
 
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_SUMS = {
+    "train-images-idx3": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
 FASHION_MNIST = {
-    "train-images": Source(
-        f"{_FASHION}/train-images-idx3-ubyte.gz",
-        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    ),
-    "train-labels": Source(
-        f"{_FASHION}/train-labels-idx1-ubyte.gz",
-        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    ),
-    "t10k-images": Source(
-        f"{_FASHION}/t10k-images-idx3-ubyte.gz",
-        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    ),
-    "t10k-labels": Source(
-        f"{_FASHION}/t10k-labels-idx1-ubyte.gz",
-        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-    ),
+    name[:-5]: Source(f"{_FASHION}/{name}-ubyte.gz", sha256) for name, sha256 in _SUMS.items()
 }
 CIFAR10 = Source(  # the binary version: its Python version is a pickle, which could run code
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -77,37 +64,28 @@ def digits() -> Images:
 def fashion_mnist(cache: str | PathLike | None = None, *, test: bool = False) -> Images:
     """Pictures of clothes: 60,000, or the 10,000 of the test set, of 1 x 28 x 28, 10 classes.
 
-    Downloads about 26 MB (test set: 4 MB) on first use.
+    Downloads about 26 MB (test set: 4 MB) on first use, into `cache` or the user's cache folder.
 
-    Arguments:
-        cache: the folder of the downloads; None is the user's cache folder.
-
-    Raises:
-        OSError: the download failed; nothing is left behind.
-        ValueError: a wrong checksum, or bytes that are not in the IDX format.
+    Raises: OSError if the download failed, and nothing is left behind; ValueError for a wrong
+    checksum, or bytes that are not in the IDX format.
     """
     part = "t10k" if test else "train"
     images = read_idx(fetch(FASHION_MNIST[f"{part}-images"], cache))
     labels = read_idx(fetch(FASHION_MNIST[f"{part}-labels"], cache))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            "Fashion-MNIST needs images of shape (n, height, width) and n labels, got "
-            f"{images.shape} and {labels.shape}"
-        )
+        needed = "images of shape (n, height, width) and n labels"
+        raise ValueError(f"Fashion-MNIST needs {needed}, got {images.shape} and {labels.shape}")
     return _images(images[:, None], labels, levels=256)
 
 
 def cifar10(cache: str | PathLike | None = None, *, test: bool = False) -> Images:
     """Photographs: 50,000, or the 10,000 of the test set, of 3 x 32 x 32, 10 classes.
 
-    Downloads 162 MB on first use. The training images take 614 MB of memory.
+    Downloads 162 MB on first use, into `cache` or the user's cache folder. The training images
+    take 614 MB of memory.
 
-    Arguments:
-        cache: the folder of the downloads; None is the user's cache folder.
-
-    Raises:
-        OSError: the download failed; nothing is left behind.
-        ValueError: a wrong checksum, or bytes that are not in CIFAR-10's binary format.
+    Raises: OSError if the download failed, and nothing is left behind; ValueError for a wrong
+    checksum, or bytes that are not in CIFAR-10's binary format.
     """
     names = ["test_batch.bin"] if test else [f"data_batch_{i}.bin" for i in range(1, 6)]
     images, labels = read_cifar10(fetch(CIFAR10, cache), names)
@@ -117,12 +95,9 @@ def cifar10(cache: str | PathLike | None = None, *, test: bool = False) -> Image
 def fetch(source: Source, cache: str | PathLike | None = None) -> Path:
     """Path of `source` in the cache; it is downloaded if it is not there or damaged.
 
-    The file gets its name only once it is complete and its checksum agrees, so a download
-    that was interrupted, even by a crash, starts afresh.
+    The file gets its name only once it is complete and its checksum agrees.
 
-    Raises:
-        OSError: the download failed.
-        ValueError: a wrong checksum.
+    Raises: OSError if the download failed; ValueError for a wrong checksum.
     """
     import pooch  # needed here only; in a notebook its import warns about progress bars
 
@@ -144,8 +119,7 @@ def read_idx(path: str | PathLike) -> UInt8[np.ndarray, "..."]:
     The file holds two zero bytes, the type (8 is unsigned bytes), the number of axes, the
     length of each axis as four bytes with the highest first, and then the numbers.
 
-    Raises:
-        ValueError: a damaged file, another format, or a length that does not fit.
+    Raises: ValueError for a damaged file, another format, or a length that does not fit.
     """
     content = _unpacked(path)
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
@@ -164,8 +138,7 @@ def read_cifar10(
 
     Each record is the label, one byte, and 3,072 bytes of 32 x 32 red, green and blue.
 
-    Raises:
-        ValueError: a damaged file, or a batch that is missing or not made of such records.
+    Raises: ValueError for a damaged file, or a batch that is missing or not made of such records.
     """
     batches = []
     try:
@@ -188,11 +161,7 @@ def read_cifar10(
 
 
 def _unpacked(path: str | PathLike) -> bytes:
-    """Content of a gzip file, read to its end, where its checksum is.
-
-    Raises:
-        ValueError: a damaged file, or another format.
-    """
+    """Content of a gzip file, read to its end, where its checksum is."""
     try:
         with gzip.open(path) as file:
             return file.read()
