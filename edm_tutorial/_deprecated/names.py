@@ -15,26 +15,19 @@ PACKAGE = __name__.removesuffix("._deprecated.names")
 
 # Modules and where they are now, as paths inside the package.
 MODULES = {
-    "augmentation": "images.augmentation",
-    "batches": "training.batches",
-    "checkpoint": "training.checkpoint",
+    **{name: f"images.{name}" for name in ("augmentation", "data")},
+    **{name: f"training.{name}" for name in ("batches", "checkpoint", "optimizers", "sharding")},
     "cli": "images.command_line",
-    "data": "images.data",
     "ema": "training.averages",
-    "exercises": "book.exercises",
-    "exercises.checking": "book.exercises.checking",
-    "exercises.verdict": "book.exercises.verdict",
+    **{name: f"book.{name}" for name in ("exercises", "exercises.checking", "exercises.verdict")},
     **{f"exercises.chapter_{n}": f"book.exercises.chapter_{n}" for n in range(10)},
     "initial_loss": "losses",
-    "networks.blocks": "networks.unet.blocks",
-    "networks.configurations": "networks.unet.configurations",
-    "networks.convolution": "networks.unet.convolution",
-    "networks.embedding": "networks.unet.embedding",
+    **{
+        f"networks.{name}": f"networks.unet.{name}"
+        for name in ("blocks", "configurations", "convolution", "embedding", "layers", "state_dict")
+    },
     "networks.import_edm": "networks.unet.official",
-    "networks.layers": "networks.unet.layers",
-    "networks.state_dict": "networks.unet.state_dict",
     "noise": "noise_levels",
-    "optimizers": "training.optimizers",
     "plotting": "book.plotting",
     "posthoc": "training.averages",
     "sbi.bounds": "sbi.transforms.bounds",
@@ -49,7 +42,6 @@ MODULES = {
     "sbi.standardize": "sbi.transforms.standardize",
     "sbi.two_moons": "sbi.tasks.two_moons",
     "sbi.two_sample": "sbi.calibration",
-    "sharding": "training.sharding",
     "types": "_types",
 }
 # Names that are called otherwise now, or stand in another module than the others of theirs.
@@ -89,13 +81,9 @@ def keep_old_names() -> None:
 
 
 def old_name(path: str, name: str, *, stacklevel: int = 2) -> Any:
-    """What `name` was in version 0.1.0, in the module at `path` inside the package.
+    """What `name` was in version 0.1.0, in the module at `path`; the call warns with the new one.
 
-    Warns:
-        DeprecationWarning: with the new name.
-
-    Raises:
-        AttributeError: nothing was called so.
+    Raises: AttributeError if nothing was called so.
     """
     old = f"{path}.{name}".lstrip(".")
     new = NAMES.get(old) or MODULES.get(old)

@@ -7,13 +7,7 @@ from ..sbi.settings import Settings, default_settings
 
 @final
 class Plan(Settings):
-    """`Settings` in which `patience` and `every` are chosen freely, not by the number of steps.
-
-    Arguments:
-        steps, batch_size, learning_rate, weight_decay, width, depth, dropout: as in `Settings`.
-        patience: steps without a lower validation loss after which training stops.
-        every: steps between two looks at the validation loss.
-    """
+    """`Settings` in which `patience` and `every` are chosen freely, not by the number of steps."""
 
     _chosen: dict[str, int]
 

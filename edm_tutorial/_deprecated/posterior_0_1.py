@@ -23,12 +23,7 @@ OCTAVES, MARGINAL_WIDTH, CODE = 3, 32, 4
 
 @final
 class PosteriorMLP(eqx.Module):
-    """F(z, c_noise, x) for parameters z of shape (size,) and an x of shape (cond_size,).
-
-    Arguments:
-        size, cond_size: numbers of parameters and of features of x.
-        width, depth, dropout: of the MLP that sees everything.
-    """
+    """F(z, c_noise, x) for parameters z of shape (size,) and an x of shape (cond_size,)."""
 
     joint: MLP
     marginal: eqx.nn.MLP
@@ -68,11 +63,7 @@ class PosteriorMLP(eqx.Module):
 
 
 def header(old: dict[str, Any]) -> dict[str, Any]:
-    """The first line of a file of version 0.1.0, as it would be written now.
-
-    Raises:
-        KeyError: the line is of something else.
-    """
+    """The first line of a file of version 0.1.0, as now; a KeyError if it is something else."""
     network, (sigma_min, sigma_max, _) = old["network"], old["sampling"]
     return {
         "size": old["size"],
@@ -95,11 +86,9 @@ def default_network(header: dict[str, Any], embedding: Callable[[Any], Any] | No
 
 
 def filled(form: dict[str, Any], read: Callable[[Any], Any]) -> dict[str, Any]:
-    """The parts of a posterior from a file of version 0.1.0, where they had another order.
+    """The parts of a posterior, shaped as in `form`, from a file of version 0.1.0.
 
-    Arguments:
-        form: the parts with the right shapes.
-        read: the next leaf of the file, given one of its kind.
+    They had another order. `read` gives the next leaf of the file, for one of its kind.
     """
     bounds, scale, *linear = form["transform"].steps
     sigma_data = 1.0
