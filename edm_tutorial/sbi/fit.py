@@ -28,6 +28,7 @@ from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
 from .early_stopping import FitState, Progress
+from .embeddings import AbstractEmbedding
 from .noise_levels import (
     LARGEST_SIGMA_MIN,
     HeldOut,
@@ -106,7 +107,7 @@ def fit_posterior(
     kept, held = given.split(split_key)
     settings = _settings(settings, len(kept)).with_steps(steps)
 
-    x_scale, seen = _scaled(given.x, kept, structured)
+    x_scale, seen = _scaled(given.x, kept, embedding)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
     z, log_det = _transformed(transform, given.theta, seen)
     network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
@@ -236,19 +237,21 @@ def _network(
 
 
 def _scaled(
-    x: np.ndarray, kept: np.ndarray, structured: bool
+    x: np.ndarray, kept: np.ndarray, embedding: Callable[[Any], Array] | None
 ) -> tuple[Standardizer, Float[np.ndarray, " n *shape"]]:
     """The scale of observations, measured on the rows to train on, and all of them scaled.
 
-    Structured observations have one mean and one spread for all entries, which keeps sets
-    exchangeable.
+    An embedding of this package knows its channels. For one of your own, all entries have one
+    mean and one spread, which keeps sets exchangeable.
     """
-    if structured:
+    if embedding is None:
+        scale = Standardizer.fit(x[kept], "x")
+    elif isinstance(embedding, AbstractEmbedding):
+        scale = embedding.scale(x[kept])
+    else:
         scale = Standardizer.fit(x[kept].reshape(-1), "x")
         full = lambda value: jnp.full(x.shape[1:], value)
         scale = Standardizer(full(scale.mean), full(scale.std))
-    else:
-        scale = Standardizer.fit(x[kept], "x")
     return scale, ((x - np.asarray(scale.mean)) / np.asarray(scale.std)).astype(x.dtype)
 
 

@@ -33,6 +33,7 @@ from .early_stopping import History
 from .surprise import ObservationDensity, Surprise, look_at, surprise
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
+from .weights import Weights, values, weighted
 
 SOLVER = DPMSolverPP2M()
 AT_ONCE = 16_384  # draws that are in memory together
@@ -139,7 +140,7 @@ class Posterior(eqx.Module):
             ValueError: a wrong shape, a `theta` that is NaN, or an `x_o` that is not finite.
             RuntimeError: the log-density is not finite.
         """
-        theta = self._parameters(theta)
+        theta = self.parameters(theta)
         steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
         x_o = self._looked_at(x_o)
@@ -163,6 +164,27 @@ class Posterior(eqx.Module):
         x_o = self._looked_at(x_o)
         return _with_offset(_mode(self, x_o, sigmas), self.theta_offset)
 
+    def reweigh(
+        self,
+        theta: Real[ArrayLike, "n d"],
+        x_o: Real[ArrayLike, "*shape"] | Sequence[Any],
+        log_joint: Callable[[Any], Any] | Real[ArrayLike, " n"],
+    ) -> Weights:
+        """Importance weights of draws, where the likelihood is known, and the evidence of `x_o`.
+
+        Arguments:
+            theta: draws of this posterior, as `sample(key, x_o, n)` returned them.
+            log_joint: ln p(theta) + ln p(x_o given theta): a function of one theta, in JAX or
+                NumPy, or its values at the draws.
+
+        Raises:
+            ValueError: `log_joint` does not give a number a draw, is NaN, or is -inf throughout.
+        """
+        found = values(log_joint, theta)
+        # As many levels as for sampling: what the solver loses would be taken for weight.
+        log_q = self.log_prob(theta, x_o, steps=self.steps)
+        return weighted(jnp.asarray(found, log_q.dtype), log_q)
+
     def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
         """How unlike the simulations `x_o` is: a posterior knows nothing of what it never saw.
 
@@ -177,7 +199,7 @@ class Posterior(eqx.Module):
                 "the surprise is not known: this posterior comes without the density of its "
                 "simulated observations, as all do that version 0.1.0 saved. Fit it anew"
             )
-        return surprise(self.density, self.denoiser, self.x_scale.forward(self._observation(x_o)))
+        return surprise(self.density, self.denoiser, self.x_scale.forward(self.observation(x_o)))
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file: a line of JSON, then the numbers. No pickle."""
@@ -211,26 +233,27 @@ class Posterior(eqx.Module):
         return self.x_scale.mean.dtype
 
     def _looked_at(self, x_o: Any) -> Array:
-        """One observation as `_observation` gives it, with a warning if it is unlike all others."""
-        x_o = self._observation(x_o)
+        """One observation as `observation` gives it, with a warning if it is unlike all others."""
+        x_o = self.observation(x_o)
         look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
         return x_o
 
-    def _observation(self, x_o: Any) -> Array:
+    def observation(self, x_o: Any) -> Array:
         """One observation, less its offset, in the working dtype."""
-        needed = self.x_scale.mean.shape
-        if np.shape(x_o) != needed:
+        try:
+            self.x_scale.check("x_o", x_o)
+        except ValueError:
             raise ValueError(
-                f"x_o must be one observation of shape {needed}, got {np.shape(x_o)}: use "
-                "jax.vmap for more"
-            )
+                f"x_o must be one observation of shape {self.x_scale.mean.shape}, got "
+                f"{np.shape(x_o)}: use jax.vmap for more"
+            ) from None
         if concrete(x_o) and not np.all(
             np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))
         ):
             raise ValueError(f"x_o must be finite, got {x_o}")
         return _less_offset("x_o", x_o, self.x_offset, self.dtype)
 
-    def _parameters(self, theta: Any) -> Array:
+    def parameters(self, theta: Any) -> Array:
         """Parameters, less their offset, in the working dtype."""
         d = len(self.transform.bounds.low)
         if np.ndim(theta) not in (1, 2) or np.shape(theta)[-1] != d:

@@ -55,6 +55,10 @@ class UnlikelyObservation(FitWarning):
     """An observation is unlike all simulations."""
 
 
+class NarrowTruncation(FitWarning):
+    """Less than 1 in 10,000 prior draws lie where a round of simulations should be."""
+
+
 class PoorFit(FitWarning):
     """The fit is no better than what needs no training."""
 

@@ -21,7 +21,9 @@ class Standardizer(AbstractTransform):
     """Shift and scale of each feature of one example.
 
     Arguments:
-        mean, std: shaped like one example, data units.
+        mean, std: shaped like one example, data units. Where an example has two axes or more, an
+            axis of length 1 stands for any length: one scale a channel, whatever the length of
+            a series.
 
     Raises:
         ValueError: `std` is not positive and finite, or not shaped like `mean`.
@@ -59,13 +61,26 @@ class Standardizer(AbstractTransform):
         dtype = float_dtype(x)
         return cls(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
+    def check(self, name: str, array: Any) -> None:
+        """Refuse an array of another shape than that of one example.
+
+        Raises:
+            ValueError: another shape.
+        """
+        got, needed = jnp.shape(array), self.mean.shape
+        fits = len(got) == len(needed) > 1 and all(
+            n in (1, m) for m, n in zip(got, needed, strict=True)
+        )
+        if not fits:
+            check_shape(name, array, self.mean)
+
     def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """Data units to unit variance.
 
         Raises:
             ValueError: another shape than that of one example.
         """
-        check_shape("x", theta, self.mean)
+        self.check("x", theta)
         return (theta - self.mean.astype(theta.dtype)) / self.std.astype(theta.dtype)
 
     def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
@@ -74,7 +89,7 @@ class Standardizer(AbstractTransform):
         Raises:
             ValueError: another shape than that of one example.
         """
-        check_shape("z", z, self.mean)
+        self.check("z", z)
         return z * self.std.astype(z.dtype) + self.mean.astype(z.dtype)
 
     def log_det(self, theta: Parameters | None = None, x: Observation = None) -> Float[Array, ""]:
