@@ -25,7 +25,7 @@ from .transforms.standardize import Standardizer, float_dtype
 
 WIDTH, QUESTIONS = 32, 8  # features of a part, and pooled averages of them
 HEADS, BLOCKS = 4, 2  # of attention between points
-STRIDES = (1, 2, 2)  # of the convolutions
+LAYERS = ((7, 2), (5, 2), (1, 1))  # kernel and stride of the convolutions
 SPREAD = 1e-5  # added to variances, whose root has no slope at 0
 
 
@@ -95,6 +95,11 @@ class _Block(eqx.Module):
 class SetEmbedding(AbstractEmbedding):
     """The embedding of a set: the same for every order of its points.
 
+    A masked set also combines independent observations of one theta. Simulate sets of N(max)
+    observations, one a point, mark the first N of each as present, N drawn from 1 to N(max), and
+    fit once: the posterior then takes any number of observations. Products of posteriors of single
+    observations need the prior's density, N - 1 times, and lose to it what little error each has.
+
     Arguments:
         point_size: numbers a point, the mask included; one x is (points, point_size).
         size: of the vector.
@@ -160,7 +165,8 @@ class SeriesEmbedding(AbstractEmbedding):
 
     def __call__(self, x: Float[Array, "channels length"]) -> Float[Array, " size"]:
         _check_axes(x, 2, "(channels, length)", self.layers[0].in_channels, 0)
-        return _convolved(*cast_floating((self.layers, self.pool), x.dtype), x)
+        net = cast_floating(self, x.dtype)
+        return _convolved(net.layers, net.pool, x)
 
     def scale(self, x: Float[np.ndarray, "n channels length"]) -> Standardizer:
         return _scale(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), (x.shape[1], 1))
@@ -188,19 +194,20 @@ class ImageEmbedding(AbstractEmbedding):
 
     def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, " size"]:
         _check_axes(x, 3, "(channels, height, width)", self.layers[0].in_channels, 0)
-        return _convolved(*cast_floating((self.layers, self.pool), x.dtype), x)
+        net = cast_floating(self, x.dtype)
+        return _convolved(net.layers, net.pool, x)
 
     def scale(self, x: Float[np.ndarray, "n channels height width"]) -> Standardizer:
         return _scale(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), (x.shape[1], 1, 1))
 
 
 def _convolutions(axes: int, channels: Any, size: Any, key: PRNGKey) -> tuple[list[Any], _Pool]:
-    pool_key, *keys = jr.split(key, 1 + len(STRIDES))
-    kind, kernel = (eqx.nn.Conv1d, 5) if axes == 1 else (eqx.nn.Conv2d, 3)
-    sizes = (whole("channels", channels), *[WIDTH] * len(STRIDES))
+    pool_key, *keys = jr.split(key, 1 + len(LAYERS))
+    kind = eqx.nn.Conv1d if axes == 1 else eqx.nn.Conv2d
+    before = (whole("channels", channels), *[WIDTH] * len(LAYERS))
     layers = [
-        kind(sizes[i], WIDTH, kernel, stride=stride, padding=kernel // 2, key=keys[i])
-        for i, stride in enumerate(STRIDES)
+        kind(c, WIDTH, kernel, stride=stride, padding=kernel // 2, key=layer_key)
+        for c, (kernel, stride), layer_key in zip(before, LAYERS, keys, strict=False)
     ]
     return layers, _Pool(WIDTH + 2 * axes, whole("size", size), pool_key)
 

@@ -46,6 +46,7 @@ from .transforms.standardize import Standardizer
 LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
 AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
+EMBEDDED_STEPS = 6_000  # at most, by default
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
@@ -105,7 +106,7 @@ def fit_posterior(
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
     split_key, network_key, held_key, train_key = _keys(key)
     kept, held = given.split(split_key)
-    settings = _settings(settings, len(kept)).with_steps(steps)
+    settings = _settings(settings, len(kept), structured=structured).with_steps(steps)
 
     x_scale, seen = _scaled(given.x, kept, embedding)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
@@ -207,9 +208,12 @@ def _keys(key: Any) -> Array:
     return jr.split(key, 4)
 
 
-def _settings(settings: Any, count: int) -> Settings:
+def _settings(settings: Any, count: int, *, structured: bool) -> Settings:
     """The user's settings, or the default ones for `count` simulations."""
-    settings = default_settings(count) if settings is None else settings
+    if settings is None:
+        settings = default_settings(count)
+        if structured:  # steps through an embedding cost more, and it learns from fewer
+            settings = settings.with_steps(min(settings.steps, EMBEDDED_STEPS))
     check_kind("settings", settings, Settings)
     return settings
 
