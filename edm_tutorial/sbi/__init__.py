@@ -13,7 +13,7 @@ from .embeddings import (
 )
 from .fit import fit_posterior as fit_posterior
 from .noise_levels import LikelihoodNoise as LikelihoodNoise, PosteriorNoise as PosteriorNoise
-from .posterior import Posterior as Posterior
+from .posterior import Posterior as Posterior, Weights as Weights
 from .rounds import fit_rounds as fit_rounds
 from .settings import Settings as Settings, default_settings as default_settings
 from .simulations import (
@@ -29,7 +29,6 @@ from .simulations import (
 )
 from .surprise import Surprise as Surprise
 from .transforms.standardize import Standardizer as Standardizer
-from .weights import Weights as Weights
 
 # These need more than the core (`pip install "edm-tutorial[sbi]"`): imported when asked for.
 _CHECKS = ("sbc_ranks", "hpd_ranks", "tarp_ranks", "expected_coverage", "c2st")

@@ -8,7 +8,6 @@ $$\sum_i a_{hi} f_i, \qquad a_{hi} = \mathrm{softmax}_i\big(q_h^T K f_i\big) ,$$
 beside the mean and the spread of all features. One sharp weight finds a peak, even ones average.
 """
 
-from abc import abstractmethod
 from typing import Any, final
 
 import equinox as eqx
@@ -21,24 +20,12 @@ from jaxtyping import Array, Float
 from .._checks import check_key, whole
 from .._types import PRNGKey
 from ..networks.mlp import cast_floating
-from .transforms.standardize import Standardizer, float_dtype
+from .transforms.standardize import AbstractEmbedding, Standardizer, float_dtype
 
-WIDTH, QUESTIONS = 32, 8  # features of a part, and pooled averages of them
+WIDTH, QUESTIONS = 32, 8  # features of a point, and pooled averages of all
 HEADS, BLOCKS = 4, 2  # of attention between points
-LAYERS = ((7, 2), (5, 2), (1, 1))  # kernel and stride of the convolutions
+LAYERS = ((16, 1), (32, 2), (32, 2))  # channels and stride of the convolutions
 SPREAD = 1e-5  # added to variances, whose root has no slope at 0
-
-
-class AbstractEmbedding(eqx.Module):
-    """A map from one structured observation to a vector, which knows how its input is scaled."""
-
-    @abstractmethod
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
-        """The vector that the network is told."""
-
-    @abstractmethod
-    def scale(self, x: Float[np.ndarray, " n *shape"]) -> Standardizer:
-        """The mean and the spread of each channel over all observations, and all their parts."""
 
 
 class _Pool(eqx.Module):
@@ -203,13 +190,12 @@ class ImageEmbedding(AbstractEmbedding):
 
 def _convolutions(axes: int, channels: Any, size: Any, key: PRNGKey) -> tuple[list[Any], _Pool]:
     pool_key, *keys = jr.split(key, 1 + len(LAYERS))
-    kind = eqx.nn.Conv1d if axes == 1 else eqx.nn.Conv2d
-    before = (whole("channels", channels), *[WIDTH] * len(LAYERS))
-    layers = [
-        kind(c, WIDTH, kernel, stride=stride, padding=kernel // 2, key=layer_key)
-        for c, (kernel, stride), layer_key in zip(before, LAYERS, keys, strict=False)
-    ]
-    return layers, _Pool(WIDTH + 2 * axes, whole("size", size), pool_key)
+    kind, kernel = (eqx.nn.Conv1d, 5) if axes == 1 else (eqx.nn.Conv2d, 3)
+    layers, before = [], whole("channels", channels)
+    for (after, stride), layer_key in zip(LAYERS, keys, strict=True):
+        layer = kind(before, after, kernel, stride=stride, padding=kernel // 2, key=layer_key)
+        layers, before = [*layers, layer], after
+    return layers, _Pool(before + 2 * axes, whole("size", size), pool_key)
 
 
 def _convolved(layers: list[Any], pool: _Pool, x: Array) -> Array:

@@ -28,7 +28,6 @@ from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, init_state, train
 from .early_stopping import FitState, Progress
-from .embeddings import AbstractEmbedding
 from .noise_levels import (
     LARGEST_SIGMA_MIN,
     HeldOut,
@@ -41,7 +40,7 @@ from .settings import Settings, default_settings
 from .simulations import PoorFit, Simulations, checked, warn
 from .surprise import ObservationDensity
 from .transforms.chain import Chain
-from .transforms.standardize import Standardizer
+from .transforms.standardize import AbstractEmbedding, Standardizer
 
 LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
 AT_ONCE = 65_536  # simulations on the device while they are transformed

@@ -8,7 +8,7 @@ $$\ln q(\theta \mid x) = \ln q(z \mid x) + \ln|\det \partial z / \partial\theta|
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import diffrax
 import equinox as eqx
@@ -30,15 +30,30 @@ from ..schedules import AbstractSchedule, Linear
 from ..solvers import AbstractSolver, DPMSolverPP2M
 from . import files
 from .early_stopping import History
+from .simulations import less_offset, with_offset
 from .surprise import ObservationDensity, Surprise, look_at, surprise
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
-from .weights import Weights, values, weighted
 
 SOLVER = DPMSolverPP2M()
 AT_ONCE = 16_384  # draws that are in memory together
 STEPS_PER_E_FOLD = 5.5  # of the noise level, when sampling
 CANDIDATES = 64  # draws among which the search for a mode begins
+
+
+class Weights(NamedTuple):
+    """What `Posterior.reweigh` returns.
+
+    Arguments:
+        weights: of the draws, with sum 1.
+        share: the effective share of the draws, (sum w)^2 / (n sum w^2). Below about 0.01 the
+            weights describe a few draws, not the posterior.
+        log_evidence: ln p(x_o), nats; its standard error is about sqrt((1 / share - 1) / n).
+    """
+
+    weights: Float[Array, " n"]
+    share: Float[Array, ""]
+    log_evidence: Float[Array, ""]
 
 
 @final
@@ -112,7 +127,7 @@ class Posterior(eqx.Module):
         x_o = self._looked_at(x_o)
         churn = as_traced(churn)  # one compilation for all amounts
         draws = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
-        return _with_offset(draws, self.theta_offset)
+        return with_offset(draws, self.theta_offset)
 
     def log_prob(
         self,
@@ -162,7 +177,7 @@ class Posterior(eqx.Module):
         """
         sigmas = edm_sigmas(self.steps, self.sigma_min, self.sigma_max)
         x_o = self._looked_at(x_o)
-        return _with_offset(_mode(self, x_o, sigmas), self.theta_offset)
+        return with_offset(_mode(self, x_o, sigmas), self.theta_offset)
 
     def reweigh(
         self,
@@ -172,6 +187,8 @@ class Posterior(eqx.Module):
     ) -> Weights:
         """Importance weights of draws, where the likelihood is known, and the evidence of `x_o`.
 
+        Weighted, they are draws of the exact posterior, as far as this one reaches.
+
         Arguments:
             theta: draws of this posterior, as `sample(key, x_o, n)` returned them.
             log_joint: ln p(theta) + ln p(x_o given theta): a function of one theta, in JAX or
@@ -180,10 +197,17 @@ class Posterior(eqx.Module):
         Raises:
             ValueError: `log_joint` does not give a number a draw, is NaN, or is -inf throughout.
         """
-        found = values(log_joint, theta)
         # As many levels as for sampling: what the solver loses would be taken for weight.
         log_q = self.log_prob(theta, x_o, steps=self.steps)
-        return weighted(jnp.asarray(found, log_q.dtype), log_q)
+        ratio = jnp.asarray(_values(log_joint, theta), log_q.dtype) - log_q
+        if not np.any(np.isfinite(ratio)) or np.any(np.isnan(ratio) | (ratio == np.inf)):
+            raise ValueError(
+                "log_joint must be finite or -inf for draws of the posterior, and not -inf for "
+                "all: pass ln p(theta) + ln p(x_o given theta), and theta as `sample` returned it"
+            )
+        total, n = jax.nn.logsumexp(ratio), len(ratio)
+        weights = jnp.exp(ratio - total)
+        return Weights(weights, 1 / (n * jnp.sum(weights**2)), total - np.log(n))
 
     def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
         """How unlike the simulations `x_o` is: a posterior knows nothing of what it never saw.
@@ -238,8 +262,12 @@ class Posterior(eqx.Module):
         look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
         return x_o
 
-    def observation(self, x_o: Any) -> Array:
-        """One observation, less its offset, in the working dtype."""
+    def observation(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Float[Array, "*shape"]:
+        """One observation, less its offset, in the working dtype.
+
+        Raises:
+            ValueError: another shape, not finite, or too large for that dtype.
+        """
         try:
             self.x_scale.check("x_o", x_o)
         except ValueError:
@@ -251,10 +279,14 @@ class Posterior(eqx.Module):
             np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))
         ):
             raise ValueError(f"x_o must be finite, got {x_o}")
-        return _less_offset("x_o", x_o, self.x_offset, self.dtype)
+        return less_offset("x_o", x_o, self.x_offset, self.dtype)
 
-    def parameters(self, theta: Any) -> Array:
-        """Parameters, less their offset, in the working dtype."""
+    def parameters(self, theta: Real[ArrayLike, "*n d"] | Sequence[Any]) -> Float[Array, "*n d"]:
+        """Parameters, less their offset, in the working dtype.
+
+        Raises:
+            ValueError: another shape, NaN, or too large for that dtype.
+        """
         d = len(self.transform.bounds.low)
         if np.ndim(theta) not in (1, 2) or np.shape(theta)[-1] != d:
             raise ValueError(
@@ -263,7 +295,7 @@ class Posterior(eqx.Module):
             )
         if concrete(theta) and np.any(np.isnan(np.asarray(theta, float))):
             raise ValueError(f"theta must not be NaN, got {theta}")
-        return _less_offset("theta", theta, self.theta_offset, self.dtype)
+        return less_offset("theta", theta, self.theta_offset, self.dtype)
 
     def given(self, x_o: Float[Array, "*shape"]) -> tuple[Denoiser, Array, Array]:
         """The denoiser of z, its condition (embedded once), and the scaled observation."""
@@ -274,27 +306,20 @@ class Posterior(eqx.Module):
         return self.denoiser, x, x
 
 
-def _less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:
-    if not concrete(value):
-        if not offset:
-            return value.astype(dtype)
+def _values(log_joint: Callable[[Any], Any] | Any, theta: Any) -> Float[np.ndarray, " n"]:
+    """The joint log-density at every row, from a function of one or from its values."""
+    if not callable(log_joint):
+        found = np.asarray(log_joint, float)
+    else:
+        try:
+            found = np.asarray(jax.vmap(log_joint)(jnp.asarray(theta)), float)
+        except jax.errors.TracerArrayConversionError:  # a likelihood in NumPy, called one by one
+            found = np.asarray([log_joint(row) for row in np.asarray(theta)], float)
+    if found.shape != (len(theta),):
         raise ValueError(
-            f"{name} has an offset that {dtype} cannot hold, {offset}: call outside of jit, grad "
-            "and vmap, or fit the posterior with that offset subtracted"
+            f"log_joint must give one number for each of {len(theta)} draws, got {found.shape}"
         )
-    if offset and getattr(value, "dtype", np.dtype(float)).itemsize < 8:
-        raise ValueError(
-            f"{name} has an offset that {value.dtype} cannot hold, {offset}: pass it as a float64 "
-            "array of NumPy"
-        )
-    less = np.asarray(value, float) - np.asarray(offset or 0.0)
-    if np.any(np.abs(less[np.isfinite(less)]) > float(np.finfo(dtype).max)):
-        raise ValueError(f"{name} is too large for {dtype}, in which this posterior computes")
-    return jnp.asarray(less, dtype)
-
-
-def _with_offset(value: Array, offset: tuple[float, ...]) -> Any:
-    return np.asarray(value, float) + np.asarray(offset) if offset else value
+    return found
 
 
 @eqx.filter_jit

@@ -11,6 +11,7 @@ but the $10^{-4}$ of lowest density of what results. A fit that is off by less t
 too narrow by less than a factor of 1.4, then cuts nothing off.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -134,36 +135,31 @@ def fit_rounds(
     check_callable("prior_sample", prior_sample)
     check_callable("simulate", simulate)
     rounds, simulations = whole("rounds", rounds), whole("simulations", simulations)
-    regions: list[Region] = []
-    theta = x = posterior = None
-    for number in range(rounds):
-        prior_key, simulate_key, fit_key, region_key = jr.split(jr.fold_in(key, number), 4)
-        if posterior is not None:
-            regions.append(Region.around(posterior, region_key, x_o))
+    fit = functools.partial(
+        fit_posterior,
+        prior_support=prior_support,
+        network=network,
+        embedding=embedding,
+        steps=steps,
+        settings=settings,
+        sigma_dist=sigma_dist,
+        invalid=invalid,
+        progress=progress,
+        callback=callback,
+    )
+    keys = jr.split(key, (rounds, 4))
+    theta = _rows("prior_sample(key, n)", prior_sample(keys[0, 0], simulations), simulations)
+    x = _rows("simulate(key, theta)", simulate(keys[0, 1], theta), simulations)
+    posterior, regions = fit(keys[0, 2], theta, x), []
+    for prior_key, simulate_key, fit_key, region_key in keys[1:]:
+        regions = [*regions, Region.around(posterior, region_key, x_o)]
         new, regions = _truncated(prior_sample, prior_key, simulations, regions)
-        told = _rows("simulate(key, theta)", simulate(simulate_key, new), len(new))
-        if theta is None or x is None:
-            theta, x = new, told
-        else:
-            inside = _depth_in_all(regions, theta) >= 0
-            theta, x = np.concatenate([theta[inside], new]), np.concatenate([x[inside], told])
+        told = _rows("simulate(key, theta)", simulate(simulate_key, new), simulations)
+        inside = _depth_in_all(regions, theta) >= 0
+        theta, x = np.concatenate([theta[inside], new]), np.concatenate([x[inside], told])
         if progress and watched():
-            sys.stderr.write(f"round {number + 1} of {rounds}: {len(theta)} simulations\n")
-        posterior = fit_posterior(
-            fit_key,
-            theta,
-            x,
-            prior_support=prior_support,
-            network=network,
-            embedding=embedding,
-            steps=steps,
-            settings=settings,
-            sigma_dist=sigma_dist,
-            invalid=invalid,
-            progress=progress,
-            callback=callback,
-        )
-    assert posterior is not None
+            sys.stderr.write(f"{len(theta)} simulations, {np.mean(inside):.2%} of the last kept\n")
+        posterior = fit(fit_key, theta, x)
     return posterior
 
 
@@ -171,15 +167,14 @@ def _truncated(
     prior_sample: Callable[[PRNGKey, int], Any], key: PRNGKey, n: int, regions: list[Region]
 ) -> tuple[np.ndarray, list[Region]]:
     """`n` prior draws that lie in all regions; these as they are, or wider where too few do."""
-    if not regions:
-        return _rows("prior_sample(key, n)", prior_sample(key, n), n), regions
     kept, depths, proposed = [], [], 0
     while True:
         theta = _rows(
             "prior_sample(key, n)", prior_sample(jr.fold_in(key, proposed), AT_ONCE), AT_ONCE
         )
         depth = _depth_in_all(regions, theta)
-        best = np.sort(np.argsort(-depth)[:n])
+        # All that are inside, and of the others the nearest.
+        best = np.sort(np.argsort(-depth)[: max(n, int(np.sum(depth >= 0)))])
         kept, depths = [*kept, theta[best]], [*depths, depth[best]]
         proposed += AT_ONCE
         inside = sum(int(np.sum(part >= 0)) for part in depths)

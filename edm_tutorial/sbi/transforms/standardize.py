@@ -5,8 +5,10 @@ parameter for the mean. The map is measured once, then carried by the posterior,
 log-density needs its log-determinant, $-\sum_i \ln s_i$.
 """
 
+from abc import abstractmethod
 from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,12 +69,12 @@ class Standardizer(AbstractTransform):
         Raises:
             ValueError: another shape.
         """
-        got, needed = jnp.shape(array), self.mean.shape
+        got, needed = np.shape(array), self.mean.shape
         fits = len(got) == len(needed) > 1 and all(
             n in (1, m) for m, n in zip(got, needed, strict=True)
         )
         if not fits:
-            check_shape(name, array, self.mean)
+            check_shape(name, np.empty(got), self.mean)
 
     def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """Data units to unit variance.
@@ -95,6 +97,18 @@ class Standardizer(AbstractTransform):
     def log_det(self, theta: Parameters | None = None, x: Observation = None) -> Float[Array, ""]:
         """The same everywhere."""
         return -jnp.sum(jnp.log(self.std))
+
+
+class AbstractEmbedding(eqx.Module):
+    """A map from one structured observation to a vector, which knows how its input is scaled."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
+        """The vector that the network is told."""
+
+    @abstractmethod
+    def scale(self, x: Float[np.ndarray, " n *shape"]) -> Standardizer:
+        """The mean and the spread of each channel over all observations, and all their parts."""
 
 
 def float_dtype(array: np.ndarray) -> Any:
