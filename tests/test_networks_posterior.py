@@ -7,7 +7,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from edm_tutorial.networks.mlp import PosteriorMLP, embed_noise
+import edm_tutorial as edm
+from edm_tutorial.networks.mlp import PosteriorMLP
 
 D, K = 3, 4
 
@@ -33,15 +34,31 @@ def test_untrained_it_is_exactly_zero(key, dtype):
         assert output.dtype == dtype
 
 
-def test_it_is_the_large_network_plus_one_small_network_for_all_parameters(key):
+@pytest.mark.parametrize("sigma", [0.003, 0.4, 15.0])
+def test_without_a_correction_it_is_the_denoiser_of_a_gaussian(sigma, key):
     network = made(key)
-    z, c_noise, x = jnp.array([0.3, -1.0, 2.0]), jnp.array(-0.4), jnp.array([1.0, 2.0, -1.0, 0.5])
-    predicted = network.predictor.weight @ x + network.predictor.bias
-    expected = network.joint(z, c_noise, x)
-    for j in range(D):  # the label is told as it comes: nothing of the preconditioning is undone
-        told = [z[j, None], predicted[j, None], network.codes[j], embed_noise(c_noise)]
-        expected = expected.at[j].add(network.marginal(jnp.concatenate(told))[0])
-    np.testing.assert_allclose(network(z, c_noise, x), expected, rtol=1e-12)
+    silent = jax.tree.map(jnp.zeros_like, network.correction.output)
+    network = eqx.tree_at(lambda net: net.correction.output, network, silent)
+    z, x = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 2.0, -1.0, 0.5])
+    mean, log_std = network.moments(x, None)
+    covariance = jnp.diag(jnp.exp(2 * log_std))
+    exact = edm.GaussianMixture(jnp.ones(1), mean[None], covariance[None])
+    denoiser = edm.Denoiser(network, edm.EDMPreconditioning(1.0))
+    np.testing.assert_allclose(denoiser(z, sigma, x), exact.denoise(z, sigma), rtol=1e-9)
+
+
+def test_the_correction_is_told_the_residual_in_widths(key):
+    network = made(key)
+    y, x, sigma = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 2.0, -1.0, 0.5]), 0.2
+    mean, log_std = network.moments(x, None)
+    silent = eqx.tree_at(lambda net: net.correction.output.weight, network, jnp.zeros((2 * D, 16)))
+    silent = eqx.tree_at(lambda net: net.correction.output.bias, silent, jnp.zeros(2 * D))
+    c_noise = jnp.log(jnp.array(sigma)) / 4
+    z = y * np.sqrt(1 + sigma**2)
+    residual = (z - mean) / np.hypot(np.exp(log_std), sigma)
+    told = jnp.concatenate([y, residual]), c_noise, jnp.concatenate([x, log_std])
+    found = network(y, c_noise, x) - silent(y, c_noise, x)
+    np.testing.assert_allclose(found, network.correction(*told)[:D], rtol=1e-9)
 
 
 def test_every_number_matters(key):

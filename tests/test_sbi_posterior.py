@@ -255,8 +255,8 @@ def learned(key):
     """A posterior with the default network and a linear fit, at random weights."""
     keys = jr.split(key, 3)
     network = PosteriorMLP(2, 2, width=8, depth=2, dropout=0.25, key=keys[0])
-    noise = jr.normal(keys[1], network.joint.output.weight.shape)
-    network = eqx.tree_at(lambda net: net.joint.output.weight, network, noise / 9)
+    noise = jr.normal(keys[1], network.correction.output.weight.shape)
+    network = eqx.tree_at(lambda net: net.correction.output.weight, network, noise / 9)
     maps = gaussian(0.5, **BOX)
     fit = LinearRegression(jr.normal(keys[2], (2, 2)), jnp.ones(2), 2 * jnp.eye(2))
     chain = Chain((*maps.transform.steps, fit))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import edm_tutorial as edm
 from edm_tutorial.networks import MLP
-from edm_tutorial.training import BatchLoss, NonFiniteLossWarning
+from edm_tutorial.training import BatchLoss, NonFiniteLossWarning, loop
 from edm_tutorial.training.averages import PowerEMA
 from edm_tutorial.training.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
 from edm_tutorial.training.state import add_examples
@@ -772,3 +772,33 @@ def test_a_loss_that_is_no_scalar_is_refused_by_name():
                 key=jr.key(1),
             )
         )
+
+
+class _Convolution(eqx.Module):
+    layer: eqx.nn.Conv1d
+    preconditioning: Any
+
+    def __call__(self, x, sigma, cond=None, *, key=None):
+        return self.layer(x[None])[0]
+
+
+def test_convolutions_are_stepped_outside_of_a_loop_on_a_cpu(key, monkeypatch):
+    """Where compiled loops make them slow; the results are those of the loop."""
+    model = _Convolution(eqx.nn.Conv1d(1, 1, 3, padding=1, key=jr.key(0)), None)
+    loss = lambda model, x, cond, *, key: jnp.mean((model(x, 0.0) - jr.normal(key, x.shape)) ** 2)
+    data = jr.normal(jr.key(1), (20, 8))
+
+    def run():
+        given = {"steps": 6, "batch_size": 4, "key": jr.clone(key), "every": 3}
+        return list(edm.train(model, loss, data, optax.adam(1e-2), **given))
+
+    monkeypatch.setattr(loop, "_slow_in_a_loop", lambda *_: False)
+    looped = run()
+    monkeypatch.undo()
+    if jax.default_backend() == "cpu":
+        monkeypatch.setattr(loop, "_scan", None)  # not called
+    stepped = run()
+    for (one, losses), (other, expected) in zip(stepped, looped, strict=True):
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        for a, b in zip(leaves(one), leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)

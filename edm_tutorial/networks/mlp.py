@@ -19,7 +19,7 @@ from .._checks import check_callable, check_floating, check_key, check_stateless
 from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
-OCTAVES, SMALL_WIDTH, CODE = 3, 32, 4  # of `PosteriorMLP`
+OCTAVES, MOMENTS_WIDTH, MOMENTS_DEPTH = 3, 128, 2  # of `PosteriorMLP`
 
 
 def waves(angles: Float[Array, " n"]) -> Float[Array, " features"]:
@@ -150,47 +150,67 @@ class MLP(eqx.Module):
             raise ValueError(f"cond must have shape {needed}, got {got}{class_k}")
 
 
+class _Moments(eqx.Module):
+    """The middle of each parameter's posterior, and the logarithm of its width, at one x."""
+
+    first: eqx.nn.Linear
+    blocks: list[_Block]
+    last: eqx.nn.Linear
+
+    def __init__(self, cond_size: int, size: int, dropout: float, key: PRNGKey):
+        first_key, last_key, *block_keys = jr.split(key, 2 + MOMENTS_DEPTH)
+        self.first = eqx.nn.Linear(cond_size, MOMENTS_WIDTH, key=first_key)
+        self.blocks = [_Block(MOMENTS_WIDTH, dropout, block_key) for block_key in block_keys]
+        last = eqx.nn.Linear(MOMENTS_WIDTH, 2 * size, key=last_key)
+        self.last = jax.tree.map(jnp.zeros_like, last)
+
+    def __call__(self, x: Float[Array, " k"], key: PRNGKey | None) -> tuple[Array, Array]:
+        h = self.first(x)
+        context = jax.nn.silu(h)
+        keys = [None] * len(self.blocks) if key is None else jr.split(key, len(self.blocks))
+        for block, block_key in zip(self.blocks, keys, strict=True):
+            h = block(h, context, block_key)
+        mean, log_std = jnp.split(self.last(jax.nn.silu(h)), 2)
+        return mean, log_std
+
+
 @final
 class PosteriorMLP(eqx.Module):
-    r"""The default network of a posterior: a large network for all, a small one for each parameter.
+    r"""The default network of a posterior: the denoiser of a Gaussian set by x, and a correction.
 
-    $$F(z, c, x)_j = G(z, c, x)_j + g(z_j, m_j, c, e_j), \qquad m = P x$$
+    Posteriors may be a hundred times narrower at one x than at another. A small network says where
+    the posterior is, m(x), and how wide, s(x). The denoiser of $N(m, \mathrm{diag}\,s^2)$ is known;
+    an `MLP` G adds what is not Gaussian, and is told z in widths from the middle:
 
-    with z of shape (size,) and x of shape (cond_size,). Bounds cut posteriors off in one parameter
-    at a time. g sees one parameter, a linear prediction $m_j$ of it and a code $e_j$ that says
-    which one it is, so it learns such an edge from all parameters at once. It computes in the
-    dtype of z. Untrained, it returns exactly zero.
+    $$F = \sigma\,\frac{\sqrt{1+\sigma^2}\,m + (s^2 - 1)\,c_{in}z}{s^2 + \sigma^2}
+      + G\Big(c_{in}z,\ \frac{z - m}{\sqrt{s^2 + \sigma^2}}; \sigma, x, \ln s\Big) .$$
+
+    The first term is that of EDM's preconditioning with `sigma_data` 1, of which $\sigma$ is read
+    off the label. All is trained by the one denoising loss. It computes in the dtype of z.
+    Untrained, it returns exactly zero: m = 0, s = 1.
 
     Arguments:
         size, cond_size: the numbers of parameters and of features of x.
-        width, depth, dropout: of the network that sees everything, an `MLP`.
+        width, depth, dropout: of G.
     """
 
-    joint: MLP
-    marginal: eqx.nn.MLP
-    predictor: eqx.nn.Linear
-    codes: Float[Array, "d codes"]
+    moments: _Moments
+    correction: MLP
 
     def __init__(
         self, size: int, cond_size: int, *, width: int, depth: int, dropout: float, key: PRNGKey
     ):
-        joint_key, marginal_key, predictor_key = jr.split(key, 3)
-        sizes = {"width": width, "depth": depth, "dropout": dropout}
-        self.joint = MLP(size, cond_size, octaves=OCTAVES, **sizes, key=joint_key)
-        features = 2 + CODE + 2 * FREQUENCIES
-        marginal = eqx.nn.MLP(
-            features,
-            1,
-            SMALL_WIDTH,
-            depth=2,
-            activation=jax.nn.silu,
-            final_activation=jax.nn.identity,  # the default is a lambda, which cannot be pickled
-            key=marginal_key,
+        moments_key, correction_key = jr.split(key)
+        self.moments = _Moments(cond_size, size, dropout, moments_key)
+        self.correction = MLP(
+            2 * size,
+            cond_size + size,
+            width=width,
+            depth=depth,
+            octaves=OCTAVES,
+            dropout=dropout,
+            key=correction_key,
         )
-        silent = jax.tree.map(jnp.zeros_like, marginal.layers[-1])
-        self.marginal = eqx.tree_at(lambda net: net.layers[-1], marginal, silent)
-        self.predictor = eqx.nn.Linear(cond_size, size, key=predictor_key)
-        self.codes = jnp.zeros((size, CODE))
 
     def __call__(
         self,
@@ -201,14 +221,16 @@ class PosteriorMLP(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, " d"]:
         """The raw network output for one example; `cond` is the observation."""
-        everything = self.joint(x, c_noise, cond, key=key)
-        net = cast_floating(self, x.dtype)
-        level = embed_noise(c_noise.astype(x.dtype))
-
-        def alone(z: Array, m: Array, code: Array) -> Array:
-            return net.marginal(jnp.concatenate([jnp.stack([z, m]), code, level]))[0]
-
-        return everything + jax.vmap(alone)(x, net.predictor(cond.astype(x.dtype)), net.codes)
+        keys = (None, None) if key is None else jr.split(key)
+        cond = cond.astype(x.dtype)
+        mean, log_std = cast_floating(self.moments, x.dtype)(cond, keys[0])
+        sigma = jnp.exp(4 * c_noise.astype(x.dtype))
+        larger = jnp.sqrt(1 + sigma**2)  # 1 / c_in
+        variance = jnp.exp(2 * log_std)
+        gaussian = sigma * (larger * mean + (variance - 1) * x) / (variance + sigma**2)
+        residual = (larger * x - mean) / jnp.sqrt(variance + sigma**2)
+        told = jnp.concatenate([x, residual]), c_noise, jnp.concatenate([cond, log_std])
+        return gaussian + self.correction(*told, key=keys[1])[: len(x)]
 
 
 @final

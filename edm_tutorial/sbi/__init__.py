@@ -6,15 +6,22 @@ from typing import Any
 from .._deprecated.names import old_name
 from . import tasks as tasks
 from .early_stopping import FitState as FitState, History as History
+from .embeddings import (
+    ImageEmbedding as ImageEmbedding,
+    SeriesEmbedding as SeriesEmbedding,
+    SetEmbedding as SetEmbedding,
+)
 from .fit import fit_posterior as fit_posterior
 from .noise_levels import LikelihoodNoise as LikelihoodNoise, PosteriorNoise as PosteriorNoise
-from .posterior import Posterior as Posterior
+from .posterior import Posterior as Posterior, Weights as Weights
+from .rounds import fit_rounds as fit_rounds
 from .settings import Settings as Settings, default_settings as default_settings
 from .simulations import (
     DiscreteParameter as DiscreteParameter,
     DroppedSimulations as DroppedSimulations,
     DuplicatedSimulations as DuplicatedSimulations,
     FitWarning as FitWarning,
+    NarrowTruncation as NarrowTruncation,
     PoorFit as PoorFit,
     SupportOrder as SupportOrder,
     UnlikelyObservation as UnlikelyObservation,

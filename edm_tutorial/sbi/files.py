@@ -22,7 +22,7 @@ import jax.random as jr
 import numpy as np
 
 from ..denoiser import Denoiser
-from ..networks.mlp import Embedded, PosteriorMLP
+from ..networks.mlp import MLP, Embedded, PosteriorMLP
 from ..preconditioning import EDMPreconditioning
 from .early_stopping import History
 from .surprise import ObservationDensity
@@ -31,7 +31,7 @@ from .transforms.chain import Chain
 from .transforms.linear import LinearRegression
 from .transforms.standardize import Standardizer
 
-KIND, VERSION = "edm_tutorial posterior", 2
+KIND, VERSION = "edm_tutorial posterior", 3
 # What the first line says of a posterior, beside its kind; `density` came later.
 FIELDS = {"size", "shape", "linear", "network", "embedded", "sigmas", "history", "offsets"}
 
@@ -136,16 +136,20 @@ def _sizes(network: Any) -> dict[str, Any] | None:
     That of version 0.1.0 says so beside them.
     """
     inner: Any = network.network if isinstance(network, Embedded) else network
-    if not isinstance(inner, (PosteriorMLP, _release_0_1().PosteriorMLP)):
-        return None
-    joint = inner.joint
-    sizes = {
-        "cond_size": joint.cond_size,
-        "width": joint.embed_input.out_features,
-        "depth": len(joint.blocks),
-        "dropout": joint.blocks[0].dropout.p,
+    if isinstance(inner, PosteriorMLP):
+        return {"cond_size": inner.moments.first.in_features} | _sizes_of(inner.correction)
+    if isinstance(inner, _release_0_1().PosteriorMLP):
+        told = {"release": "0.1.0", "cond_size": inner.joint.cond_size}
+        return told | _sizes_of(inner.joint)
+    return None
+
+
+def _sizes_of(mlp: MLP) -> dict[str, Any]:
+    return {
+        "width": mlp.embed_input.out_features,
+        "depth": len(mlp.blocks),
+        "dropout": mlp.blocks[0].dropout.p,
     }
-    return sizes if isinstance(inner, PosteriorMLP) else {"release": "0.1.0"} | sizes
 
 
 def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:

@@ -40,11 +40,12 @@ from .settings import Settings, default_settings
 from .simulations import PoorFit, Simulations, checked, warn
 from .surprise import ObservationDensity
 from .transforms.chain import Chain
-from .transforms.standardize import Standardizer
+from .transforms.standardize import AbstractEmbedding, Standardizer
 
 LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
 AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
+EMBEDDED_STEPS = 6_000  # at most, by default
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
@@ -104,9 +105,9 @@ def fit_posterior(
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
     split_key, network_key, held_key, train_key = _keys(key)
     kept, held = given.split(split_key)
-    settings = _settings(settings, len(kept)).with_steps(steps)
+    settings = _settings(settings, len(kept), structured=structured).with_steps(steps)
 
-    x_scale, seen = _scaled(given.x, kept, structured)
+    x_scale, seen = _scaled(given.x, kept, embedding)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
     z, log_det = _transformed(transform, given.theta, seen)
     network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
@@ -206,9 +207,12 @@ def _keys(key: Any) -> Array:
     return jr.split(key, 4)
 
 
-def _settings(settings: Any, count: int) -> Settings:
+def _settings(settings: Any, count: int, *, structured: bool) -> Settings:
     """The user's settings, or the default ones for `count` simulations."""
-    settings = default_settings(count) if settings is None else settings
+    if settings is None:
+        settings = default_settings(count)
+        if structured:  # steps through an embedding cost more, and it learns from fewer
+            settings = settings.with_steps(min(settings.steps, EMBEDDED_STEPS))
     check_kind("settings", settings, Settings)
     return settings
 
@@ -236,19 +240,21 @@ def _network(
 
 
 def _scaled(
-    x: np.ndarray, kept: np.ndarray, structured: bool
+    x: np.ndarray, kept: np.ndarray, embedding: Callable[[Any], Array] | None
 ) -> tuple[Standardizer, Float[np.ndarray, " n *shape"]]:
     """The scale of observations, measured on the rows to train on, and all of them scaled.
 
-    Structured observations have one mean and one spread for all entries, which keeps sets
-    exchangeable.
+    An embedding of this package knows its channels. For one of your own, all entries have one
+    mean and one spread, which keeps sets exchangeable.
     """
-    if structured:
+    if embedding is None:
+        scale = Standardizer.fit(x[kept], "x")
+    elif isinstance(embedding, AbstractEmbedding):
+        scale = embedding.scale(x[kept])
+    else:
         scale = Standardizer.fit(x[kept].reshape(-1), "x")
         full = lambda value: jnp.full(x.shape[1:], value)
         scale = Standardizer(full(scale.mean), full(scale.std))
-    else:
-        scale = Standardizer.fit(x[kept], "x")
     return scale, ((x - np.asarray(scale.mean)) / np.asarray(scale.std)).astype(x.dtype)
 
 

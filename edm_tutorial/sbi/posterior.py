@@ -8,7 +8,7 @@ $$\ln q(\theta \mid x) = \ln q(z \mid x) + \ln|\det \partial z / \partial\theta|
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import diffrax
 import equinox as eqx
@@ -30,6 +30,7 @@ from ..schedules import AbstractSchedule, Linear
 from ..solvers import AbstractSolver, DPMSolverPP2M
 from . import files
 from .early_stopping import History
+from .simulations import less_offset, with_offset
 from .surprise import ObservationDensity, Surprise, look_at, surprise
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
@@ -38,6 +39,21 @@ SOLVER = DPMSolverPP2M()
 AT_ONCE = 16_384  # draws that are in memory together
 STEPS_PER_E_FOLD = 5.5  # of the noise level, when sampling
 CANDIDATES = 64  # draws among which the search for a mode begins
+
+
+class Weights(NamedTuple):
+    """What `Posterior.reweigh` returns.
+
+    Arguments:
+        weights: of the draws, with sum 1.
+        share: the effective share of the draws, (sum w)^2 / (n sum w^2). Below about 0.01 the
+            weights describe a few draws, not the posterior.
+        log_evidence: ln p(x_o), nats; its standard error is about sqrt((1 / share - 1) / n).
+    """
+
+    weights: Float[Array, " n"]
+    share: Float[Array, ""]
+    log_evidence: Float[Array, ""]
 
 
 @final
@@ -111,7 +127,7 @@ class Posterior(eqx.Module):
         x_o = self._looked_at(x_o)
         churn = as_traced(churn)  # one compilation for all amounts
         draws = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
-        return _with_offset(draws, self.theta_offset)
+        return with_offset(draws, self.theta_offset)
 
     def log_prob(
         self,
@@ -139,7 +155,7 @@ class Posterior(eqx.Module):
             ValueError: a wrong shape, a `theta` that is NaN, or an `x_o` that is not finite.
             RuntimeError: the log-density is not finite.
         """
-        theta = self._parameters(theta)
+        theta = self.parameters(theta)
         steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
         x_o = self._looked_at(x_o)
@@ -161,7 +177,37 @@ class Posterior(eqx.Module):
         """
         sigmas = edm_sigmas(self.steps, self.sigma_min, self.sigma_max)
         x_o = self._looked_at(x_o)
-        return _with_offset(_mode(self, x_o, sigmas), self.theta_offset)
+        return with_offset(_mode(self, x_o, sigmas), self.theta_offset)
+
+    def reweigh(
+        self,
+        theta: Real[ArrayLike, "n d"],
+        x_o: Real[ArrayLike, "*shape"] | Sequence[Any],
+        log_joint: Callable[[Any], Any] | Real[ArrayLike, " n"],
+    ) -> Weights:
+        """Importance weights of draws, where the likelihood is known, and the evidence of `x_o`.
+
+        Weighted, they are draws of the exact posterior, as far as this one reaches.
+
+        Arguments:
+            theta: draws of this posterior, as `sample(key, x_o, n)` returned them.
+            log_joint: ln p(theta) + ln p(x_o given theta): a function of one theta, in JAX or
+                NumPy, or its values at the draws.
+
+        Raises:
+            ValueError: `log_joint` does not give a number a draw, is NaN, or is -inf throughout.
+        """
+        # As many levels as for sampling: what the solver loses would be taken for weight.
+        log_q = self.log_prob(theta, x_o, steps=self.steps)
+        ratio = jnp.asarray(_values(log_joint, theta), log_q.dtype) - log_q
+        if not np.any(np.isfinite(ratio)) or np.any(np.isnan(ratio) | (ratio == np.inf)):
+            raise ValueError(
+                "log_joint must be finite or -inf for draws of the posterior, and not -inf for "
+                "all: pass ln p(theta) + ln p(x_o given theta), and theta as `sample` returned it"
+            )
+        total, n = jax.nn.logsumexp(ratio), len(ratio)
+        weights = jnp.exp(ratio - total)
+        return Weights(weights, 1 / (n * jnp.sum(weights**2)), total - np.log(n))
 
     def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
         """How unlike the simulations `x_o` is: a posterior knows nothing of what it never saw.
@@ -177,7 +223,7 @@ class Posterior(eqx.Module):
                 "the surprise is not known: this posterior comes without the density of its "
                 "simulated observations, as all do that version 0.1.0 saved. Fit it anew"
             )
-        return surprise(self.density, self.denoiser, self.x_scale.forward(self._observation(x_o)))
+        return surprise(self.density, self.denoiser, self.x_scale.forward(self.observation(x_o)))
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file: a line of JSON, then the numbers. No pickle."""
@@ -211,27 +257,36 @@ class Posterior(eqx.Module):
         return self.x_scale.mean.dtype
 
     def _looked_at(self, x_o: Any) -> Array:
-        """One observation as `_observation` gives it, with a warning if it is unlike all others."""
-        x_o = self._observation(x_o)
+        """One observation as `observation` gives it, with a warning if it is unlike all others."""
+        x_o = self.observation(x_o)
         look_at(self.density, self.denoiser, self.x_scale.forward(x_o))
         return x_o
 
-    def _observation(self, x_o: Any) -> Array:
-        """One observation, less its offset, in the working dtype."""
-        needed = self.x_scale.mean.shape
-        if np.shape(x_o) != needed:
+    def observation(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Float[Array, "*shape"]:
+        """One observation, less its offset, in the working dtype.
+
+        Raises:
+            ValueError: another shape, not finite, or too large for that dtype.
+        """
+        try:
+            self.x_scale.check("x_o", x_o)
+        except ValueError:
             raise ValueError(
-                f"x_o must be one observation of shape {needed}, got {np.shape(x_o)}: use "
-                "jax.vmap for more"
-            )
+                f"x_o must be one observation of shape {self.x_scale.mean.shape}, got "
+                f"{np.shape(x_o)}: use jax.vmap for more"
+            ) from None
         if concrete(x_o) and not np.all(
             np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))
         ):
             raise ValueError(f"x_o must be finite, got {x_o}")
-        return _less_offset("x_o", x_o, self.x_offset, self.dtype)
+        return less_offset("x_o", x_o, self.x_offset, self.dtype)
 
-    def _parameters(self, theta: Any) -> Array:
-        """Parameters, less their offset, in the working dtype."""
+    def parameters(self, theta: Real[ArrayLike, "*n d"] | Sequence[Any]) -> Float[Array, "*n d"]:
+        """Parameters, less their offset, in the working dtype.
+
+        Raises:
+            ValueError: another shape, NaN, or too large for that dtype.
+        """
         d = len(self.transform.bounds.low)
         if np.ndim(theta) not in (1, 2) or np.shape(theta)[-1] != d:
             raise ValueError(
@@ -240,7 +295,7 @@ class Posterior(eqx.Module):
             )
         if concrete(theta) and np.any(np.isnan(np.asarray(theta, float))):
             raise ValueError(f"theta must not be NaN, got {theta}")
-        return _less_offset("theta", theta, self.theta_offset, self.dtype)
+        return less_offset("theta", theta, self.theta_offset, self.dtype)
 
     def given(self, x_o: Float[Array, "*shape"]) -> tuple[Denoiser, Array, Array]:
         """The denoiser of z, its condition (embedded once), and the scaled observation."""
@@ -251,27 +306,20 @@ class Posterior(eqx.Module):
         return self.denoiser, x, x
 
 
-def _less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:
-    if not concrete(value):
-        if not offset:
-            return value.astype(dtype)
+def _values(log_joint: Callable[[Any], Any] | Any, theta: Any) -> Float[np.ndarray, " n"]:
+    """The joint log-density at every row, from a function of one or from its values."""
+    if not callable(log_joint):
+        found = np.asarray(log_joint, float)
+    else:
+        try:
+            found = np.asarray(jax.vmap(log_joint)(jnp.asarray(theta)), float)
+        except jax.errors.TracerArrayConversionError:  # a likelihood in NumPy, called one by one
+            found = np.asarray([log_joint(row) for row in np.asarray(theta)], float)
+    if found.shape != (len(theta),):
         raise ValueError(
-            f"{name} has an offset that {dtype} cannot hold, {offset}: call outside of jit, grad "
-            "and vmap, or fit the posterior with that offset subtracted"
+            f"log_joint must give one number for each of {len(theta)} draws, got {found.shape}"
         )
-    if offset and getattr(value, "dtype", np.dtype(float)).itemsize < 8:
-        raise ValueError(
-            f"{name} has an offset that {value.dtype} cannot hold, {offset}: pass it as a float64 "
-            "array of NumPy"
-        )
-    less = np.asarray(value, float) - np.asarray(offset or 0.0)
-    if np.any(np.abs(less[np.isfinite(less)]) > float(np.finfo(dtype).max)):
-        raise ValueError(f"{name} is too large for {dtype}, in which this posterior computes")
-    return jnp.asarray(less, dtype)
-
-
-def _with_offset(value: Array, offset: tuple[float, ...]) -> Any:
-    return np.asarray(value, float) + np.asarray(offset) if offset else value
+    return found
 
 
 @eqx.filter_jit

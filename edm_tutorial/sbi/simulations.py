@@ -11,10 +11,12 @@ import warnings
 import zlib
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
+from .._checks import concrete
 from .._types import PRNGKey
 from .transforms.bounds import Bounds, pair
 from .transforms.standardize import float_dtype, refuse_columns
@@ -53,6 +55,10 @@ class SupportOrder(FitWarning):
 
 class UnlikelyObservation(FitWarning):
     """An observation is unlike all simulations."""
+
+
+class NarrowTruncation(FitWarning):
+    """Less than 1 in 10,000 prior draws lie where a round of simulations should be."""
 
 
 class PoorFit(FitWarning):
@@ -250,6 +256,35 @@ def warn(kind: type[FitWarning], told: str) -> None:
     while frame.f_back is not None and frame.f_globals["__name__"].startswith(inside):
         frame, level = frame.f_back, level + 1
     warnings.warn(told, kind, stacklevel=level)
+
+
+def less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:
+    """An array less its offset, subtracted in float64, in the working dtype.
+
+    Raises:
+        ValueError: traced or in less than float64 where there is an offset, or too large.
+    """
+    if not concrete(value):
+        if not offset:
+            return value.astype(dtype)
+        raise ValueError(
+            f"{name} has an offset that {dtype} cannot hold, {offset}: call outside of jit, grad "
+            "and vmap, or fit the posterior with that offset subtracted"
+        )
+    if offset and getattr(value, "dtype", np.dtype(float)).itemsize < 8:
+        raise ValueError(
+            f"{name} has an offset that {value.dtype} cannot hold, {offset}: pass it as a float64 "
+            "array of NumPy"
+        )
+    less = np.asarray(value, float) - np.asarray(offset or 0.0)
+    if np.any(np.abs(less[np.isfinite(less)]) > float(np.finfo(dtype).max)):
+        raise ValueError(f"{name} is too large for {dtype}, in which this posterior computes")
+    return jnp.asarray(less, dtype)
+
+
+def with_offset(value: Array, offset: tuple[float, ...]) -> Any:
+    """The array with its offset, in float64 where there is one."""
+    return np.asarray(value, float) + np.asarray(offset) if offset else value
 
 
 def _offset(rows: np.ndarray, axis: int | None) -> np.ndarray:

@@ -5,8 +5,10 @@ parameter for the mean. The map is measured once, then carried by the posterior,
 log-density needs its log-determinant, $-\sum_i \ln s_i$.
 """
 
+from abc import abstractmethod
 from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,9 @@ class Standardizer(AbstractTransform):
     """Shift and scale of each feature of one example.
 
     Arguments:
-        mean, std: shaped like one example, data units.
+        mean, std: shaped like one example, data units. Where an example has two axes or more, an
+            axis of length 1 stands for any length: one scale a channel, whatever the length of
+            a series.
 
     Raises:
         ValueError: `std` is not positive and finite, or not shaped like `mean`.
@@ -59,13 +63,26 @@ class Standardizer(AbstractTransform):
         dtype = float_dtype(x)
         return cls(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
+    def check(self, name: str, array: Any) -> None:
+        """Refuse an array of another shape than that of one example.
+
+        Raises:
+            ValueError: another shape.
+        """
+        got, needed = np.shape(array), self.mean.shape
+        fits = len(got) == len(needed) > 1 and all(
+            n in (1, m) for m, n in zip(got, needed, strict=True)
+        )
+        if not fits:
+            check_shape(name, np.empty(got), self.mean)
+
     def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         """Data units to unit variance.
 
         Raises:
             ValueError: another shape than that of one example.
         """
-        check_shape("x", theta, self.mean)
+        self.check("x", theta)
         return (theta - self.mean.astype(theta.dtype)) / self.std.astype(theta.dtype)
 
     def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
@@ -74,12 +91,24 @@ class Standardizer(AbstractTransform):
         Raises:
             ValueError: another shape than that of one example.
         """
-        check_shape("z", z, self.mean)
+        self.check("z", z)
         return z * self.std.astype(z.dtype) + self.mean.astype(z.dtype)
 
     def log_det(self, theta: Parameters | None = None, x: Observation = None) -> Float[Array, ""]:
         """The same everywhere."""
         return -jnp.sum(jnp.log(self.std))
+
+
+class AbstractEmbedding(eqx.Module):
+    """A map from one structured observation to a vector, which knows how its input is scaled."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
+        """The vector that the network is told."""
+
+    @abstractmethod
+    def scale(self, x: Float[np.ndarray, " n *shape"]) -> Standardizer:
+        """The mean and the spread of each channel over all observations, and all their parts."""
 
 
 def float_dtype(array: np.ndarray) -> Any:

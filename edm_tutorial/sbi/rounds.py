@@ -1,0 +1,207 @@
+r"""Rounds of simulations for one observation, each where the fit so far says that it came from.
+
+The prior, cut off outside a region R, gives the same posterior at x_o as long as R holds all of it:
+
+$$p(\theta \mid x_o) \propto p(\theta)\,1[\theta \in R]\;p(x_o \mid \theta) .$$
+
+So no importance weights are needed: only prior draws that lie in R are simulated, and the next fit
+spends all its simulations there. R is where the *widened* fit has density: its draws, in the
+coordinates in which it is unbounded, are blurred by a normal of their own covariance, and R is all
+but the $10^{-4}$ of lowest density of what results. A fit that is off by less than its width, or
+too narrow by less than a factor of 1.4, then cuts nothing off.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from .._checks import check_callable, check_key, whole
+from .._types import PRNGKey
+from ..noise_levels import AbstractNoiseDistribution
+from .early_stopping import FitState, watched
+from .fit import fit_posterior
+from .noise_levels import PosteriorNoise
+from .posterior import Posterior
+from .settings import Settings
+from .simulations import NarrowTruncation, warn
+
+DRAWS, CENTERS = 10_000, 256  # of the fit; those at which kernels stand
+TAIL = 1e-4  # of the widened fit, left out
+LEAST_SHARE = 1e-4  # of prior draws that a truncation keeps
+AT_ONCE = 50_000  # prior draws
+
+
+class Region(NamedTuple):
+    """Where a widened fit has density; `depth` is ln of it over what bounds the region.
+
+    Arguments:
+        posterior: the fit.
+        x: the scaled observation.
+        mean, root: of its draws in the coordinates z, the Cholesky factor of their covariance.
+        centers: some of the draws, whitened.
+        least: the log-density at the edge.
+    """
+
+    posterior: Posterior
+    x: Array
+    mean: Float[Array, " d"]
+    root: Float[Array, "d d"]
+    centers: Float[Array, "c d"]
+    least: Float[Array, ""]
+
+    @classmethod
+    def around(cls, posterior: Posterior, key: PRNGKey, x_o: Any) -> "Region":
+        """All but `TAIL` of the widened fit."""
+        draw_key, blur_key = jr.split(key)
+        theta = posterior.parameters(posterior.sample(draw_key, x_o, DRAWS))
+        x = posterior.x_scale.forward(posterior.observation(x_o))
+        z = jax.vmap(lambda row: posterior.transform.forward(row, x))(theta)
+        mean, root = jnp.mean(z, axis=0), jnp.linalg.cholesky(jnp.cov(z.T).reshape(z.shape[1:] * 2))
+        white = solve_triangular(root, (z - mean[None]).T, lower=True).T
+        region = cls(posterior, x, mean, root, white[:CENTERS], jnp.zeros((), z.dtype))
+        blurred = white + jr.normal(blur_key, white.shape, white.dtype)
+        return region._replace(least=jnp.quantile(_log_kernels(region.centers, blurred), TAIL))
+
+    def depth(self, theta: Any) -> np.ndarray:
+        """How much denser the widened fit is at each row than at the edge; negative outside."""
+        return np.asarray(_depth(self, self.posterior.parameters(theta)))
+
+
+@eqx.filter_jit
+def _depth(region: Region, theta: Float[Array, "n d"]) -> Float[Array, " n"]:
+    z = jax.vmap(lambda row: region.posterior.transform.forward(row, region.x))(theta)
+    white = solve_triangular(region.root, (z - region.mean[None]).T, lower=True).T
+    return _log_kernels(region.centers, white) - region.least
+
+
+def _log_kernels(centers: Float[Array, "c d"], rows: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """ln of the mean of unit normals around the centers, up to a constant."""
+    squares = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(centers**2, axis=1)[None]
+    return jax.nn.logsumexp(rows @ centers.T - squares / 2, axis=1)
+
+
+def fit_rounds(
+    key: PRNGKey,
+    prior_sample: Callable[[PRNGKey, int], Any],
+    simulate: Callable[[PRNGKey, Any], Any],
+    x_o: Real[ArrayLike, "*shape"] | Sequence[Any],
+    *,
+    rounds: int = 3,
+    simulations: int = 5_000,
+    prior_support: tuple[Any, Any] | None = None,
+    network: Callable[..., Array] | None = None,
+    embedding: Callable[[Any], Array] | None = None,
+    steps: int | None = None,
+    settings: Settings | None = None,
+    sigma_dist: AbstractNoiseDistribution = PosteriorNoise(),
+    invalid: str = "raise",
+    progress: bool = True,
+    callback: Callable[[FitState], Any] | None = None,
+) -> Posterior:
+    """Learn the posterior at one observation, `x_o`, from several rounds of simulations.
+
+    Truncated sequential inference (Deistler et al., 2022). The posterior under the full prior,
+    right at `x_o` and nowhere else. Simulations of earlier rounds that lie in the truncation are
+    kept.
+
+    Arguments:
+        prior_sample: called as `prior_sample(key, n)`, draws of shape (n, d).
+        simulate: called as `simulate(key, theta)` with `theta` of shape (n, d); one observation
+            a row. Both may be JAX or NumPy.
+        rounds: at least 1, which is `fit_posterior` with draws from the prior.
+        simulations: of each round.
+        prior_support, network, embedding, steps, settings, sigma_dist, invalid, progress,
+            callback: as for `fit_posterior`.
+
+    Warns:
+        NarrowTruncation: less than 1 in 10,000 prior draws lie in the truncation; the densest of
+            10,000 times as many are kept, which cuts off less than asked for.
+
+    Raises:
+        ValueError: a count below 1, functions that do not return a row for each draw, or what
+            `fit_posterior` refuses.
+        TypeError: a count that is not a whole number, `key` is no random key, or no function.
+    """
+    check_key("key", key)
+    check_callable("prior_sample", prior_sample)
+    check_callable("simulate", simulate)
+    rounds, simulations = whole("rounds", rounds), whole("simulations", simulations)
+    fit = functools.partial(
+        fit_posterior,
+        prior_support=prior_support,
+        network=network,
+        embedding=embedding,
+        steps=steps,
+        settings=settings,
+        sigma_dist=sigma_dist,
+        invalid=invalid,
+        progress=progress,
+        callback=callback,
+    )
+    keys = jr.split(key, (rounds, 4))
+    theta = _rows("prior_sample(key, n)", prior_sample(keys[0, 0], simulations), simulations)
+    x = _rows("simulate(key, theta)", simulate(keys[0, 1], theta), simulations)
+    posterior, regions = fit(keys[0, 2], theta, x), []
+    for prior_key, simulate_key, fit_key, region_key in keys[1:]:
+        regions = [*regions, Region.around(posterior, region_key, x_o)]
+        new, regions = _truncated(prior_sample, prior_key, simulations, regions)
+        told = _rows("simulate(key, theta)", simulate(simulate_key, new), simulations)
+        inside = _depth_in_all(regions, theta) >= 0
+        theta, x = np.concatenate([theta[inside], new]), np.concatenate([x[inside], told])
+        if progress and watched():
+            sys.stderr.write(f"{len(theta)} simulations, {np.mean(inside):.2%} of the last kept\n")
+        posterior = fit(fit_key, theta, x)
+    return posterior
+
+
+def _truncated(
+    prior_sample: Callable[[PRNGKey, int], Any], key: PRNGKey, n: int, regions: list[Region]
+) -> tuple[np.ndarray, list[Region]]:
+    """`n` prior draws that lie in all regions; these as they are, or wider where too few do."""
+    kept, depths, proposed = [], [], 0
+    while True:
+        theta = _rows(
+            "prior_sample(key, n)", prior_sample(jr.fold_in(key, proposed), AT_ONCE), AT_ONCE
+        )
+        depth = _depth_in_all(regions, theta)
+        # All that are inside, and of the others the nearest.
+        best = np.sort(np.argsort(-depth)[: max(n, int(np.sum(depth >= 0)))])
+        kept, depths = [*kept, theta[best]], [*depths, depth[best]]
+        proposed += AT_ONCE
+        inside = sum(int(np.sum(part >= 0)) for part in depths)
+        if inside >= n or proposed >= n / LEAST_SHARE:
+            break
+    rows, depth = np.concatenate(kept), np.concatenate(depths)
+    if inside >= n:
+        return rows[depth >= 0][:n], regions
+    best = np.sort(np.argsort(-depth)[:n])
+    lowest = depth[best].min()
+    warn(
+        NarrowTruncation,
+        f"of {proposed} prior draws only {inside} lie where the fit so far puts the posterior: the "
+        f"{n} nearest are simulated. A narrower prior, or parameters in which it is less narrow, "
+        "would make more of the simulations",
+    )
+    return rows[best], [region._replace(least=region.least + lowest) for region in regions]
+
+
+def _depth_in_all(regions: list[Region], theta: np.ndarray) -> np.ndarray:
+    return np.min([region.depth(theta) for region in regions], axis=0)
+
+
+def _rows(name: str, value: Any, n: int) -> np.ndarray:
+    rows = np.asarray(value)
+    if rows.ndim < 2 or len(rows) != n:
+        raise ValueError(
+            f"{name} must return a row for each of n={n} draws, got shape {rows.shape}"
+        )
+    return rows

@@ -1,0 +1,123 @@
+"""Rounds of simulations: what a truncation keeps, and that it is the prior otherwise."""
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy.stats import kstest
+from test_sbi_posterior import X_O, gaussian, truth
+
+from edm_tutorial.sbi import NarrowTruncation, fit_rounds, rounds
+from edm_tutorial.sbi.rounds import Region
+
+
+@pytest.mark.parametrize("shift, wider", [(0.0, 1.0), (1.0, 1.0), (0.0, 1.4)])
+def test_a_truncation_holds_the_posterior_of_a_fit_that_is_off(shift, wider, key):
+    """At most 4 of 5,000 exact draws outside, where the fit is shifted or too narrow."""
+    region_key, draw_key = jr.split(key)
+    region = Region.around(gaussian(0.3), region_key, X_O)
+    mean, std = truth(0.3)
+    unit = np.asarray(jr.normal(draw_key, (5_000, 2)))
+    exact = mean + np.array([shift, 0]) * std + wider * std * unit
+    assert np.sum(region.depth(exact) < 0) <= 4
+    # The radius that leaves out 1e-4 of the blurred normal is sqrt(2) sqrt(-2 ln 1e-4) = 6.1.
+    angles = np.linspace(0, 2 * np.pi, 8)
+    far = mean + 9 * std * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert np.all(region.depth(far) < 0)
+
+
+def uniform(key, n):
+    return jr.uniform(key, (n, 2), minval=-10.0, maxval=10.0)
+
+
+def simulate(key, theta):
+    return theta + jr.normal(key, theta.shape)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The simulations of each round, where every fit gives one Gaussian."""
+    calls = []
+
+    def fit(key, theta, x, **options):
+        calls.append((theta, x, options))
+        return gaussian(0.8)
+
+    monkeypatch.setattr(rounds, "fit_posterior", fit)
+    monkeypatch.setattr(rounds, "AT_ONCE", 20_000)  # of which more lie inside than are asked for
+    return calls
+
+
+def test_what_is_simulated_is_the_prior_inside_the_truncation(seen, key):
+    fit_rounds(key, uniform, simulate, X_O, rounds=2, simulations=1_000, steps=7)
+    (first, _, _), (theta, x, options) = seen
+    assert len(first) == 1_000 and options["steps"] == 7
+    region = Region.around(gaussian(0.8), jr.key(0), X_O)
+    # Another key makes another edge; the middle half of its depth is the same for both.
+    assert np.all(region.depth(theta) > -3)
+    old = [row for row in first.tolist() if row in theta.tolist()]
+    assert len(theta) == 1_000 + len(old) and 0 < len(old) < 500
+    outside = [row for row in first.tolist() if row not in theta.tolist()]
+    assert np.all(region.depth(np.array(outside)) < 3)
+    # Rows stay with their own simulation: x - theta is standard normal.
+    assert kstest((x - theta).ravel(), "norm").pvalue > 1e-3
+    # Uniform inside, whatever the density of the fit is there.
+    mean, std = truth(0.8)
+    white = np.abs((theta - mean) / std)
+    inner = white[(white < 3).all(axis=1)]
+    assert kstest(inner.ravel() / 3, "uniform").pvalue > 1e-3
+
+
+def test_one_round_is_a_fit_of_the_prior(seen, key):
+    fit_rounds(key, uniform, simulate, X_O, rounds=1, simulations=200)
+    ((theta, _, _),) = seen
+    assert kstest(np.asarray(theta).ravel() / 20 + 0.5, "uniform").pvalue > 1e-3
+
+
+def test_where_too_few_prior_draws_are_left_the_nearest_are_kept_and_it_says_so(
+    seen, key, monkeypatch
+):
+    monkeypatch.setattr(rounds, "LEAST_SHARE", 0.5)
+    monkeypatch.setattr(rounds, "AT_ONCE", 8_000)
+    with pytest.warns(NarrowTruncation, match="prior draws only"):
+        fit_rounds(key, uniform, simulate, X_O, rounds=2, simulations=4_000)
+    first, _, _ = seen[0]
+    theta, _, _ = seen[1]
+    assert len(theta) >= 4_000
+    mean, std = truth(0.8)
+    near = lambda rows: np.quantile(np.linalg.norm((rows - mean) / std, axis=1), 0.9)
+    assert near(theta) < 0.9 * near(first)
+
+
+def test_simulators_in_numpy_are_taken(seen, key):
+    random = np.random.default_rng(0)
+    fit_rounds(
+        key,
+        lambda key, n: random.uniform(-10, 10, (n, 2)),
+        lambda key, theta: theta + random.normal(size=theta.shape),
+        X_O,
+        rounds=2,
+        simulations=300,
+    )
+    assert len(seen[1][0]) >= 300
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"simulations": 0}, "simulations must be at least 1"),
+        (
+            {"prior_sample": lambda key, n: jnp.zeros((n - 1, 2))},
+            "prior_sample.key, n. must return",
+        ),
+        ({"simulate": lambda key, theta: theta[:3]}, "simulate.key, theta. must return a row"),
+    ],
+)
+def test_messages(change, told, key):
+    given = {"prior_sample": uniform, "simulate": simulate, "x_o": X_O, "simulations": 100}
+    given |= change
+    functions = given.pop("prior_sample"), given.pop("simulate"), given.pop("x_o")
+    with pytest.raises(ValueError, match=told):
+        fit_rounds(key, *functions, **given)
