@@ -34,12 +34,16 @@ def _variances_add() -> Exercise:
 
 
 def _own_mixture() -> Exercise:
-    mixture = GaussianMixture([0.5, 0.5], [[0.0, 1.0], [0.0, -1.0]], [np.eye(2)] * 2)
+    def three(*means):
+        return GaussianMixture([0.25, 0.25, 0.5], means, [np.eye(2)] * 3)
+
+    mixture = three([0.0, 1.0], [0.0, 1.0], [0.0, -1.0])
     draws = np.random.default_rng(0)
     x = draws.normal(size=(2000, 2)) * np.hypot(1, 0.05)
     x[:, 1] += draws.choice([-1.0, 1.0], 2000)
+    two = GaussianMixture([0.5, 0.5], [[0.0, 1.0], [0.0, -1.0]], [np.eye(2)] * 2)
     return Exercise(
-        needs="a pair, your mixture and samples of shape (n, dimension) at sigma = 0.05",
+        needs="a pair, your mixture of three and samples of shape (n, 2) at sigma = 0.05",
         right=(mixture, x),
         lesson="mean and covariance are those of the data with their noise, within 5 errors",
         mistakes={
@@ -49,6 +53,7 @@ def _own_mixture() -> Exercise:
             "the mean is off, the spread is right: is this the mixture they were drawn from?": (
                 (mixture, x + 1.0)
             ),
+            "three Gaussians in the plane are asked for": (two, x),
         },
         hint="neither mean nor spread are those of this mixture at sigma = 0.05",
         measure=_within_errors,
@@ -56,7 +61,8 @@ def _own_mixture() -> Exercise:
 
 
 def _within_errors(pair: Any) -> list:
-    """Whether mean and covariance of samples are within 5 standard errors of the exact ones."""
+    """Whether there are three Gaussians in the plane, and mean and covariance of the samples are
+    within 5 standard errors of the exact ones."""
     mixture, x = pair
     x = np.asarray(x, float)
     parts = mixture.weights, mixture.means, mixture.covs
@@ -68,7 +74,8 @@ def _within_errors(pair: Any) -> list:
     spread = (x - x.mean(axis=0))[:, :, None] * (x - x.mean(axis=0))[:, None, :]
     error = 5 * products.std(axis=0) / np.sqrt(len(x))
     off = np.abs(x.mean(axis=0) - mean) > 5 * np.sqrt(np.diag(cov) / len(x))
-    return [not off.any(), not np.any(np.abs(spread.mean(axis=0) - cov) > error)]
+    asked = weights.shape == (3,) and means.shape == (3, 2)
+    return [asked, not off.any(), not np.any(np.abs(spread.mean(axis=0) - cov) > error)]
 
 
 def _tweedie_uniform() -> Exercise:
