@@ -70,9 +70,11 @@ def _bell() -> Exercise:
             "the standard deviation of ln(sigma) is 1.2, not 1": shares(window, 1.0),
             "the standard deviation is 1.2, not the variance": shares(window, 1.2**0.5),
             "p_mean = -1.2 first": shares(window)[::-1],
+            "a share is a number from 0 to 1, not a percentage": 100 * np.array(shares(window)),
         },
         hint="ln(sigma) is normal: take its distribution function at ln 0.3 and at ln 0.03",
         rtol=0.03,
+        atol=0.005,  # the shares with two decimals
     )
 
 
@@ -93,11 +95,11 @@ def _fair_ve() -> Exercise:
 
 def _falls(factor: Any) -> float:
     """1 for a fall by ten or more, whose size depends on the seed; -1 for such a rise; else 0."""
-    return np.trunc(np.clip(np.log10(float(factor)), -1, 1))
+    return np.trunc(np.clip(np.log10(np.asarray(factor, float).item()), -1, 1))
 
 
 def _strata() -> Exercise:
-    draws = np.array([0.3, 0.85, 0.45, 0.05, 0.6])
+    draws = np.array([0.3, 0.85, 0.45, 0.05, 0.35])  # two in one stratum, none in another
 
     def levels(u):
         return jax.vmap(LogNormal().from_variate)(u)
@@ -106,7 +108,13 @@ def _strata() -> Exercise:
         return (jnp.arange(len(u), dtype=u.dtype) + u) / len(u)
 
     def measure(function):
-        return np.sort(np.asarray(function(jnp.asarray(draws)), float))
+        """Ones if each stratum has a draw, at a place that is one of the draws; else the levels."""
+        sigmas = np.sort(np.asarray(function(jnp.asarray(draws)), float).ravel())
+        law = LogNormal()
+        uniform = np.asarray(norm.cdf((np.log(sigmas) - law.p_mean) / law.p_std), float)
+        place = len(draws) * uniform - np.arange(len(sigmas))
+        drawn = np.abs(place[:, None] - draws).min(axis=1) < 1e-3
+        return np.ones(len(draws)) if len(sigmas) == len(draws) and drawn.all() else sigmas
 
     return Exercise(
         needs="a function of n uniform numbers that returns n noise levels",

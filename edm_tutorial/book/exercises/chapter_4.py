@@ -1,4 +1,4 @@
-r"""Chapter 4, Sampling: calls, orders, and what a sampler does to a Gaussian.
+r"""Chapter 4, Sampling: symptoms, orders, and what a sampler does to a Gaussian.
 
 For data N(0, c^2) every sampler multiplies, $x_{i+1} = f(c, \sigma_i, \sigma_{i+1})\,x_i$, and its
 gain is the product of the factors.
@@ -15,17 +15,20 @@ from ...solvers import ODE, AbstractSolver, Euler, Heun
 from .verdict import Exercise, at
 
 
-def _calls() -> Exercise:
+def _symptoms() -> Exercise:
     return Exercise(
-        needs="three numbers, the calls for N = 1, 2 and 18",
-        right=[1, 3, 35],
-        lesson="2 N - 1, so 18 levels are not cheaper than 35 of Euler's",
+        needs="four numbers, the cause of A, of B, of C and of D",
+        right=[2, 3, 1, 4],
+        lesson="double N: what more steps do not cure is no error of the steps",
         mistakes={
-            "the last step, to 0, makes one call": [2, 4, 36],
-            "the step to 0 makes a call too": [0, 2, 34],
-            "that is Euler's number": [1, 2, 18],
+            "which of the two narrow ones does more steps cure?": [1, 3, 2, 4],
+            "noise that nobody removes makes samples too wide": [3, 2, 1, 4],
+            "a start that is 80 times too small stays so on the whole way": [2, 3, 4, 1],
+            "give the number of the cause for each letter, not the letter for each cause": [
+                *(3, 1, 2, 4),
+            ],
         },
-        hint="two calls in each step but the last",
+        hint="first ask which of them more steps cure, then which is too wide",
         rtol=0.0,
     )
 
@@ -41,25 +44,40 @@ def heun_gain(c: Any, sigmas: Any) -> Any:
     return gain * c**2 / (c**2 + s[-1] ** 2)
 
 
-def _flatness(sigmas: Any) -> list:
-    """Whether the gain is flat to 1% from c = 0.01 to 10, few levels do it, and they are even."""
+def is_flat(sigmas: Any) -> bool:
+    """Whether Heun's gain in variance varies by less than 1% from c = 0.01 to 10."""
     gains = heun_gain(np.geomspace(0.01, 10.0, 200), sigmas) ** 2
-    steps = np.diff(np.log(np.asarray(sigmas, float)))
-    return [gains.max() < 1.01 * gains.min(), len(steps) < 16, np.ptp(steps) < 1e-3]
+    return bool(gains.max() < 1.01 * gains.min())
+
+
+def _which_grid(sigmas: Any) -> list:
+    """How many levels, from where to where, whether evenly in ln(sigma), and whether flat."""
+    s = np.asarray(sigmas, float).ravel()
+    even = np.ptp(np.diff(np.log(s))) < 1e-3
+    return [len(s), s[0], s[-1], even, is_flat(s)]
 
 
 def _flat() -> Exercise:
+    ends = (0.0005, 400.0)
+    smallest = next(n for n in range(8, 40) if is_flat(ve_sigmas(n, *ends)))
     return Exercise(
-        needs="a grid of noise levels, descending",
-        right=ve_sigmas(12, 0.0005, 400.0),
+        needs="a grid of noise levels from 400 down to 0.0005",
+        right=ve_sigmas(smallest, *ends),
         lesson="flat from 0.01 to 10; that it is not near 1 is another matter",
         mistakes={
-            "flat, but fewer levels will do": ve_sigmas(30, 0.0005, 400.0),
-            "these steps treat scales differently: they must be even in ln(sigma)": edm_sigmas(18),
-            "near its ends the range spoils the curve: reach further": ve_sigmas(18, 0.002, 80.0),
+            "flat, but fewer levels will do": ve_sigmas(smallest + 1, *ends),
+            "the gain still varies by more than 1%": ve_sigmas(smallest - 1, *ends),
+            "from high to low": ve_sigmas(smallest, *ends)[::-1],
+            "these steps treat scales differently: they must be even in ln(sigma)": (
+                edm_sigmas(smallest, *ends)
+            ),
+            "near its ends the range spoils the curve: from 400 to 0.0005": (
+                ve_sigmas(18, 0.002, 80.0)
+            ),
         },
-        hint="the gain varies by more than 1%: try a wider range, then other numbers of levels",
-        measure=_flatness,
+        hint="ve_sigmas(n, 0.0005, 400.0): try one n after the other until the gain is flat",
+        measure=_which_grid,
+        rtol=1e-3,
     )
 
 
@@ -160,4 +178,4 @@ def _solver() -> Exercise:
     )
 
 
-EXERCISES = (_calls, _flat, _alpha, _width, _guided, _solver)
+EXERCISES = (_symptoms, _flat, _alpha, _width, _guided, _solver)
