@@ -1,5 +1,7 @@
-"""Answers to the exercises of chapters 7 to 9 in the forms in which readers give them: right ones pass,
-near misses do not. (A second or two.)"""
+"""Answers to the exercises of chapters 7 to 9, in the forms in which readers give them.
+
+Right ones pass, near misses do not. (A second or two.)
+"""
 
 import jax.numpy as jnp
 import numpy as np
