@@ -3,6 +3,7 @@
 About 90 seconds, nearly all of it the slow test's three processes.
 """
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import matplotlib.image
 import numpy as np
 import optax
@@ -21,10 +23,11 @@ import PIL.Image
 import pytest
 from exact import single_precision
 
+import edm_tutorial as edm
 from edm_tutorial.images import command_line as cli, data
 from edm_tutorial.images.augmentation import Augmentation, AugmentedLoss
 from edm_tutorial.losses import denoising_loss
-from edm_tutorial.networks import Cast, UNet, small_unet
+from edm_tutorial.networks import Cast, ImageCondition, UNet, small_unet
 from edm_tutorial.training import checkpoint, clean_gradients, cleaned, init_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,6 +178,34 @@ class SaysItsClass(eqx.Module):
     def __call__(self, x, sigma, cond=None, *, key=None):
         label = jnp.argmax(cond.class_labels).astype(x.dtype)
         return jnp.full_like(x, 0.1) * label + self.weight.astype(x.dtype)
+
+
+def test_label_dropout_hides_the_asked_for_share_of_the_classes(key):
+    """600 draws: 4 standard errors of a share of 0.3 are 0.075."""
+    loss, seen = built("--label-dropout", "0.3").loss, []
+
+    def spy(x, label, cond, *, key):
+        seen.append(cond.class_labels)
+        return x
+
+    denoiser = edm.Denoiser(spy, edm.EDMPreconditioning(0.5))
+    image, cond = jnp.zeros((1, 8, 8)), ImageCondition(jnp.eye(10)[3])
+
+    def labels(key):
+        loss(denoiser, image, cond, key=key)
+        return seen.pop()
+
+    shown = np.asarray(jax.vmap(labels)(jr.split(key, 600)))
+    assert set(map(tuple, shown)) == {tuple(np.eye(10)[3]), (0.0,) * 10}
+    assert abs(np.mean(shown.sum(axis=1) == 0) - 0.3) < 0.075
+
+
+def test_a_run_from_before_label_dropout_goes_on(tmp_path):
+    args = cli.parser().parse_args([*SMALL, "--out", str(tmp_path)])
+    settings = cli._settings(args)
+    del settings["label_dropout"]
+    (tmp_path / cli.SETTINGS).write_text(json.dumps(settings))
+    assert cli._other_run(tmp_path, args) is None
 
 
 def test_columns_are_classes_around_the_mean():

@@ -83,7 +83,7 @@ def test_twenty_five_questions_each_with_an_answer():
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split(".")[0])
 def test_each_question_has_a_section_a_proof_and_a_thread(section):
     read, proofs, asked = re.findall(
-        r"^- \*\*(?:Read|Proved by|Asked in):\*\* (.+)$", section, re.M
+        r"^- \*\*(?:Read|Tested by|Asked in):\*\* (.+)$", section, re.M
     )
     assert read.startswith("[") and "https://github.com/" in asked
     for page, anchor in re.findall(r"\]\(([^)#]+)#([^)]+)\)", read):

@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=_positive, default=1e-3, help="of Adam, after the ramp-up")
     add("--ramp-up", type=float, default=10_000, help="examples until the rate is reached")
     add("--dropout", type=_share, default=0.0, help="probability")
+    add("--label-dropout", type=_share, default=0.0, help="share shown without class: guidance")
     add("--augment", type=_share, default=0.0, help="probability of each augmentation")
     add("--bfloat16", action="store_true", help="compute the network in bfloat16")
     add("--seed", type=int, default=0, help="of weights, batches and noise")
@@ -132,6 +133,8 @@ def build(args: argparse.Namespace, x: Any) -> Setup:
     network: Any = _network(args, jr.key(args.seed))
     network = Cast(network, jnp.bfloat16) if args.bfloat16 else network
     loss: Any = partial(denoising_loss, sigma_dist=LogNormal())
+    if args.label_dropout > 0:
+        loss = partial(_without_some_labels, loss, args.label_dropout)
     if args.augment > 0:
         loss = AugmentedLoss(loss, Augmentation(args.augment, min(args.augment, 0.5)))
     rate = ramp_up(args.learning_rate, args.ramp_up, batch_size=args.batch_size)
@@ -200,6 +203,16 @@ def _network(args: argparse.Namespace, key: Any) -> Any:
     )
 
 
+def _without_some_labels(
+    loss: Any, share: float, denoiser: Any, x: Any, cond: Any, *, key: Any
+) -> Any:
+    """`loss` with label dropout: a `share` of the examples has zeros in place of its class."""
+    drop_key, loss_key = jr.split(key)
+    told = jr.bernoulli(drop_key, 1 - share).astype(cond.class_labels.dtype)
+    cond = cond._replace(class_labels=told * cond.class_labels)
+    return loss(denoiser, x, cond, key=loss_key)
+
+
 def _load(args: argparse.Namespace) -> data.Images:
     if args.data == "digits":
         return data.digits()
@@ -218,7 +231,8 @@ def _other_run(folder: Path, args: argparse.Namespace) -> str | None:
         return f"{folder} is a file: choose another --out"
     if not (folder / SETTINGS).exists():
         return None
-    settings, stored = _settings(args), json.loads((folder / SETTINGS).read_text())
+    settings, before = _settings(args), {"label_dropout": 0.0}  # of a run older than the flag
+    stored = before | json.loads((folder / SETTINGS).read_text())
     names = sorted(name for name in settings if stored.get(name) != settings[name])
     told = ", ".join(f"{name} was {stored.get(name)}" for name in names)
     return f"{folder} holds another run ({told}): choose another --out" if names else None

@@ -3,8 +3,11 @@ r"""Chapter 8, After EDM: flow matching's clock and loss, guidance, consistency.
 Flow matching is $x_t = (1 - t)\,y + t\,n$, so $\sigma = t/(1 - t)$ and $s = 1 - t$.
 """
 
+from typing import Any
+
 import numpy as np
 
+from ...grids import edm_sigmas
 from .verdict import Exercise, at
 
 
@@ -19,6 +22,7 @@ def _which_time() -> Exercise:
         lesson="uniform in t is not uniform in ln(sigma)",
         mistakes={
             "the last share is that above sigma = 5": [*times, time(0.02), time(5.0)],
+            "a share is at most 1; divide per cent by 100": [*times, 2.0, 16.7],
             "t is the noise after scaling by 1 - t, so t is not sigma": [
                 *(0.002, 0.5, 80.0, 0.02, 0.95),
             ],
@@ -31,6 +35,7 @@ def _which_time() -> Exercise:
             ],
         },
         hint="solve sigma = t / (1 - t) for t; with t uniform, a share is a difference of times",
+        measure=lambda five: np.concatenate([np.ravel(part) for part in five]),  # or three, two
         rtol=0.03,
     )
 
@@ -56,8 +61,8 @@ def _its_loss() -> Exercise:
 
 def _with_unit() -> Exercise:
     def measure(ratios):
-        small, one, large = np.asarray(ratios, float)
-        return [abs(small - 1) < 0.1, 0 < one < 0.5, one > 2, abs(large - 1) < 0.1]
+        small, one, large = np.ravel(np.asarray(ratios, float))
+        return [abs(small - 1) < 0.1, 0.3 < one < 0.45, one > 2, abs(large - 1) < 0.1]
 
     return Exercise(
         needs="three ratios, flow matching's error over EDM's at c = 0.01, 1 and 100",
@@ -99,24 +104,58 @@ def _smear() -> Exercise:
 
 
 def _two_calls() -> Exercise:
+    values = at((0.46, 1.0, 0.45), (0.2, 0.5, 0.7))
+
+    def width(first, sigma, g):
+        return g * np.sqrt(first**2 + sigma**2)
+
+    def measure(pair: Any) -> list:
+        function, best = pair
+        return [*values(function), *np.round(np.ravel(np.asarray(best, float)), 2)]
+
+    best = _best_second_calls(width)
     return Exercise(
-        needs="a function of the width after the first call, sigma, and g at sigma",
-        right=lambda first, sigma, g: g * np.sqrt(first**2 + sigma**2),
-        lesson="the second call shrinks signal and noise alike",
+        needs="a pair: a function of the width after the first call, sigma, and g at sigma; and "
+        "two numbers, the best widths over the true one",
+        right=(width, best),
+        lesson="it repairs what went wrong above its level, and repeats the training's own error",
         mistakes={
-            "widths do not add, variances do": lambda first, sigma, g: g * (first + sigma),
-            "that is the variance": lambda first, sigma, g: g**2 * (first**2 + sigma**2),
+            "widths do not add, variances do": (lambda first, sigma, g: g * (first + sigma), best),
+            "that is the variance": (
+                lambda first, sigma, g: g**2 * (first**2 + sigma**2),
+                best,
+            ),
             "the noise is added before the call, so g multiplies it too": (
-                lambda first, sigma, g: np.sqrt(g**2 * first**2 + sigma**2)
+                lambda first, sigma, g: np.sqrt(g**2 * first**2 + sigma**2),
+                best,
             ),
             "g multiplies a sample, so its square multiplies a variance": (
-                lambda first, sigma, g: np.sqrt(g * (first**2 + sigma**2))
+                lambda first, sigma, g: np.sqrt(g * (first**2 + sigma**2)),
+                best,
+            ),
+            "the formula is right; the best widths are those over the true one, 1/2": (
+                width,
+                [value / 2 for value in best],
+            ),
+            "the formula is right; take the maximum over all levels, the highest too": (
+                width,
+                [best[0], best[1] / 2],
             ),
         },
-        hint="add the noise to the variance, then multiply by g",
-        measure=at((0.46, 1.0, 0.45), (0.2, 0.5, 0.7)),
-        rtol=1e-3,
+        hint="add the noise to the variance, then multiply by g; then try every level of rungs",
+        measure=measure,
+        rtol=2e-3,
     )
+
+
+def _best_second_calls(width: Any) -> list[float]:
+    """The best width over c after a whole first call and after half of one, for the forty g."""
+    c, rungs = 0.5, np.append(0.0, np.asarray(edm_sigmas(40), float)[::-1])
+    lower, upper = rungs[:-1], rungs[1:]
+    factors = (c**2 + lower * upper) / (c**2 + upper**2)
+    g = np.append(1.0, np.cumprod(factors))
+    once = g[-1] * rungs[-1]
+    return [float(np.max(width(first, rungs, g)) / c) for first in (once, once / 2)]
 
 
 EXERCISES = (_which_time, _its_loss, _with_unit, _smear, _two_calls)

@@ -29,6 +29,7 @@ def _score() -> Exercise:
             "high noise first": [1, 400],
         },
         hint="with F = 0 the denoiser says c_skip x: 0 at high noise, x at low noise",
+        measure=np.ravel,
     )
 
 
@@ -45,6 +46,7 @@ def _centre() -> Exercise:
             "c_skip = sigma_data^2 / (sigma^2 + sigma_data^2)": [measured, 1 / 402],
         },
         hint="sigma_data is the root mean square about zero, mean and all",
+        measure=np.ravel,
         rtol=1e-3,
     )
 
@@ -60,6 +62,7 @@ def _logarithm() -> Exercise:
             "the narrowest first": [0.109, 0.0164],
         },
         hint="take the square roots of np.linalg.eigvalsh of the covariance of the scaled data",
+        measure=np.ravel,
         rtol=0.06,
     )
 
