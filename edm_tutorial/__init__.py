@@ -3,9 +3,10 @@
 Imports inside the package are relative and point one way, downwards, through these layers:
 
 0. `_types`, `_checks`: what every file may use;
-1. `schedules`, `grids`, `distributions`, `networks`: mathematics without a denoiser around it;
+1. `schedules`, `grids`, `distributions`, `operators`, `networks`: mathematics without a denoiser
+   around it;
 2. `preconditioning`, `parameterisations`, `noise_levels`, `dynamics`, `losses`: the equations;
-3. `denoiser`, `solvers`, `sampling`, `likelihood`, `training`: what is run;
+3. `denoiser`, `measured`, `solvers`, `sampling`, `likelihood`, `training`: what is run;
 4. `designs`, `sbi`, `images`: whole recipes, and the U-Nets' official weights;
 5. `book`: what only the chapters need. A copier leaves it behind.
 
@@ -48,6 +49,7 @@ from .losses import (
     loss_by_sigma as loss_by_sigma,
     weighted_error as weighted_error,
 )
+from .measured import Linearised as Linearised, Measured as Measured
 from .networks.mlp import MLP as MLP, Embedded as Embedded
 from .noise_levels import (
     AbstractNoiseDistribution as AbstractNoiseDistribution,
@@ -55,6 +57,12 @@ from .noise_levels import (
     LogUniform as LogUniform,
     UniformLevels as UniformLevels,
     UniformTime as UniformTime,
+)
+from .operators import (
+    blur as blur,
+    downsample as downsample,
+    inpaint as inpaint,
+    partial_fourier as partial_fourier,
 )
 from .parameterisations import convert as convert
 from .preconditioning import (

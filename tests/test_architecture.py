@@ -17,10 +17,11 @@ PACKAGE = ROOT / "edm_tutorial"
 # in words. Imports point downwards, or sideways without cycles.
 LAYERS = {
     **dict.fromkeys(["_types", "_checks", "_deprecated"], 0),
-    **dict.fromkeys(["schedules", "grids", "distributions", "networks"], 1),
+    **dict.fromkeys(["schedules", "grids", "distributions", "operators", "networks"], 1),
     **dict.fromkeys(["preconditioning", "parameterisations", "noise_levels"], 2),
     **dict.fromkeys(["dynamics", "losses"], 2),
-    **dict.fromkeys(["denoiser", "adapters", "solvers", "sampling", "likelihood", "training"], 3),
+    **dict.fromkeys(["denoiser", "measured", "adapters", "solvers", "sampling"], 3),
+    **dict.fromkeys(["likelihood", "training"], 3),
     **dict.fromkeys(["designs", "sbi", "images", "networks.unet.official"], 4),
     **dict.fromkeys(["_deprecated.plan", "_deprecated.posterior_0_1"], 4),
     **dict.fromkeys(["book", "__main__"], 5),

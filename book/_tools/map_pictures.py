@@ -183,6 +183,27 @@ def window(ax: Axes) -> None:
     ax.set_ylabel("best loss", fontsize=LABEL)
 
 
+def halves(ax: Axes) -> None:
+    """Chapter 11: the upper half of a digit, and what the whole could have been."""
+    scans, labels = load_digits(return_X_y=True)
+    groups = [scans[labels == k] / 8 - 1 for k in range(10)]
+    covs = [np.cov(group.T) + 0.05**2 * np.eye(64) for group in groups]
+    prior = edm.GaussianMixture(np.full(10, 0.1), [group.mean(0) for group in groups], covs)
+    digit = jnp.asarray(groups[7][3], jnp.float32)
+    told = edm.Measured(prior.denoise, lambda x: x[:32], digit[:32], 0.1)
+    draw = jax.vmap(lambda z: edm.sample(told, z, edm.edm_sigmas(18)))
+    wholes = np.asarray(draw(jr.normal(jr.key(2), (5, 64))))
+    seen = np.where(np.arange(64) < 32, np.asarray(digit), 0.0)
+    tiles = np.pad(
+        np.stack([seen, *wholes]).reshape(2, 3, 8, 8),
+        ((0, 0), (0, 0), (1, 1), (1, 1)),
+        constant_values=-1,
+    )
+    image = np.concatenate(np.concatenate(tiles, axis=1), axis=1)
+    ax.imshow(image, cmap="gray_r", vmin=-1, vmax=1)
+    ax.set_axis_off()
+
+
 PICTURES: dict[str, Callable[[Axes], None]] = {
     "00": digits,
     "01": river,
@@ -194,6 +215,7 @@ PICTURES: dict[str, Callable[[Axes], None]] = {
     "07": copies,
     "08": straight,
     "09": window,
+    "11": halves,
 }
 
 

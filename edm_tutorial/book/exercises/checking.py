@@ -21,16 +21,19 @@ from . import (
     chapter_7,
     chapter_8,
     chapter_9,
+    chapter_11,
 )
 from .verdict import Verdict
 
-_CHAPTERS = (
-    *(chapter_0, chapter_1, chapter_2, chapter_3, chapter_4),
-    *(chapter_5, chapter_6, chapter_7, chapter_8, chapter_9),
-)
+_CHAPTERS = dict(
+    enumerate(
+        (chapter_0, chapter_1, chapter_2, chapter_3, chapter_4)
+        + (chapter_5, chapter_6, chapter_7, chapter_8, chapter_9)
+    )
+) | {11: chapter_11}
 EXERCISES = {
     f"{chapter}.{number}": cache(exercise)  # made when first asked for
-    for chapter, module in enumerate(_CHAPTERS)
+    for chapter, module in _CHAPTERS.items()
     for number, exercise in enumerate(module.EXERCISES, 1)
 }
 
@@ -48,6 +51,6 @@ def check(name: str, answer: Any) -> Verdict:
     if name not in EXERCISES:
         chapter = str(name).partition(".")[0]
         here = [known for known in EXERCISES if known.partition(".")[0] == chapter]
-        known = here or [f"{number}.1" for number in range(len(_CHAPTERS))]
+        known = here or [f"{number}.1" for number in _CHAPTERS]
         raise ValueError(f"no exercise {name!r}; there are {', '.join(known)}")
     return EXERCISES[name]().judge(answer)
