@@ -48,7 +48,7 @@ class Linearised(eqx.Module):
     def __check_init__(self):
         check_callable("function", self.function)
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*measured"]:
         """What would be measured of `x` without noise."""
         return self.function(x)
 
