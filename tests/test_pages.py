@@ -179,3 +179,37 @@ def test_double_precision_is_for_its_block_only(request):
         assert jnp.zeros(()).dtype == jnp.float64
         raise KeyError
     assert jnp.zeros(()).dtype == jnp.float32
+
+
+# Chapters whose open cells hold the idea only.
+NAMES_OF_CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.md"))
+FOLDED = [name for name in NAMES_OF_CHAPTERS if name != "06_sbi"]
+
+
+def sections(cells: list[dict]) -> list[list[str]]:
+    """The open code cells of each section, up to the exercises; the first cell installs."""
+    found: list[list[str]] = [[]]
+    for cell in cells[1:]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            headings = re.findall(r"^## (.*)", source, re.MULTILINE)
+            if "Exercises" in headings:
+                break
+            found += [[] for _ in headings]
+        elif "hide-input" not in cell["metadata"].get("tags", []):
+            found[-1].append(source)
+    return found
+
+
+@pytest.mark.parametrize("chapter", FOLDED)
+def test_what_a_reader_sees_is_the_idea(chapter):
+    """In the open: one assert a section at most, cells of at most 15 lines of 80 characters."""
+    cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]
+    for section in sections(cells):
+        asserts = re.findall(r"^\s*assert ", "\n".join(section), re.MULTILINE)
+        assert len(asserts) <= 1, asserts
+        for source in section:
+            assert len(source.splitlines()) <= 15, source
+    code = [cell["source"] for cell in cells[1:] if cell["cell_type"] == "code"]
+    long = [line for source in code for line in source if len(line.rstrip("\n")) > 80]
+    assert not long, long
