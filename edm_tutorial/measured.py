@@ -63,7 +63,9 @@ class Measured(eqx.Module):
 
     A call costs one call of `denoiser` and `iterations` + 1 products with the transpose of its
     Jacobian, of about two calls each. Exact arithmetic needs at most as many iterations as
-    numbers were measured.
+    numbers were measured; the default is the fewest whose error was below a tenth of a posterior's
+    width on digits and on a mixture in 16 dimensions. In single precision, ill-conditioned systems
+    (little noise, many correlated numbers) need more.
 
     With `noise_std` 0 the draws have A x = y, where A has full row rank. Where it has not,
     numbers of y that contradict each other are fitted by least squares.
@@ -86,7 +88,7 @@ class Measured(eqx.Module):
     operator: Callable[[Array], Array]
     y: Float[Array, "*measured"]
     noise_std: Any = eqx.field(converter=as_float)
-    iterations: int = eqx.field(static=True, default=10)
+    iterations: int = eqx.field(static=True, default=5)
 
     def __check_init__(self):
         check_callable("denoiser", self.denoiser)
