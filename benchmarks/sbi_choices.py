@@ -71,7 +71,7 @@ def mlp_alone(key, theta, x, support) -> Posterior:
 FITS: dict[str, Callable[..., Posterior]] = {  # and the columns of the table
     "defaults": defaults,
     "bounds bend within the spread": within_the_spread,
-    "an MLP alone": mlp_alone,
+    "one network for all": mlp_alone,
 }
 
 

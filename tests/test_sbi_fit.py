@@ -353,6 +353,13 @@ def test_settings_are_rows_and_what_lies_between_them():
         assert np.all(np.diff(column(name)) >= 0), name
 
 
+def test_through_an_embedding_there_are_at_most_6000_steps_unless_settings_are_given():
+    whole, fewer = (fit._settings(None, 5_000, structured=s) for s in (False, True))
+    assert whole == default_settings(5_000) and fewer == whole.with_steps(6_000)
+    assert fit._settings(whole, 5_000, structured=True) == whole
+    assert fit._settings(None, 60, structured=True).steps <= 6_000
+
+
 @pytest.mark.slow
 def test_training_stops_where_the_validation_loss_has_not_fallen_for_long(key):
     """A learning rate that rises the loss again: the result is the minimum of the history."""

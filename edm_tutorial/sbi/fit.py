@@ -82,7 +82,8 @@ def fit_posterior(
         prior_support: (low, high), each of shape (d,); -inf, inf or None where there is no bound.
         network: your own `F(z, c_noise, x, *, key=None)`, in place of the default one.
         embedding: turns one x into the vector that the network is told, and is trained with
-            it: for time series, images, or sets.
+            it: a `SetEmbedding`, `SeriesEmbedding` or `ImageEmbedding`, which are scaled channel
+            by channel, or your own. By default there are at most 6,000 steps then.
         steps: optimizer steps at most; a smooth function of n unless given.
         settings: all hyperparameters, `default_settings(n)` unless given.
         sigma_dist: the distribution of the training noise level, in units of z.
