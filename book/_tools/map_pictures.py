@@ -188,7 +188,8 @@ def halves(ax: Axes) -> None:
     scans, labels = load_digits(return_X_y=True)
     groups = [scans[labels == k] / 8 - 1 for k in range(10)]
     covs = [np.cov(group.T) + 0.05**2 * np.eye(64) for group in groups]
-    prior = edm.GaussianMixture(np.full(10, 0.1), [np.mean(group, axis=0) for group in groups], covs)
+    means = [np.mean(group, axis=0) for group in groups]
+    prior = edm.GaussianMixture(np.full(10, 0.1), means, covs)
     digit = jnp.asarray(groups[7][3], jnp.float32)
     told = edm.Measured(prior.denoise, lambda x: x[:32], digit[:32], 0.1)
     draw = jax.vmap(lambda z: edm.sample(told, z, edm.edm_sigmas(18)))
