@@ -153,20 +153,23 @@ def fit_rounds(
     posterior, regions = fit(keys[0, 2], theta, x), []
     for prior_key, simulate_key, fit_key, region_key in keys[1:]:
         regions = [*regions, Region.around(posterior, region_key, x_o)]
-        new, regions = _truncated(prior_sample, prior_key, simulations, regions)
+        new, regions, share = _truncated(prior_sample, prior_key, simulations, regions)
         told = _rows("simulate(key, theta)", simulate(simulate_key, new), simulations)
         inside = _depth_in_all(regions, theta) >= 0
         theta, x = np.concatenate([theta[inside], new]), np.concatenate([x[inside], told])
         if progress and watched():
-            sys.stderr.write(f"{len(theta)} simulations, {np.mean(inside):.2%} of the last kept\n")
+            sys.stderr.write(
+                f"{share:.2g} of the prior is left: {len(new)} simulations there, "
+                f"{len(theta)} in all\n"
+            )
         posterior = fit(fit_key, theta, x)
     return posterior
 
 
 def _truncated(
     prior_sample: Callable[[PRNGKey, int], Any], key: PRNGKey, n: int, regions: list[Region]
-) -> tuple[np.ndarray, list[Region]]:
-    """`n` prior draws that lie in all regions; these as they are, or wider where too few do."""
+) -> tuple[np.ndarray, list[Region], float]:
+    """`n` prior draws in all regions, these regions, wider where too few are, and their share."""
     kept, depths, proposed = [], [], 0
     while True:
         theta = _rows(
@@ -182,7 +185,7 @@ def _truncated(
             break
     rows, depth = np.concatenate(kept), np.concatenate(depths)
     if inside >= n:
-        return rows[depth >= 0][:n], regions
+        return rows[depth >= 0][:n], regions, inside / proposed
     best = np.sort(np.argsort(-depth)[:n])
     lowest = depth[best].min()
     warn(
@@ -191,7 +194,8 @@ def _truncated(
         f"{n} nearest are simulated. A narrower prior, or parameters in which it is less narrow, "
         "would make more of the simulations",
     )
-    return rows[best], [region._replace(least=region.least + lowest) for region in regions]
+    wider = [region._replace(least=region.least + lowest) for region in regions]
+    return rows[best], wider, n / proposed
 
 
 def _depth_in_all(regions: list[Region], theta: np.ndarray) -> np.ndarray:
