@@ -14,7 +14,6 @@ from typing import Any
 
 import jupytext
 from docutils import nodes
-from folded import title
 from repository import Repository, read
 from sphinx.application import Sphinx
 from sphinx.builders import Builder
@@ -111,6 +110,8 @@ def _code(cell: Any, hidden: bool) -> dict:
     """A code cell; one that is folded on the page is collapsed below its title."""
     tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
     if "hide-input" in tags.get("tags", []):
+        from folded import title  # can be found once Sphinx has read the book's settings
+
         line = f"# @title {title(cell.source, cell.metadata)}"
         return _cell("code", f"{line}\n{cell.source}", **tags, **HIDDEN)
     return _cell("code", cell.source, **tags, **(HIDDEN if hidden else {}))
