@@ -146,7 +146,7 @@ def repair():
 
 
 def log_density(denoiser: Any, x: Any) -> Any:
-    density = lambda x: edm.log_likelihood(denoiser, x, sigmas=edm.edm_sigmas(40)).log_prob
+    density = lambda x: edm.log_likelihood(denoiser, x, sigmas=edm.edm_sigmas(80)).log_prob
     return jax.lax.map(density, x, batch_size=100)
 
 
