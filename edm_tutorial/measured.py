@@ -49,7 +49,7 @@ class Linearised(eqx.Module):
         check_callable("function", self.function)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Array:
-        """What would be measured of `x` without noise."""
+        """What would be measured of `x` without noise, in the shape of y."""
         return self.function(x)
 
 
