@@ -150,7 +150,7 @@ def log_density(denoiser: Any, x: Any) -> Any:
     return jax.lax.map(density, x, batch_size=100)
 
 
-LIBRARY = (load_digits().images / 8 - 1).astype(np.float32)
+LIBRARY = (load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 8 - 1).astype(np.float32)
 SEEN = np.arange(64).reshape(8, 8) < 32
 
 
