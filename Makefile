@@ -80,8 +80,7 @@ oldest: ## Run the short tests on the oldest versions that pyproject.toml allows
 	$(OLD)/bin/uv pip install -q --python $(OLD) --resolution lowest-direct \
 	  --override $(OLD)/without.txt -e '.[test]'
 	$(OLD)/bin/python -m pytest -n $(JOBS) -m "$(FAST) and not pinned" --ignore tests/book \
-	  --ignore tests/test_benchmarks.py --ignore tests/test_benchmarks_gpu.py \
-	  --ignore tests/test_colab.py \
+	  --ignore tests/test_benchmarks.py --ignore tests/test_colab.py \
 	  --ignore tests/test_sbi_calibration.py
 
 colab: ## Run notebooks in a fresh environment, as Colab does: make colab CHAPTERS="00 04"

@@ -49,6 +49,7 @@ EDM = edm.EDMPreconditioning(0.5)
 DENOISER = edm.Denoiser(zero, EDM)
 MIXTURE = edm.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.eye(2)[None])
 IDEAL = edm.EmpiricalDenoiser(DATA)
+Z = lambda x: x  # the simplest measurement
 
 
 def key():
@@ -258,6 +259,29 @@ PRECONDITIONING = {
     "guided: main": (lambda: edm.Guided(1.0, DENOISER, 2.0), "main must be callable"),
     "guided: guide": (lambda: edm.Guided(DENOISER, 3.0, 2.0), "guide must be callable"),
     "guided: weight nan": (lambda: edm.Guided(DENOISER, DENOISER, NAN), "weight must be finite"),
+    "measured: no denoiser": (lambda: edm.Measured(1.0, Z, X, 1.0), "denoiser must be callable"),
+    "measured: no operator": (lambda: edm.Measured(DENOISER, 1.0, X, 1.0), "operator must be call"),
+    "measured: y nan": (lambda: edm.Measured(DENOISER, Z, X * NAN, 1.0), "y must be finite"),
+    "measured: noise below 0": (
+        lambda: edm.Measured(DENOISER, Z, X, -1.0),
+        "noise_std must be finite and not negative",
+    ),
+    "measured: noises": (
+        lambda: edm.Measured(DENOISER, Z, X, jnp.ones(3)),
+        "noise_std must be one number or have the shape of y",
+    ),
+    "measured: a square": (
+        lambda: edm.Measured(DENOISER, lambda x: x**2, X, 1.0)(X, 1.0),
+        r"operator must be linear in x: .* Pass Linearised\(operator\)",
+    ),
+    "linearised: a number": (lambda: edm.Linearised(1.0), "function must be callable"),
+    "inpaint: no mask": (lambda: edm.inpaint([1.0, 0.0]), "mask must be boolean"),
+    "blur: kernel nan": (lambda: edm.blur(jnp.array([NAN, 1.0])), "kernel must be finite"),
+    "downsample: a half": (lambda: edm.downsample(0.5), "k must be a whole number"),
+    "partial_fourier: nowhere": (
+        lambda: edm.partial_fourier([[False, False]]),
+        "mask must be boolean and True somewhere",
+    ),
     "guided: one weight nan": (
         lambda: edm.Guided(DENOISER, DENOISER, jnp.array([1.0, NAN])),
         "weight must be finite",
@@ -795,7 +819,7 @@ TAKE_NOTHING |= {name for name in vars(edm_tutorial) if name.startswith("Abstrac
 
 # What a TypeError says: an object is of another kind. All else is a ValueError.
 ANOTHER_KIND = re.compile(
-    r"must be (a whole number, got|one whole number:|one number, got [^s]|one random key|callable|"
+    r"must be (a whole number, got|linear in x|one whole number:|one number, got [^s]|one random key|callable|"
     r"an instance of|one of Optax's|known outside jit)|PRNG key|is called as F|that keeps a state"
 )
 # Whose docstring leaves what is raised to another, and to whom.
