@@ -27,7 +27,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import NotebookNode, read
-from notebook_builder import INSTALL_ID
+from notebook_builder import INSTALL_ID, TITLE
 from repository import ROOT
 
 EXECUTED = ROOT / ".executed"
@@ -143,7 +143,8 @@ def with_outputs(source: Path) -> NotebookNode:
     ]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, done in zip(cells, ran, strict=True):
-        if cell.source != done.source:
+        first, _, rest = done.source.partition("\n")
+        if cell.source != (rest if first.startswith(TITLE) else done.source):
             sys.exit(f"build: the executed copy of {source.name} is out of step")
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
     return notebook

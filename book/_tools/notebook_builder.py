@@ -32,6 +32,7 @@ if importlib.util.find_spec("edm_tutorial") is None:
     source = "edm-tutorial[data,plot,sbi,train] @ git+{url}"
     %pip install --quiet "{{source}}" "jax=={{jax}}" imageio-ffmpeg"""
 
+TITLE = "# @title "  # begins a cell that Colab shows as this line alone
 HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}}
 # What would import the package, on the page of its API.
 API = re.compile(r"^```\{eval-rst\}\n\.\. automodule::.*?^```$", re.DOTALL | re.MULTILINE)
@@ -112,7 +113,7 @@ def _code(cell: Any, hidden: bool) -> dict:
     if "hide-input" in tags.get("tags", []):
         from folded import title  # can be found once Sphinx has read the book's settings
 
-        line = f"# @title {title(cell.source, cell.metadata)}"
+        line = f"{TITLE}{title(cell.source, cell.metadata)}"
         return _cell("code", f"{line}\n{cell.source}", **tags, **HIDDEN)
     return _cell("code", cell.source, **tags, **(HIDDEN if hidden else {}))
 
