@@ -119,8 +119,8 @@ def fit_rounds(
             a row. Both may be JAX or NumPy.
         rounds: at least 1, which is `fit_posterior` with draws from the prior.
         simulations: of each round.
-        prior_support, network, embedding, steps, settings, sigma_dist, invalid, progress,
-            callback: as for `fit_posterior`.
+        prior_support, network, embedding, steps, settings: as for `fit_posterior`.
+        sigma_dist, invalid, progress, callback: as for `fit_posterior`.
 
     Warns:
         NarrowTruncation: less than 1 in 10,000 prior draws lie in the truncation; the densest of

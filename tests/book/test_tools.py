@@ -113,6 +113,20 @@ def test_outputs_of_another_notebook_are_refused(tmp_path, monkeypatch):
         build.with_outputs(source)
 
 
+def test_outputs_of_a_folded_cell_are_found_below_its_title(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "EXECUTED", tmp_path)
+    source = tmp_path / "page.md"
+    source.write_text("```{code-cell} python\n---\ntags: [hide-input]\n---\n1 + 1\n```\n")
+    shown = {"output_type": "execute_result", "execution_count": 1, "metadata": {}}
+    shown |= {"data": {"text/plain": "2"}}
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1}
+    cell |= {"source": "# @title Set-up\n1 + 1", "outputs": [shown]}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "page.ipynb").write_text(json.dumps(notebook))
+    (found,) = build.with_outputs(source).cells
+    assert found.source == "1 + 1" and found.outputs[0].data["text/plain"] == "2"
+
+
 def test_a_changed_cell_changes_the_fingerprint_and_prose_does_not(tmp_path):
     source = tmp_path / "chapter.md"
     text = (FIXTURE / "notebooks" / "02_other.md").read_text()
