@@ -820,7 +820,8 @@ TAKE_NOTHING |= {name for name in vars(edm_tutorial) if name.startswith("Abstrac
 # What a TypeError says: an object is of another kind. All else is a ValueError.
 ANOTHER_KIND = re.compile(
     r"must be (a whole number, got|one whole number:|one number, got [^s]|one random key|callable|"
-    r"linear in x|an instance of|one of Optax's|known outside jit)|PRNG key|is called as F|that keeps a state"
+    r"an instance of|one of Optax's|known outside jit|linear in x)|PRNG key|is called as F|"
+    r"that keeps a state"
 )
 # Whose docstring leaves what is raised to another, and to whom.
 LEFT_TO = {
