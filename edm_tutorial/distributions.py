@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ._checks import check_data, check_floating, concrete
 from ._types import Condition, Example, PRNGKey, Scalar, as_float
 
-Numbers = ArrayLike | Sequence[Any]
+_Numbers = ArrayLike | Sequence[Any]
 """An array, or lists of numbers."""
 
 
@@ -38,7 +38,7 @@ class GaussianMixture(eqx.Module):
     variances: Float[Array, "components d"]
     axes: Float[Array, "components d d"]
 
-    def __init__(self, weights: Numbers, means: Numbers, covs: Numbers):
+    def __init__(self, weights: _Numbers, means: _Numbers, covs: _Numbers):
         weights, means, covs = (as_float(value) for value in (weights, means, covs))
         _check_mixture(weights, means, covs)
         self.weights, self.means = weights, means
@@ -106,7 +106,7 @@ class EmpiricalDenoiser(eqx.Module):
 
     data: Float[Array, " n *shape"]
 
-    def __init__(self, data: Numbers):
+    def __init__(self, data: _Numbers):
         self.data = as_float(data)
         check_data("data", self.data)
 
