@@ -114,8 +114,9 @@ def concrete(*values: Any) -> bool:
 
 def check_floating(name: str, array: Any) -> None:
     """Refuse an array whose dtype cannot hold noise."""
-    got = getattr(array, "dtype", type(array).__name__)
-    if isinstance(got, str) or not jnp.issubdtype(got, jnp.floating):
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(array).__name__ if dtype is None else dtype
         raise ValueError(
             f"{name} must be a floating-point array, got {got}: use jnp.asarray({name}, float)"
         )
@@ -526,8 +527,10 @@ def _gaussian_log_prob(x: Array, prior: tuple[Array | None, ...], sigma: Array) 
 
 
 def _std_error(log_probs: Array, probes: int | None) -> Array:
-    if probes is None or probes == 1:
-        return jnp.full_like(log_probs[0], 0.0 if probes is None else jnp.inf)
+    if probes is None:
+        return jnp.zeros_like(log_probs[0])
+    if probes == 1:
+        return jnp.full_like(log_probs[0], jnp.inf)
     return jnp.std(log_probs, ddof=1) / math.sqrt(probes)
 
 

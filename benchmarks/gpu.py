@@ -23,13 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_jobs import Job, jobs_of
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.gpu_jobs import Job, jobs_of  # noqa: E402
-
 COLUMNS = ("part", "what", "value", "unit", "target", "met", "note", "machine")
-UNMEASURED = ("failed", "not reached", "not there")
 
 
 class Table:

@@ -205,18 +205,15 @@ def share_caught() -> str:
 
 def gpu() -> str:
     """What `benchmarks.gpu` measured: a value beside its target, red where it misses it."""
-    rows, cells = [row for row in read("gpu") if "not reached" not in row["note"]], []
+    planned, cells = read("gpu"), []
+    rows = [row for row in planned if "not reached" not in row["note"]]
     for row in rows:
         rule, bound = row["target"].rsplit(" ", 1) if row["target"] else (None, None)
         shown = judged(row["value"], rule, bound) if row["value"] else row["note"]
         cells.append([row["part"], row["what"], shown, row["unit"], row["note"]])
     heads = ["part", "what", "measured (target)", "unit", "note"]
-    return (
-        markdown(heads, cells)
-        + machines(rows)
-        + f" {len(read('gpu')) - len(rows)} rows of "
-        + ("the run were not reached in the time there was.")
-    )
+    left = f" {len(planned) - len(rows)} rows of the run were not reached in the time there was."
+    return markdown(heads, cells) + machines(rows) + left
 
 
 def gpu_right() -> str:

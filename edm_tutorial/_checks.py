@@ -24,8 +24,9 @@ def concrete(*values: Any) -> bool:
 
 def check_floating(name: str, array: Any) -> None:
     """Refuse an array whose dtype cannot hold noise."""
-    got = getattr(array, "dtype", type(array).__name__)
-    if isinstance(got, str) or not jnp.issubdtype(got, jnp.floating):
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(array).__name__ if dtype is None else dtype
         raise ValueError(
             f"{name} must be a floating-point array, got {got}: use jnp.asarray({name}, float)"
         )

@@ -1,6 +1,6 @@
 """Shared type aliases, the protocol of a denoiser, and the conversion of numbers to arrays.
 
-Arrays are annotated with jaxtyping, `Example`. One example at a time: no function
+Arrays are annotated with jaxtyping, `Float[Array, "n d"]`. One example at a time: no function
 here has a batch axis unless its docstring says so; batch with `jax.vmap`.
 """
 

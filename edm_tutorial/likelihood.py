@@ -261,8 +261,10 @@ def _gaussian_log_prob(x: Array, prior: tuple[Array | None, ...], sigma: Array) 
 
 
 def _std_error(log_probs: Array, probes: int | None) -> Array:
-    if probes is None or probes == 1:
-        return jnp.full_like(log_probs[0], 0.0 if probes is None else jnp.inf)
+    if probes is None:
+        return jnp.zeros_like(log_probs[0])
+    if probes == 1:
+        return jnp.full_like(log_probs[0], jnp.inf)
     return jnp.std(log_probs, ddof=1) / math.sqrt(probes)
 
 
