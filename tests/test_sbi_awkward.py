@@ -1,5 +1,6 @@
 """Awkward but sensible use of posteriors: right, or refused by name."""
 
+import dataclasses
 import json
 import warnings
 
@@ -12,7 +13,7 @@ import pytest
 from exact import single_precision
 
 from edm_tutorial import sbi
-from edm_tutorial.sbi import Posterior, fit_posterior
+from edm_tutorial.sbi import Posterior, fit, fit_posterior
 from edm_tutorial.sbi.simulations import checked
 from edm_tutorial.sbi.surprise import Surprise
 
@@ -156,10 +157,11 @@ def test_a_fit_that_ignores_x_still_knows_what_is_unlikely():
     random = np.random.default_rng(3)
     theta, x = random.normal(size=(N, 1)), random.normal(size=(N, 3))
     embedding = eqx.nn.Linear(3, 2, key=jr.key(3))
-    hot = SMALL._replace(learning_rate=3.0, weight_decay=0.0)
-    with pytest.warns(sbi.PoorFit, match="ignores x"):
-        posterior = fit_posterior(
-            jr.key(0), theta, x, embedding=embedding, settings=hot, progress=False
-        )
+    fitted = quiet(jr.key(0), theta, x, embedding=embedding)
+    history = fitted.history._replace(held_out=(9.0,), untrained=8.0, prior=5.0)
+    worse = dataclasses.replace(fitted, history=history)
+    given = checked(theta, x, None, structured=True, invalid="raise")
+    with pytest.warns(sbi.PoorFit, match="A fit that ignores x is returned"):
+        posterior = fit._no_worse_than_the_prior(worse, given, np.arange(N))
     seen, odd = posterior.surprise(x[0]), posterior.surprise(100 * x[0])
     assert isinstance(seen, Surprise) and seen.p_value > 0.02 > odd.p_value
