@@ -211,7 +211,7 @@ const edm = (() => {
   return {
     Linear, VarianceExploding, VariancePreserving,
     edm_sigmas, ve_sigmas, vp_sigmas, iddpm_table, iddpm_sigmas,
-    EmpiricalDenoiser, probability_flow, reverse_sde, squared_distance,
+    EmpiricalDenoiser, squared_distance,
     Euler, Heun, Churn, sample_path, sde_path, normal,
   };
 })();

@@ -17,7 +17,7 @@ const explorer = (() => {
   };
   const range = (id, label, max) =>
     `<div class="slider"><label for="explorer-${id}">${label}</label>
-      <output id="explorer-${id}-value" for="explorer-${id}"></output>
+      <b id="explorer-${id}-value"></b>
       <input type="range" id="explorer-${id}" min="0" max="${max}" step="1"></div>`;
   const slider = (wanted) => {
     const [name, label, values] = choices.SLIDERS.find(([name]) => name === wanted);
@@ -69,7 +69,9 @@ const explorer = (() => {
 
   const state = choices.read(location.hash || location.search);
   const points = () => choices.points(state);
+  const APART = ["x", "sigma", "mode"]; // what the sampler does not depend on
   let waiting = null; // for the sampler, while the choice still changes
+  let held = false; // the pointer, which may go on drawing
   let shown = null; // the sampler's run
   let step = 0; // at which its samples are drawn
 
@@ -78,8 +80,13 @@ const explorer = (() => {
     history.replaceState(null, "", `#${choices.address(state)}`);
     showChoices();
     showDenoiser();
+    if (!Object.keys(change).every((name) => APART.includes(name))) awaitSampler();
+    else if (!waiting) root.dataset.shown = choices.address(state);
+  }
+
+  function awaitSampler() {
     clearTimeout(waiting);
-    waiting = setTimeout(showSampler, 40);
+    waiting = setTimeout(() => (held ? awaitSampler() : showSampler()), 40);
   }
 
   function showChoices() {
@@ -97,6 +104,11 @@ const explorer = (() => {
     byId("code").textContent = words.code(state);
   }
 
+  // Words are read aloud when they change, and only then
+  function tell(id, text) {
+    if (byId(id).textContent !== text) byId(id).textContent = text;
+  }
+
   function say(name, value, text) {
     byId(name).value = value;
     byId(name).setAttribute("aria-valuetext", text);
@@ -108,7 +120,7 @@ const explorer = (() => {
     if (!points().length) {
       draw.denoiser(byId("plane"), { points: [], x });
       byId("weights").innerHTML = "";
-      byId("denoiser-words").textContent = "There is no point. Draw some, or press Enter on the plane.";
+      tell("denoiser-words", "There is no point. Draw some, or press Enter on the plane.");
       return;
     }
     const denoiser = edm.EmpiricalDenoiser(points());
@@ -119,30 +131,30 @@ const explorer = (() => {
       sigmas: choices.LEVELS,
       rows: choices.LEVELS.map((level) => denoiser.weights(x, level)),
     });
-    byId("denoiser-words").textContent = words.denoiser(points(), found);
+    tell("denoiser-words", words.denoiser(points(), found));
   }
 
   function showSampler() {
-    clearTimeout(waiting);
+    waiting = null;
     cancelAnimationFrame(frame);
     shown = points().length ? runs.run(state) : null;
     step = state.n;
     byId("step").max = state.n;
     if (shown) {
       const verdict = runs.judge(state, shown);
-      byId("sampler-words").textContent = words.sampler(state, verdict);
+      tell("sampler-words", words.sampler(state, verdict));
       drawPaths(verdict);
       drawClock();
       showStep();
     } else {
       for (const id of ["sampler", "clock"]) byId(id).innerHTML = "";
-      byId("sampler-words").textContent = "Without points there is nothing to draw from.";
+      tell("sampler-words", "Without points there is nothing to draw from.");
     }
     root.dataset.shown = choices.address(state);
   }
 
   const kind = () => (state.way === "sde" ? "sde" : state.solver);
-  const ode = (paths) => (state.way === "ode" ? paths : []); // only it has one right path
+  const few = (found, count) => (found ? found.paths.slice(0, count) : []);
 
   function drawPaths(verdict) {
     const [count, parts] = state.way === "ode" ? [PATHS, Math.ceil(120 / state.n)] : [FEW, 1];
@@ -151,22 +163,22 @@ const explorer = (() => {
       points: points(),
       kind: kind(),
       cloud: runs.cloud(shown, step),
-      paths: shown.paths.slice(0, count).map((path) => runs.curve(shown, path, parts)),
-      exact: ode(shown.exact.paths.slice(0, PATHS)).map((path) =>
+      paths: few(shown, count).map((path) => runs.curve(shown, path, parts)),
+      exact: few(shown.exact, count).map((path) =>
         path.map((x, i) => runs.windowed(x, shown.exact.sigmas[i]))),
     });
   }
 
   function drawClock() {
-    const { schedule, times, paths, exact } = shown;
-    const fine = exact.sigmas.map((sigma) => (sigma > 0 ? schedule.time(sigma) : 0));
+    const { schedule, times, exact } = shown;
+    const fine = exact?.sigmas.map((sigma) => (sigma > 0 ? schedule.time(sigma) : 0));
     draw.clock(byId("clock"), {
       schedule,
       times,
       kind: kind(),
       highest: Number(state.below),
-      paths: paths.slice(0, FEW).map((path) => path.map((x, i) => [times[i], x[0]])),
-      exact: ode(exact.paths.slice(0, FEW)).map((path) =>
+      paths: few(shown, FEW).map((path) => path.map((x, i) => [times[i], x[0]])),
+      exact: few(exact, FEW).map((path) =>
         path.map((x, i) => [fine[i], x[0] * schedule.scale(fine[i])])),
     });
   }
@@ -240,9 +252,11 @@ const explorer = (() => {
     plane.addEventListener("keydown", pressed);
     plane.addEventListener("pointerdown", (event) => {
       plane.setPointerCapture(event.pointerId);
+      held = true;
       pointed(event);
     });
-    plane.addEventListener("pointermove", (event) => plane.hasPointerCapture(event.pointerId) && pointed(event));
+    plane.addEventListener("pointermove", (event) => held && pointed(event));
+    plane.addEventListener("lostpointercapture", () => (held = false));
     addEventListener("hashchange", () => choose(choices.read(location.hash)));
     // An experiment of the text makes its choice, and leads to the drawings
     for (const link of document.querySelectorAll("[data-explorer]"))
