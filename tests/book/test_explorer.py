@@ -293,7 +293,8 @@ SAID = {  # a choice, and the numbers of the page's text that it leads to, in or
     "points=ring&shift=1&way=sde": ("sampler", r"shares are (\S+)", "the SDE has {};"),
     "points=ring&shift=1&way=churn&s_max=0.3": (
         "sampler", r"shares are (\S+)", "already belongs to its point: {}."),
-    "points=ring": ("sampler", r"themselves: (\S+)\.$", "draws are on average {} away"),
+    "points=ring": (
+        "sampler", r"themselves: (\S+)\.$", "draws of the points themselves are on average {} away"),
 }  # fmt: skip
 
 
@@ -420,7 +421,7 @@ def test_on_a_phone(opened, scheme):
 
 @pytest.mark.browser
 def test_an_address_is_a_choice(opened):
-    """What an address says is shown, what it cannot mean is left out, and Back goes back."""
+    """What it says is shown, what it cannot mean is left out, and a heading is no choice."""
     choice = "points=ring&seed=3&clock=vp&grid=ve&way=churn&n=9&s_churn=5"
     page = opened(choice + "&rho=-1&solver=rk45&x=1_two&s_min=7")
     assert page.evaluate("choices.address(explorer.state)") == choice
@@ -430,6 +431,10 @@ def test_an_address_is_a_choice(opened):
     page.evaluate("location.hash = 'way=sde'")
     settled(page, "way=sde")
     assert page.is_disabled("#explorer-alpha") and not page.is_visible("#explorer-s_churn")
+    page.evaluate("location.hash = 'how-it-is-computed'")
+    page.wait_for_function("location.hash === '#how-it-is-computed'")
+    page.wait_for_timeout(100)  # a choice would have been made by now
+    assert page.evaluate("choices.address(explorer.state)") == "way=sde"
 
 
 @pytest.mark.browser

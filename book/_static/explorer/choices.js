@@ -59,7 +59,7 @@ const choices = (() => {
 
   // The state of an address; what it does not know is left at the start
   function read(text) {
-    const asked = Object.fromEntries(new URLSearchParams(text.replace(/^[#?]/, "")));
+    const asked = Object.fromEntries(new URLSearchParams(text.replace("#", "")));
     const state = { ...START };
     for (const [name, , ...options] of RADIOS)
       if (options.some(([value]) => value === asked[name])) state[name] = asked[name];

@@ -67,7 +67,7 @@ const explorer = (() => {
 
   // The page follows the state
 
-  const state = choices.read(location.hash || location.search);
+  const state = choices.read(location.hash);
   const points = () => choices.points(state);
   const APART = ["x", "sigma", "mode"]; // what the sampler does not depend on
   let waiting = null; // for the sampler, while the choice still changes
@@ -257,7 +257,8 @@ const explorer = (() => {
     });
     plane.addEventListener("pointermove", (event) => held && pointed(event));
     plane.addEventListener("lostpointercapture", () => (held = false));
-    addEventListener("hashchange", () => choose(choices.read(location.hash)));
+    // The address of a heading is no choice
+    addEventListener("hashchange", () => location.hash.includes("=") && choose(choices.read(location.hash)));
     // An experiment of the text makes its choice, and leads to the drawings
     for (const link of document.querySelectorAll("[data-explorer]"))
       link.addEventListener("click", () => {
