@@ -294,7 +294,7 @@ SAID = {  # a choice, and the numbers of the page's text that it leads to, in or
     "points=ring&shift=1&way=churn&s_max=0.3": (
         "sampler", r"shares are (\S+)", "already belongs to its point: {}."),
     "points=ring": (
-        "sampler", r"themselves: (\S+)\.$", "draws of the points themselves are on average {} away"),
+        "sampler", r"themselves: (\S+)\.$", "of the points themselves are on average {} away"),
 }  # fmt: skip
 
 
@@ -352,6 +352,11 @@ def test_by_keyboard(opened):
         (e) => !e.disabled && e.checkVisibility()).map((e) => e.id || e.name)""")
     assert set(controls) <= reached
     page.focus("#explorer-plane")
+    page.evaluate("window.before = explorer.found()")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(100)
+    assert page.evaluate("before === explorer.found()"), "x moved, and the sampler ran again"
     for pressed in ("ArrowRight", "Shift+ArrowUp", "Enter"):
         page.keyboard.press(pressed)
     settled(page, "points=-1_0_1_0_0.05_0.25&x=0.05_0.25")

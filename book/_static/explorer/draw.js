@@ -45,17 +45,25 @@ const draw = (() => {
       parts.push(circle("reach", at(x), Math.min(length(sigma), 4 * SIZE)));
       const heavy = points.map((y, i) => [weights[i], y]).filter(([w]) => w > 0.003);
       for (const [w, y] of heavy) parts.push(circle("weight", at(y), 3 + 15 * Math.sqrt(w)));
-      for (const [w, y] of heavy.filter(([w]) => w > 0.15)) {
-        const [a, b] = at(y);
-        const share = `${Math.round(100 * w)}%`;
-        parts.push(text(a, b - 10 - 15 * Math.sqrt(w), share, { class: "share" }));
-      }
+      parts.push(...shares(heavy.sort((a, b) => b[0] - a[0]), at));
     }
     parts.push(...points.map((y) => circle("datum", at(y), 3.5)));
     if (denoised) parts.push(...arrow(at(x), at(denoised)), circle("denoised", at(denoised), 5));
     parts.push(circle("x", at(x), 8), text(...at(x), "x", { class: "name", dy: 24 }));
     if (denoised) parts.push(text(...at(denoised), "D", { class: "name green", dy: 20 }));
     svg.innerHTML = parts.join("");
+  }
+
+  // The largest weights in per cent, where they do not cover one another
+  function shares(heavy, at) {
+    const told = [];
+    for (const [w, y] of heavy) {
+      const [a, b] = at(y);
+      const free = told.every(([x, y]) => Math.abs(a - x) > 40 || Math.abs(b - y) > 20);
+      if (w > 0.08 && free) told.push([a, b, w]);
+    }
+    return told.map(([a, b, w]) =>
+      text(a, b - 10 - 15 * Math.sqrt(w), `${Math.round(100 * w)}%`, { class: "share" }));
   }
 
   function arrow([x, y], [a, b]) {

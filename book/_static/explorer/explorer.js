@@ -101,7 +101,7 @@ const explorer = (() => {
     byId("alpha").disabled = state.solver !== "heun" || state.way === "sde";
     for (const input of root.querySelectorAll("[name=explorer-solver]")) input.disabled = state.way === "sde";
     root.querySelector(".churn").hidden = state.way !== "churn";
-    byId("code").textContent = words.code(state);
+    byId("code").textContent = points().length ? words.code(state) : "";
   }
 
   // Words are read aloud when they change, and only then
