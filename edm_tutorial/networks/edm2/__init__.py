@@ -1,1 +1,1 @@
-"""EDM2's U-Net of magnitude-preserving layers, its forced weight norms and its learned loss weight."""
+"""EDM2's U-Net: magnitude-preserving layers, forced weight norms, a learned loss weight."""

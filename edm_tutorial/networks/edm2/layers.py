@@ -3,13 +3,14 @@ r"""Magnitude-preserving layers of EDM2 (Karras et al., 2024), for one example, 
 The *magnitude* of an array is the root mean square of its entries. Each layer here returns
 magnitude 1 for independent entries of magnitude 1:
 
-| layer | formula | equation there |
-|---|---|---|
-| linear maps, convolutions | $y_i = \frac{w_i}{\|w_i\|} \cdot x$ for each row $w_i$ of weights | 47 |
-| SiLU | $\mathrm{silu}(x) / 0.596$ | 81 |
-| sum | $\frac{(1 - t)\, a + t\, b}{\sqrt{(1-t)^2 + t^2}}$ | 88 |
-| concatenation of $N_a$ and $N_b$ channels | $C\,[\frac{1-t}{\sqrt{N_a}} a,\ \frac{t}{\sqrt{N_b}} b]$, $C^2 = \frac{N_a + N_b}{(1-t)^2 + t^2}$ | 103 |
-| Fourier features | $\sqrt 2 \cos(2\pi (f c + \varphi))$ | 75 |
+- linear maps and convolutions, for each row $w_i$ of weights (Eq. 47 there):
+  $y_i = \frac{w_i}{\|w_i\|} \cdot x$
+- SiLU (Eq. 81): $\mathrm{silu}(x) / 0.596$
+- the sum of two (Eq. 88): $\frac{(1 - t)\, a + t\, b}{\sqrt{(1-t)^2 + t^2}}$
+- the concatenation of $N_a$ and $N_b$ channels (Eq. 103):
+  $C\,[\frac{1-t}{\sqrt{N_a}}\, a,\ \frac{t}{\sqrt{N_b}}\, b]$ with
+  $C^2 = \frac{N_a + N_b}{(1-t)^2 + t^2}$
+- Fourier features (Eq. 75): $\sqrt 2 \cos(2\pi (f c + \varphi))$
 
 There are no biases. A row of weights counts only by its direction, so its gradient is orthogonal
 to it, and a step along the gradient makes it longer. Its length is therefore *forced* back to the
