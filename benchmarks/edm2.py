@@ -27,7 +27,7 @@ from sklearn.svm import SVC
 import edm_tutorial as edm
 from benchmarks.timing import machine, read, save
 from edm_tutorial.networks import ImageCondition, edm2_unet, forced_norms, song_unet
-from edm_tutorial.networks.edm2 import network as edm2_network
+from edm_tutorial.networks.edm2 import blocks as edm2_blocks
 from edm_tutorial.networks.edm2.loss import LossWeight, Weighted, weighted_loss
 from edm_tutorial.networks.unet import blocks as unet_blocks
 
@@ -63,7 +63,7 @@ LAW = edm.LogNormal()
 NETWORKS = {
     "EDM2": (
         partial(edm2_unet, (1, 8, 8), attention_points=0, **SIZES),
-        edm2_network.Block,
+        edm2_blocks.Block,
         optax.chain(optax.adam(3e-2), forced_norms()),
         partial(dropping, partial(weighted_loss, sigma_dist=LAW)),
     ),
@@ -102,7 +102,7 @@ def trained(name: str, seed: int):
 
 @eqx.filter_jit
 def held_out_loss(denoiser: Any) -> Any:
-    x, cond = PICTURES[HELD_OUT], conditions(LABELS[HELD_OUT])
+    x, cond = jnp.asarray(PICTURES[HELD_OUT]), conditions(LABELS[HELD_OUT])
     return edm.loss_by_sigma(denoiser, x, LEVELS, cond, key=jr.key(7)).mean()
 
 
