@@ -239,7 +239,8 @@ def over_seeds(name: str, *columns: str) -> str:
     def mean(same: list[dict[str, str]], column: str) -> str:
         values = [float(row[column]) for row in same]
         spread = f" ± {np.std(values, ddof=1):.2g}" if len(set(values)) > 1 else ""
-        return f"{round(np.mean(values), 4):.10g}{spread}"
+        middle = float(np.mean(values))
+        return (f"{middle:,.0f}" if middle >= 100 else f"{middle:.4g}") + spread
 
     cells = [[*key, *(mean(same, column) for column in others)] for key, same in groups.items()]
     return markdown([head.replace("_", " ") for head in (*columns, *others)], cells) + machines(
@@ -248,8 +249,8 @@ def over_seeds(name: str, *columns: str) -> str:
 
 
 PARTS = {
-    "edm2 training": partial(over_seeds, "edm2_training", "network", "cpu_s"),
-    "edm2 guidance": partial(over_seeds, "edm2_guidance", "guide", "weight"),
+    "edm2_training": partial(over_seeds, "edm2_training", "network", "cpu_s"),
+    "edm2_guidance": partial(over_seeds, "edm2_guidance", "guide", "weight"),
     "gpu": gpu,
     "gpu rows right": gpu_right,
     "gpu share of peak": partial(gpu_training, ", batch 256: of the measured peak"),

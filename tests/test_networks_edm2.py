@@ -336,6 +336,6 @@ def test_training_keeps_norms_and_magnitudes(key, single_precision):
         drifts[name] = np.abs(np.log(look(state.denoiser.network) / look(net)))
         if name == "edm2":
             assert forced_error(state.denoiser) < 1e-6
-    print({name: (drift.max(), drift.mean()) for name, drift in drifts.items()})
-    assert drifts["edm2"].max() < drifts["ddpm++"].max() / 2  # measured: ...
+    # one key: at most 0.7 against 3.8, on average 0.16 against 3.0
+    assert drifts["edm2"].max() < drifts["ddpm++"].max() / 2
     assert drifts["edm2"].mean() < drifts["ddpm++"].mean() / 2
