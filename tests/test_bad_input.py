@@ -441,9 +441,19 @@ NETWORKS = {
         lambda: networks.dhariwal_unet(64, 1, 1, channels_per_head=0.5, key=key()),
         "channels_per_head must be a whole number, got 0.5",
     ),
-    "small unet: not square": (
-        lambda: networks.small_unet((1, 24, 40), key=key()),
-        r"shape must be \(channels, n, n\), a square, got \(1, 24, 40\)",
+    "small unet: no axis": (
+        lambda: networks.small_unet((8,), key=key()),
+        r"shape must be \(channels, length\), .* got \(8,\)",
+    ),
+    "small unet: half a vector": (
+        lambda: networks.small_unet((1, 8), vector_dim=0.5, key=key()),
+        "vector_dim must be a whole number, got 0.5",
+    ),
+    "image condition: no such class": (
+        lambda: networks.small_unet((1, 8), label_dim=3, width=4, key=key())(
+            jnp.zeros((1, 8)), jnp.zeros(()), networks.ImageCondition(3)
+        ),
+        "class_labels must be from 0 to 2, or -1 for none, got 3",
     ),
     "state dict: class": (
         lambda: networks.from_state_dict("UNet", {}),
