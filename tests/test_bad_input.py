@@ -476,6 +476,12 @@ NETWORKS = {
         lambda: edm.from_ddpm(lambda x, t, cond: x[:1], ALPHA_BAR)(X, 1.0),
         "network's output must have the shape of x",
     ),
+    "denoising loss: null of another shape": (
+        lambda: edm.denoising_loss(
+            DENOISER, X, jnp.ones(3), sigma_dist=edm.LogNormal(), null=0.0, key=key()
+        ),
+        r"null must be shaped like cond, in whose place it stands, \(3,\), got \(\)",
+    ),
     "flow: no network": (lambda: edm.from_flow_matching(1.0), "velocity must be callable"),
     "flow: integers": (lambda: edm.from_flow_matching(zero)(WHOLE, 1.0), "x must be a floating"),
 }
