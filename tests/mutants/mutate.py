@@ -44,6 +44,8 @@ NEAR = {
     "networks/unet": ["networks_unet", "networks_import"],
     "networks": ["networks_mlp", "networks_posterior", "networks_unet"],
     "images/command_line": ["cli"],
+    "images/drawing": ["cli"],
+    "images/arguments": ["cli"],
     "sbi/transforms": ["sbi_transforms"],
     "sbi/tasks": ["sbi_tasks"],
     "sbi/files": ["sbi_posterior"],
