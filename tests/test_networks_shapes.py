@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 from hypothesis import Phase, given, settings, strategies as st
+from scipy.special import ndtri
 
+import edm_tutorial as edm
 from edm_tutorial.networks import ImageCondition, small_unet
 from edm_tutorial.networks.unet.convolution import convolve
 from edm_tutorial.networks.unet.layers import crop_image, pad_image
@@ -188,3 +191,53 @@ def test_the_vector_enters_beside_the_classes():
     by_vector = embedding(jnp.array(0.3), ImageCondition(vector=jnp.array([0.0, 1.0])))
     # one product more or less
     np.testing.assert_allclose(by_vector, by_class, rtol=1e-12)
+
+
+# Networks that learn
+
+
+def smooth_field(size, length):
+    """The roots of a smooth Gaussian law's covariance along each axis, and its spectrum.
+
+    The covariance falls as exp(-d^2 / 2 length^2) along each axis, with a little white noise; the
+    roots are of variance 1/4 together.
+    """
+    roots, spectrum = [], np.array([0.25])
+    for n in size:
+        apart = np.subtract.outer(np.arange(n), np.arange(n))
+        values, vectors = np.linalg.eigh(np.exp(-((apart / length) ** 2) / 2) + 1e-3 * np.eye(n))
+        roots.append(0.25 ** (0.5 / len(size)) * vectors * np.sqrt(values))
+        spectrum = np.outer(spectrum, values).ravel()
+    return roots, spectrum
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("single_precision")
+@pytest.mark.parametrize(
+    "size, length, steps", [((100,), 5.0, 80), ((24, 40), 4.0, 40)], ids=["series", "pictures"]
+)
+def test_a_small_network_learns(size, length, steps, key):
+    """To below half of the way from the untrained loss, 1, to the ideal one, on fresh data.
+
+    The ideal denoiser of a Gaussian law shrinks each direction of variance c by c / (c + sigma^2),
+    with the error c sigma^2 / (c + sigma^2).
+    """
+    roots, spectrum = smooth_field(size, length)
+    rng, sigma_data = np.random.default_rng(0), np.sqrt(spectrum.mean())
+    white = rng.normal(size=(2200, *size))
+    axes = {1: "nx,ax->na", 2: "nxy,ax,by->nab"}[len(size)]
+    x = jnp.asarray(np.einsum(axes, white, *roots)[:, None], jnp.float32)
+    net_key, train_key, loss_key = jr.split(key, 3)
+    network = small_unet(x.shape[1:], width=8, key=net_key)
+    denoiser = edm.Denoiser(network, edm.EDMPreconditioning(sigma_data))
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
+    options = {"steps": steps, "batch_size": 32, "key": train_key, "every": steps}
+    [(state, _)] = edm.train(denoiser, loss, x[:2000], optax.adam(3e-3), **options, ema=None)
+    sigmas = np.exp(1.2 * ndtri((np.arange(16) + 0.5) / 16) - 1.2)  # even quantiles of LogNormal()
+    ideal = np.mean(
+        [np.mean(spectrum / (spectrum + s**2)) * (s**2 / sigma_data**2 + 1) for s in sigmas]
+    )
+    reached = float(
+        eqx.filter_jit(edm.loss_by_sigma)(state.ema, x[2000:], sigmas, key=loss_key).mean()
+    )
+    assert ideal < reached < (1 + ideal) / 2, f"ideal {ideal:.3f}"
