@@ -449,6 +449,10 @@ NETWORKS = {
         lambda: networks.small_unet((1, 8), vector_dim=0.5, key=key()),
         "vector_dim must be a whole number, got 0.5",
     ),
+    "pictures: none": (
+        lambda: data.from_folder(Path(__file__).parent / "nowhere"),
+        "nowhere has no pictures in it: looked for .png",
+    ),
     "image condition: no such class": (
         lambda: networks.small_unet((1, 8), label_dim=3, width=4, key=key())(
             jnp.zeros((1, 8)), jnp.zeros(()), networks.ImageCondition(3)

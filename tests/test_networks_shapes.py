@@ -224,7 +224,7 @@ def test_a_small_network_learns(size, length, steps, key):
     """
     roots, spectrum = smooth_field(size, length)
     rng, sigma_data = np.random.default_rng(0), np.sqrt(spectrum.mean())
-    white = rng.normal(size=(2200, *size))
+    white = rng.normal(size=(2064, *size))
     axes = {1: "nx,ax->na", 2: "nxy,ax,by->nab"}[len(size)]
     x = jnp.asarray(np.einsum(axes, white, *roots)[:, None], jnp.float32)
     net_key, train_key, loss_key = jr.split(key, 3)

@@ -5,7 +5,7 @@ last one first, beside its input; it has one block more a level, for the output 
 encoder entered the level. `song_unet`, `dhariwal_unet` and `small_unet` choose the numbers:
 
     network = small_unet((1, 8, 8), label_dim=10, width=32, key=jax.random.key(0))
-    cond = ImageCondition(class_labels=jax.nn.one_hot(3, 10))
+    cond = ImageCondition(3)                               # class 3 of 10
     network(x, c_noise, cond)                              # x and the result: (1, 8, 8)
 
 Seen from outside, images are (channels, height, width), series (channels, length) and volumes
