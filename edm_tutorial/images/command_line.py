@@ -18,48 +18,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 from tqdm import tqdm
 
-from ..denoiser import Denoiser, Guided, Pinned
-from ..losses import denoising_loss
-from ..networks import Cast, ImageCondition, small_unet
-from ..noise_levels import LogNormal
+from ..denoiser import Guided, Pinned
+from ..networks import ImageCondition
 from ..preconditioning import EDMPreconditioning
 from ..training import checkpoint
 from ..training.loop import train
-from ..training.optimizers import clean_gradients, cleaned, ramp_up
+from ..training.optimizers import cleaned
 from ..training.sharding import data_parallel
 from ..training.state import TrainState, init_state
 from . import arguments, data
 from .arguments import COUNTS, SHAPES, SOLVERS
-from .augmentation import LABELS, Augmentation, AugmentedLoss
 from .drawing import draw, picture, write
+from .recipe import NO_CLASS, About, Setup, build, describe
 
 SETTINGS, DATA = "settings.json", "data.npz"  # of a run, in its folder
-NO_CLASS = ImageCondition(-1)
 parser = partial(arguments.parser, __doc__ or "")
-
-
-class About(NamedTuple):
-    """What a run must know of its data."""
-
-    shape: tuple[int, ...]  # of an image
-    classes: int
-    total: int  # images in it
-
-
-class Setup(NamedTuple):
-    """Denoiser, loss and optimizer of a run."""
-
-    denoiser: Denoiser
-    loss: Any
-    optimizer: optax.GradientTransformation
 
 
 class Prepared(NamedTuple):
@@ -90,37 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"warning   {told}")
         print(f"finished  {state.step} steps; samples and checkpoints are in {args.out}")
     return 0
-
-
-def describe(args: Namespace, about: About) -> str:
-    """Description of a run and its cost in a few lines; nothing is downloaded for it."""
-    size = " x ".join(map(str, about.shape))
-    network = eqx.filter_eval_shape(_network, args, about, jr.key(0))
-    arrays = eqx.filter(network, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    weights = sum(leaf.size for leaf in jax.tree.leaves(arrays))
-    devices = jax.devices()
-    dtype = "bfloat16, weights in float32" if args.bfloat16 else "float32"
-    passes = args.steps * args.batch_size / about.total
-    return f"""\
-data      {args.data}: {about.total:,} images of {size}, {about.classes} classes
-network   U-Net of width {args.width}: {weights:,} parameters, {dtype}
-training  {args.steps:,} steps of {args.batch_size} images, {passes:.1f} passes over the data
-device    {len(devices)} x {devices[0].device_kind}
-output    {args.out}: a checkpoint every {args.every} steps, samples every {args.sample_every}"""
-
-
-def build(args: Namespace, about: About, sigma_data: float) -> Setup:
-    """Untrained denoiser of centred images, its loss and its optimizer."""
-    network: Any = _network(args, about, jr.key(args.seed))
-    network = Cast(network, jnp.bfloat16) if args.bfloat16 else network
-    loss: Any = partial(denoising_loss, sigma_dist=LogNormal())
-    if args.label_dropout > 0:
-        loss = partial(loss, null=NO_CLASS, p_null=args.label_dropout)
-    if args.augment > 0:
-        loss = AugmentedLoss(loss, Augmentation(args.augment, min(args.augment, 0.5)))
-    rate = ramp_up(args.learning_rate, args.ramp_up, batch_size=args.batch_size)
-    optimizer = optax.chain(clean_gradients(), optax.adam(rate))
-    return Setup(Denoiser(network, EDMPreconditioning(sigma_data)), loss, optimizer)
 
 
 def _prepare(args: Namespace) -> Prepared | None:
@@ -232,17 +180,6 @@ def _kept(run: Path) -> tuple[Namespace, About, np.ndarray, float]:
     with np.load(run / DATA) as stored:
         mean, sigma_data, classes = stored["mean"], stored["sigma_data"], stored["classes"]
     return options, About(mean.shape, int(classes), 0), mean, float(sigma_data)
-
-
-def _network(args: Namespace, about: About, key: Any) -> Any:
-    return small_unet(
-        about.shape,
-        label_dim=about.classes,
-        augment_dim=LABELS if args.augment > 0 else 0,
-        width=args.width,
-        dropout=args.dropout,
-        key=key,
-    )
 
 
 def _load(args: Namespace) -> data.Images:

@@ -46,6 +46,7 @@ NEAR = {
     "images/command_line": ["cli"],
     "images/drawing": ["cli"],
     "images/arguments": ["cli"],
+    "images/recipe": ["cli"],
     "sbi/transforms": ["sbi_transforms"],
     "sbi/tasks": ["sbi_tasks"],
     "sbi/files": ["sbi_posterior"],
