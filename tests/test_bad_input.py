@@ -451,9 +451,23 @@ NETWORKS = {
         lambda: networks.dhariwal_unet(64, 1, 1, channels_per_head=0.5, key=key()),
         "channels_per_head must be a whole number, got 0.5",
     ),
-    "small unet: not square": (
-        lambda: networks.small_unet((1, 24, 40), key=key()),
-        r"shape must be \(channels, n, n\), a square, got \(1, 24, 40\)",
+    "small unet: no axis": (
+        lambda: networks.small_unet((8,), key=key()),
+        r"shape must be \(channels, length\), .* got \(8,\)",
+    ),
+    "small unet: half a vector": (
+        lambda: networks.small_unet((1, 8), vector_dim=0.5, key=key()),
+        "vector_dim must be a whole number, got 0.5",
+    ),
+    "pictures: none": (
+        lambda: data.from_folder(Path(__file__).parent / "nowhere"),
+        "nowhere has no pictures in it: looked for .png",
+    ),
+    "image condition: no such class": (
+        lambda: networks.small_unet((1, 8), label_dim=3, width=4, key=key())(
+            jnp.zeros((1, 8)), jnp.zeros(()), networks.ImageCondition(3)
+        ),
+        "class_labels must be from 0 to 2, or -1 for none, got 3",
     ),
     "edm2: a batch": (
         lambda: networks.edm2_unet((8, 1, 8, 8), key=key()),
@@ -525,6 +539,12 @@ NETWORKS = {
     "ddpm: shape": (
         lambda: edm.from_ddpm(lambda x, t, cond: x[:1], ALPHA_BAR)(X, 1.0),
         "network's output must have the shape of x",
+    ),
+    "denoising loss: null of another shape": (
+        lambda: edm.denoising_loss(
+            DENOISER, X, jnp.ones(3), sigma_dist=edm.LogNormal(), null=0.0, key=key()
+        ),
+        r"null must be shaped like cond, in whose place it stands, \(3,\), got \(\)",
     ),
     "flow: no network": (lambda: edm.from_flow_matching(1.0), "velocity must be callable"),
     "flow: integers": (lambda: edm.from_flow_matching(zero)(WHOLE, 1.0), "x must be a floating"),
