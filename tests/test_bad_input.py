@@ -500,11 +500,11 @@ NETWORKS = {
     "edm2: a class number": (lambda: edm2()(jnp.zeros((1, 1, 1)), 0.0, 3), "ImageCondition"),
     "edm2: augmented": (
         lambda: edm2()(jnp.zeros((1, 1, 1)), 0.0, networks.ImageCondition(None, jnp.zeros(2))),
-        "edm2_unet takes class_labels only",
+        "augment_labels must be None: this network has none",
     ),
     "edm2: ten classes": (
         lambda: edm2()(jnp.zeros((1, 1, 1)), 0.0, networks.ImageCondition(jnp.zeros(10))),
-        r"class_labels must have shape \(3,\); got shape \(10,\)",
+        r"class_labels must have shape \(3,\), or be an integer .*; got shape \(10,\)",
     ),
     "edm2: no rows": (
         lambda: networks.forced_norms().init({"weight": X}),

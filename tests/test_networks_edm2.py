@@ -215,6 +215,8 @@ def test_class_and_noise_level_reach_the_output(network, key):
         assert all(magnitude(a - b) > 0.01 for b in outputs[:i])
     zeros = ImageCondition(class_labels=jnp.zeros(3))
     np.testing.assert_allclose(called(network, x, c, zeros), none, atol=1e-12)
+    number = ImageCondition(class_labels=jnp.array(2))
+    np.testing.assert_array_equal(called(network, x, c, number), outputs[3])
 
 
 def test_computes_in_the_dtype_of_x(network, key):

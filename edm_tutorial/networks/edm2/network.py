@@ -6,7 +6,7 @@ convolution has a gain that starts at 0: untrained, the network returns exactly 
 1.
 
     network = edm2_unet((1, 8, 8), label_dim=10, model_channels=32, channel_mult=(1, 2), key=key)
-    cond = ImageCondition(class_labels=jax.nn.one_hot(3, 10))
+    cond = ImageCondition(class_labels=3)
     network(x, c_noise, cond)                    # x and the result: (1, 8, 8)
 
 Train it with `forced_norms()` at the end of the optimizer.
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from ..._checks import check_floating, check_key, whole
 from ..._types import PRNGKey, as_float
-from ..unet.embedding import ImageCondition
+from ..unet.embedding import ImageCondition, check_condition, one_hot
 from .blocks import CHANNELS_PER_HEAD, Block, double, halve
 from .layers import MPConv, MPFourier, MPLinear, mp_cat, mp_silu, mp_sum
 
@@ -50,9 +50,9 @@ class EDM2Embedding(eqx.Module):
     def __call__(self, c_noise: Float[Array, ""], labels: Any) -> Float[Array, " emb"]:
         emb = self.map_noise(self.fourier(c_noise))
         if self.map_label is not None:
-            labels = jnp.zeros(self.label_dim) if labels is None else jnp.asarray(labels)
-            one_hot = labels.astype(emb.dtype) * math.sqrt(self.label_dim)  # of magnitude 1
-            emb = mp_sum(emb, self.map_label(one_hot), 0.5)
+            label = one_hot(labels, self.label_dim).astype(emb.dtype)
+            label = label * math.sqrt(self.label_dim)  # of magnitude 1
+            emb = mp_sum(emb, self.map_label(label), 0.5)
         return mp_silu(emb)
 
 
@@ -94,7 +94,8 @@ class EDM2UNet(eqx.Module):
         if x.shape != self.shape:
             got = f"got {x.shape}; use jax.vmap for a batch"
             raise ValueError(f"x must have shape {self.shape}, {got}")
-        emb = self.embedding(as_float(c_noise), _class_labels(cond, self.embedding.label_dim))
+        cond = check_condition(cond, (self.embedding.label_dim, 0, 0))
+        emb = self.embedding(as_float(c_noise), cond.class_labels)
         image = jnp.moveaxis(x, 0, -1)
         h = self.first(jnp.concatenate([image, jnp.ones_like(image[..., :1])], axis=-1))
         skips = [h]
@@ -107,23 +108,6 @@ class EDM2UNet(eqx.Module):
             for block in level.blocks:
                 h = block(mp_cat(h, skips.pop()), emb)
         return jnp.moveaxis(self.gain.astype(x.dtype) * self.last(h), -1, 0)
-
-
-def _class_labels(cond: Any, label_dim: int) -> Any:
-    """The class labels of a condition, refused by name where the network cannot take them."""
-    if cond is None:
-        return None
-    if not isinstance(cond, ImageCondition):
-        hint = f": class k is ImageCondition(jax.nn.one_hot(k, {label_dim}))" if label_dim else ""
-        raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}{hint}")
-    labels, *others = cond
-    if any(other is not None for other in others):
-        got = ", ".join(cond._fields[1:])
-        raise ValueError(f"edm2_unet takes class_labels only; leave {got} at None")
-    if labels is not None and (label_dim == 0 or jnp.shape(labels) != (label_dim,)):
-        needed = f"have shape ({label_dim},)" if label_dim else "be None: this network has none"
-        raise ValueError(f"class_labels must {needed}; got shape {jnp.shape(labels)}")
-    return labels
 
 
 def edm2_unet(

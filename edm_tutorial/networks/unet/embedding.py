@@ -188,9 +188,19 @@ def _plus(emb: Array, layer: Dense | None, labels: Any, scale: float = 1.0) -> A
     """The embedding plus a linear map of labels, if there is one; None is zeros."""
     if layer is None:
         return emb
-    labels = jnp.zeros(_length(layer)) if labels is None else jnp.asarray(labels)
-    labels = jax.nn.one_hot(labels, _length(layer)) if labels.ndim == 0 else labels
-    return emb + layer(labels.astype(emb.dtype) * scale)
+    return emb + layer(one_hot(labels, _length(layer)).astype(emb.dtype) * scale)
+
+
+def one_hot(labels: Any, length: int) -> Array:
+    """Labels as a vector of `length`: None and -1 are zeros, another integer is one-hot."""
+    labels = jnp.array(-1) if labels is None else jnp.asarray(labels)
+    return jax.nn.one_hot(labels, length) if labels.ndim == 0 else labels
+
+
+def lengths(embedding: SongEmbedding | DhariwalEmbedding) -> tuple[int, int, int]:
+    """The lengths of class labels, augmentation labels and vector; 0 for none."""
+    layers = embedding.map_label, embedding.map_augment, embedding.map_vector
+    return _length(layers[0]), _length(layers[1]), _length(layers[2])
 
 
 def _length(layer: Dense | None) -> int:
@@ -198,15 +208,13 @@ def _length(layer: Dense | None) -> int:
     return 0 if layer is None else layer.weight.shape[1]
 
 
-def check_condition(cond: Any, embedding: SongEmbedding | DhariwalEmbedding) -> ImageCondition:
-    """The condition `cond`, its lengths checked; None stands for one without labels.
+def check_condition(cond: Any, lengths: tuple[int, int, int]) -> ImageCondition:
+    """The condition `cond`, its parts of these lengths; None stands for one without labels.
 
     Raises: ValueError for something else, or labels of a length that the network does not take.
     """
     if cond is None:
         return ImageCondition()
-    layers = embedding.map_label, embedding.map_augment, embedding.map_vector
-    lengths = [_length(layer) for layer in layers]
     if not isinstance(cond, ImageCondition):
         hint = ": class k is ImageCondition(k)" if lengths[0] else ""
         raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}{hint}")

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from ..._checks import check_floating
 from ..._types import PRNGKey, as_float
 from .blocks import AuxResidual, AuxSkip, Block, NoAux, Output, Style
-from .embedding import DhariwalEmbedding, ImageCondition, SongEmbedding, check_condition
+from .embedding import DhariwalEmbedding, ImageCondition, SongEmbedding, check_condition, lengths
 from .layers import Conv, Down, Filter, Up, crop_image, pad_image
 
 
@@ -83,7 +83,7 @@ class UNet(eqx.Module):
         if x.shape != self.shape:
             got = f"got {x.shape}; use jax.vmap for a batch"
             raise ValueError(f"x must have shape {self.shape}, {got}")
-        cond = check_condition(cond, self.embedding)
+        cond = check_condition(cond, lengths(self.embedding))
         emb = self.embedding(as_float(c_noise), cond)
         keys = _block_keys(self, key)
         h, skips = self._encode(pad_image(jnp.moveaxis(x, 0, -1), self._multiple), emb, keys)
