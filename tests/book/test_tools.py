@@ -6,12 +6,14 @@ import pkgutil
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import build
 import docstrings
 import nbformat
 import pytest
+import whole
 from nbformat.v4 import new_code_cell, new_notebook
 from repository import ROOT, Repository, move, read, rewrite
 
@@ -184,3 +186,34 @@ def test_mathjax_is_the_release_that_is_named_beside_it():
     assert found == sums and {"LICENSE", "output/chtml/fonts/OFL.txt"} <= found.keys()
     (version,) = re.findall(r"^MathJax ([\d.]+),", (folder / "ORIGIN.txt").read_text())
     assert f'VERSION="{version}"' in (folder / "tex-chtml-full.js").read_text()
+
+
+def test_each_chapter_begins_with_the_diagram_and_lights_some_of_its_parts():
+    for page in sorted((ROOT / "notebooks").glob("*.md")):
+        _, title, after = page.read_text().partition("\n# ")
+        assert title, page.name
+        calls = re.findall(r"^:::\{whole\} ?(.*)\n:::$", after, re.MULTILINE)
+        assert len(calls) == 1 and after.split("\n")[2].startswith(":::{whole} "), page.name
+        assert 0 < len(calls[0].split()) < len(whole.PARTS)
+        assert set(calls[0].split()) <= whole.PARTS.keys()
+
+
+def test_the_diagram_lights_what_it_is_told_to_and_says_so():
+    picture = ElementTree.fromstring(whole.drawing(["levels", "solver"]))
+    groups = [group for group in picture if group.tag == "g"]
+    assert len(groups) == len(whole.PARTS)
+    lit = [group.find("text").text for group in groups if group.get("class") == "lit"]
+    assert lit == ["noise levels", "solver"]
+    assert picture.get("aria-label").endswith("In this chapter: noise levels, solver.")
+    assert "In this chapter" not in whole.drawing([])
+
+
+def test_the_parts_of_the_diagram_lie_in_it_and_not_on_each_other():
+    """With room for their words: a letter of 10 px is 6 px wide at most, on average."""
+    boxes = [place for place, _ in whole.PARTS.values()]
+    for (x, y, width), text in whole.PARTS.values():
+        assert 0 < x and x + width < 360 and y + whole.TALL < 95 and 6 * len(text) <= width + 6
+    for i, (x, y, width) in enumerate(boxes):
+        for other_x, other_y, other_width in boxes[:i]:
+            apart = x >= other_x + other_width or other_x >= x + width
+            assert apart or abs(y - other_y) >= whole.HEIGHT
