@@ -13,8 +13,13 @@ import build
 import docstrings
 import nbformat
 import pytest
+import web
 import whole
+import yaml
+from docutils import nodes
+from docutils.utils import new_document
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 from repository import ROOT, Repository, move, read, rewrite
 
 import edm_tutorial
@@ -217,3 +222,30 @@ def test_the_parts_of_the_diagram_lie_in_it_and_not_on_each_other():
         for other_x, other_y, other_width in boxes[:i]:
             apart = x >= other_x + other_width or other_x >= x + width
             assert apart or abs(y - other_y) >= whole.HEIGHT
+
+
+def test_a_description_is_the_first_paragraph_up_to_a_sentence():
+    document = new_document("page")
+    first = "One sentence that is certainly long enough to be told to others. "
+    for text in ("A label.", first + "Another one " + "which never ends " * 20):
+        document += nodes.paragraph(text=text)
+    assert web.description(document) == first.strip()
+    long = new_document("page")
+    long += nodes.paragraph(text="word " * 100)
+    assert web.description(long) == "word " * 39 + "word …"
+
+
+def test_what_other_sites_read_is_escaped_and_has_the_books_address():
+    found = web.tags("https://a.io/b/", "book/intro", 'A "title" & more', "Text <1>.")
+    assert 'content="https://a.io/b/book/intro.html"' in found
+    assert 'content="A &quot;title&quot; &amp; more"' in found and "&lt;1&gt;" in found
+    assert (ROOT / "book" / web.CARD).is_file() and f"https://a.io/b/{web.CARD}" in found
+    tree = ElementTree.fromstring(web.sitemap("https://a.io/b/", ["x.html", "y&.html"]).encode())
+    assert [url[0].text for url in tree] == ["https://a.io/b/x.html", "https://a.io/b/y&.html"]
+
+
+def test_the_books_address_is_the_repositorys():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["html"]["baseurl"] == read(ROOT).pages + "/"
+    with Image.open(ROOT / "book" / web.CARD) as card:
+        assert card.size == (1200, 630)
