@@ -23,7 +23,7 @@ import pytest
 import edm_tutorial
 from edm_tutorial import networks, sbi, training
 from edm_tutorial.images import augmentation, data
-from edm_tutorial.training import checkpoint, sharding
+from edm_tutorial.training import BatchLoss, checkpoint, sharding, step_memory
 
 # Called wrongly on purpose, which a type checker would be right to refuse.
 edm: Any = edm_tutorial
@@ -687,6 +687,30 @@ TRAINING = {
     ),
     "train: no steps": (lambda: train(steps=0), "steps must be at least 1, got steps=0"),
     "train: no batch": (lambda: train(batch_size=-2), "batch_size must be at least 1"),
+    "train: no parts": (lambda: train(accumulate=0), "accumulate must be at least 1"),
+    "train: uneven parts": (
+        lambda: train(batch_size=6, accumulate=4),
+        "accumulate must divide batch_size=6, got 4",
+    ),
+    "train: parts of a loss of the batch": (
+        lambda: edm.train(
+            edm.Denoiser(mlp(), EDM),
+            BatchLoss(zero),
+            DATA,
+            optax.sgd(0.1),
+            steps=1,
+            batch_size=4,
+            accumulate=2,
+            key=key(),
+        ),
+        "accumulate must be 1 with a BatchLoss, which sees its whole batch, got 2",
+    ),
+    "step_memory: an iterator": (
+        lambda: step_memory(
+            edm.Denoiser(mlp(), EDM), zero, iter([DATA]), optax.sgd(0.1), batch_size=4
+        ),
+        "an iterator would lose its first batch, got list_iterator",
+    ),
     "train: no chunk": (lambda: train(every=0), "every must be at least 1"),
     "train: a list for a pair": (
         lambda: train([DATA, DATA]),
@@ -889,7 +913,7 @@ def test_what_says_that_it_raises_is_seen_to():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["steps", "batch_size", "every"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "every", "accumulate"])
 def test_counts_must_be_whole_numbers(name):
     for wrong in (1.5, 1e3, np.float64(2.0), "3", None):
         with pytest.raises(

@@ -18,9 +18,11 @@ from tqdm import tqdm
 import edm_tutorial as edm
 from edm_tutorial.networks import MLP
 from edm_tutorial.training import BatchLoss, NonFiniteLossWarning, loop
-from edm_tutorial.training.averages import PowerEMA
+from edm_tutorial.training.averages import HalfLifeEMA, PowerEMA
+from edm_tutorial.training.batches import load
+from edm_tutorial.training.memory import step_memory
 from edm_tutorial.training.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
-from edm_tutorial.training.state import add_examples
+from edm_tutorial.training.state import add_examples, init_state
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
@@ -802,3 +804,74 @@ def test_convolutions_are_stepped_outside_of_a_loop_on_a_cpu(key, monkeypatch):
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
         for a, b in zip(leaves(one), leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("optimizer", [ADAM, optax.lbfgs(linesearch=None)], ids=["adam", "lbfgs"])
+def test_a_batch_in_parts_is_the_whole_batch(parts, optimizer, key):
+    """The same examples, levels and noise, so only the order of additions differs."""
+    whole, split = (
+        list(gaussian_run(key, optimizer=optimizer, accumulate=k, every=12)) for k in (1, parts)
+    )
+    for (one, losses), (other, expected) in zip(split, whole, strict=True):
+        np.testing.assert_allclose(losses, expected, rtol=1e-11)
+        for a, b in zip(leaves(one), leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
+
+
+def test_a_part_keeps_its_conditions_and_its_keys(key):
+    """The loss of an example is a function of its condition, its data and its key."""
+
+    def loss(model, x, cond, *, key):
+        return model.weight * (x[0] * cond + jr.normal(key))
+
+    x, model = jnp.arange(1.0, 9.0)[:, None], Recorder(jnp.array(1.0))
+    batch = lambda step: (x, 10.0 ** x[:, 0])
+    whole, split = (
+        next(edm.train(model, loss, batch, optax.sgd(0.1), **given, accumulate=k))
+        for k, given in [(k, {"steps": 1, "batch_size": 8, "key": jr.clone(key)}) for k in (1, 4)]
+    )
+    np.testing.assert_allclose(split[1], whole[1], rtol=1e-13)
+    np.testing.assert_allclose(split[0].denoiser.weight, whole[0].denoiser.weight, rtol=1e-13)
+
+
+def test_a_batch_in_parts_needs_the_memory_of_one(key):
+    """And what is foretold is what XLA plans for the loop of a whole chunk, within 30 %."""
+    network = MLP(2, width=64, depth=2, key=key)
+    denoiser = edm.Denoiser(network, edm.EDMPreconditioning(0.5))
+    x = jnp.ones((4096, 2))
+    given = (denoiser, LOSS, x, ADAM)
+    whole, split = (step_memory(*given, batch_size=4096, accumulate=k) for k in (1, 16))
+    fixed = step_memory(*given, batch_size=1)
+    # What is kept for the gradient is a 16th; the batch itself, and its keys, are drawn whole.
+    assert split - fixed < (whole - fixed) / 8
+    run = loop.Run(LOSS, ADAM, jr.key(0), HalfLifeEMA(), 4096, 1, None)
+    source, state = load(x, 4096, None), init_state(denoiser, ADAM, HalfLifeEMA())
+    plan = loop._scan.lower(state, source, run, 8).compile().compiled.memory_analysis()
+    planned = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    np.testing.assert_allclose(whole, planned - plan.alias_size_in_bytes, rtol=0.3)
+
+
+def test_a_batch_in_parts_counts_its_data_from_any_source(key):
+    denoiser = edm.Denoiser(MLP(2, width=8, depth=1, key=key), edm.EDMPreconditioning(0.5))
+    x = jnp.ones((64, 2))
+    drawn, given = (
+        step_memory(denoiser, LOSS, data, ADAM, batch_size=64) for data in (x, lambda step: x)
+    )
+    np.testing.assert_allclose(drawn, given, rtol=0.2)  # drawing keeps the batch beside the data
+
+
+def test_a_chunk_does_not_meet_the_host(key):
+    """No callback is compiled into it, and between its start and end nothing is handed over."""
+    chunks = gaussian_run(key, steps=32, every=16)
+    state, _ = next(chunks)  # compiled
+    given = MLP(2, width=8, depth=1, key=key)
+    denoiser = edm.Denoiser(given, edm.EDMPreconditioning(0.5))
+    run = loop.Run(LOSS, ADAM, jr.key(0), HalfLifeEMA(), 16, 1, None)
+    start, source = init_state(denoiser, ADAM, HalfLifeEMA()), load(jnp.ones((64, 2)), 16, None)
+    text = loop._scan.lower(start, source, run, 16).compile().compiled.as_text()
+    for meeting in ("callback", "infeed", "outfeed", "send(", "recv("):
+        assert meeting not in text, meeting
+    with jax.transfer_guard_host_to_device("disallow"):
+        next(chunks)
+    assert int(state.step) == 16

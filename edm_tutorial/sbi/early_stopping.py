@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..training.loop import TrainState
+from ..training.state import TrainState
 
 
 class History(NamedTuple):

@@ -26,7 +26,8 @@ from ..networks.mlp import Embedded, PosteriorMLP
 from ..noise_levels import AbstractNoiseDistribution
 from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
-from ..training.loop import BatchLoss, init_state, train
+from ..training.loop import BatchLoss, train
+from ..training.state import init_state
 from .early_stopping import FitState, Progress
 from .noise_levels import (
     LARGEST_SIGMA_MIN,

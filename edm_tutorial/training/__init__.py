@@ -12,6 +12,7 @@ from .loop import (
     NonFiniteLossWarning as NonFiniteLossWarning,
     train as train,
 )
+from .memory import step_memory as step_memory
 from .optimizers import clean_gradients as clean_gradients, cleaned as cleaned, ramp_up as ramp_up
 from .sharding import data_parallel as data_parallel
 from .state import TrainState as TrainState, init_state as init_state

@@ -1,7 +1,8 @@
 r"""Training loop as a generator: the caller owns the loop, and each pass is a chunk of steps.
 
 Step $i$ draws its batch and its noise from `fold_in(key, i)`, so a run is a function of its key
-and its data: stopped anywhere and resumed, it gives the same weights.
+and its data: stopped anywhere and resumed, it gives the same weights. Where a batch does not fit
+in memory, its gradient is the mean over parts of it.
 """
 
 import warnings
@@ -52,6 +53,7 @@ class Run(NamedTuple):
     key: PRNGKey
     ema: Averaging
     batch_size: int
+    accumulate: int
     sharding: NamedSharding | None
 
 
@@ -66,6 +68,7 @@ def train(
     key: PRNGKey,
     ema: Averaging = HalfLifeEMA(),
     every: int = 100,
+    accumulate: int = 1,
     state: TrainState | None = None,
     sharding: NamedSharding | None = None,
 ) -> Iterator[tuple[TrainState, Float[Array, " chunk"]]]:
@@ -93,6 +96,8 @@ def train(
         every: steps a chunk. From arrays a chunk is one compiled loop; with `every=1`, and for
             convolutions on a CPU, there is no loop. A run resumed with the same `every` gives
             the same bits; with another one it may round otherwise.
+        accumulate: parts of a batch, one after another: memory of one part, the gradient of all.
+            The numbers drawn are those of the whole batch, so only rounding differs.
         state: where to resume; `denoiser` is then only a template.
         sharding: of a batch's first axis over devices, for data-parallel training:
             `data_parallel()`.
@@ -103,23 +108,25 @@ def train(
     Raises:
         ValueError: data that are empty, not finite, or of another length than `batch_size`
             (batches) or than their `cond`; an iterator that ends too early; a count (`steps`,
-            `batch_size`, `every`) below 1; devices that do not divide `batch_size`; a denoiser
-            without weights or with layers that have a state; a `state` of another optimizer,
-            or without an average for each rule.
+            `batch_size`, `every`, `accumulate`) below 1; parts or devices that do not divide
+            `batch_size`, or parts of a `BatchLoss`; a denoiser without weights or with layers
+            that have a state; a `state` of another optimizer, or without an average for each
+            rule.
         TypeError: a count that is not an integer, a key that is none, a sharding of another
             kind, no optimizer, or one that needs what is not known here.
     """
     steps, every = whole("steps", steps), whole("every", every)
-    batch_size = whole("batch_size", batch_size)
+    batch_size, accumulate = whole("batch_size", batch_size), whole("accumulate", accumulate)
+    check_parts(accumulate, batch_size, loss)
     check_key("key", key)
     check_callable("loss", loss)
     if not callable(getattr(optimizer, "init", None)):
         raise TypeError(f"optimizer must be one of Optax's, as optax.adam(1e-3), got {optimizer!r}")
-    sharding = None if sharding is None else automatic(sharding, batch_size)
+    sharding = None if sharding is None else automatic(sharding, batch_size // accumulate)
     source = load(data, batch_size, sharding)
     start = init_state(denoiser, optimizer, ema) if state is None else state
     check_state(start, optimizer, ema)
-    run = Run(loss, optimizer, key, ema, batch_size, sharding)
+    run = Run(loss, optimizer, key, ema, batch_size, accumulate, sharding)
     if sharding is not None:
         start, run = replicate((start, run), sharding)
     return _chunks(start, source, run, steps, every)
@@ -136,8 +143,8 @@ def _chunks(
             state, losses = _scan(state, source, run, length)
         else:
             parts = []
-            for step in range(done, done + length):
-                drawn = source if isinstance(source, Examples) else source(step)
+            for i in range(done, done + length):
+                drawn = source if isinstance(source, Examples) else source(i)
                 state, loss = _one_step(state, drawn, run)
                 parts.append(loss)
             losses = jnp.stack(parts)
@@ -152,8 +159,8 @@ def _slow_in_a_loop(state: TrainState, source: Examples | BatchOf, run: Run) -> 
     """Whether a step convolves on a CPU, where compiled loops make it 7 to 30 times slower."""
     if jax.default_backend() != "cpu" or not isinstance(source, Examples):
         return False
-    step, *_ = eqx.filter_make_jaxpr(_step)(state, source, run)
-    return "conv_general_dilated" in str(step)
+    jaxpr, *_ = eqx.filter_make_jaxpr(training_step)(state, source, run)
+    return "conv_general_dilated" in str(jaxpr)
 
 
 @eqx.filter_jit
@@ -163,34 +170,44 @@ def _scan(
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(dynamic: Any, _: None) -> tuple[Any, Array]:
-        state, loss = _step(eqx.combine(dynamic, static), examples, run)
+        state, loss = training_step(eqx.combine(dynamic, static), examples, run)
         return eqx.filter(state, eqx.is_array), loss
 
     dynamic, losses = jax.lax.scan(body, dynamic, length=length)
     return eqx.combine(dynamic, static), losses
 
 
-def _step(
+def training_step(
     state: TrainState, source: Examples | Batch, run: Run
 ) -> tuple[TrainState, Float[Array, ""]]:
+    """The next state, and the loss before it: a step of `train`, not compiled.
+
+    Raises:
+        ValueError: a loss that is no scalar, or what denoiser and network refuse.
+        TypeError: an optimizer that needs what is not known here, or what the network refuses.
+    """
     batch_key, key = jr.split(jr.fold_in(run.key, state.step))
     drawn = isinstance(source, Examples)
     x, cond = source.draw(batch_key, run.batch_size, run.sharding) if drawn else source
     params, static = eqx.partition(state.denoiser, trainable(state.denoiser))
+    whole = isinstance(run.loss, BatchLoss)
+    batch = x, cond, key if whole else jr.split(key, run.batch_size)
 
-    def loss(params: Any) -> Array:
+    def loss(params: Any, batch: Any) -> Array:
+        x, cond, key = batch
         denoiser = eqx.combine(params, static)
-        if isinstance(run.loss, BatchLoss):
+        if whole:
             return run.loss(denoiser, x, cond, key=key)
-        keys = jr.split(key, run.batch_size)
-        losses = jax.vmap(partial(run.loss, denoiser))(x, cond, key=keys)
+        losses = jax.vmap(partial(run.loss, denoiser))(x, cond, key=key)
         if losses.ndim != 1:
             got = f"got shape {losses.shape[1:]}: take its mean"
             raise ValueError(f"loss must return a scalar for one example, {got}")
         return jnp.mean(losses)
 
-    value, grads = jax.value_and_grad(loss)(params)
-    known = {"value": value, "grad": grads, "value_fn": loss}
+    gradient = partial(jax.value_and_grad(loss), params)
+    value, grads = _mean(gradient, batch, run.accumulate)
+    value_fn = lambda params: _mean(partial(loss, params), batch, run.accumulate)
+    known = {"value": value, "grad": grads, "value_fn": value_fn}
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes integer counts and floats
         updates, opt_state = _update(run.optimizer, grads, state.opt_state, params, **known)
         denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
@@ -199,7 +216,25 @@ def _step(
     return TrainState(denoiser, average, opt_state, state.step + 1, seen), value
 
 
-_one_step = eqx.filter_jit(_step)
+def _mean(f: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """The mean of f over the parts of a batch, one at a time."""
+    if parts == 1:
+        return f(batch)
+    batches = jax.tree.map(partial(_split, parts), batch)
+    part = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batches)
+    shapes = jax.eval_shape(f, part)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, f(part)), None)
+    total, _ = jax.lax.scan(add, zero, batches)
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def _split(parts: int, array: Array) -> Array:
+    """Every so many rows make a part: on several devices each keeps its share of every part."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _split(parts, jr.key_data(array))
+        return jr.wrap_key_data(data, impl=jr.key_impl(array))
+    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 
 
 def _update(optimizer: optax.GradientTransformation, *args: Any, **known: Any) -> tuple[Any, Any]:
@@ -214,6 +249,24 @@ def _average(ema: Averaging, state: TrainState, denoiser: Any, batch_size: int) 
     if isinstance(ema, tuple):
         return tuple(update(*pair) for pair in zip(ema, state.ema, strict=True))
     return denoiser if ema is None else update(ema, state.ema)
+
+
+_one_step = eqx.filter_jit(training_step)
+
+
+def check_parts(accumulate: int, batch_size: int, loss: Any) -> None:
+    """Refuse parts that a batch or its loss does not have.
+
+    Raises:
+        ValueError: `accumulate` does not divide `batch_size`, or the loss is of a whole batch.
+    """
+    if batch_size % accumulate:
+        raise ValueError(f"accumulate must divide batch_size={batch_size}, got {accumulate}")
+    if accumulate > 1 and isinstance(loss, BatchLoss):
+        raise ValueError(
+            f"accumulate must be 1 with a BatchLoss, which sees its whole batch, got {accumulate}: "
+            "take the loss of one example"
+        )
 
 
 def _diverged(losses: Array, done: int) -> str:
