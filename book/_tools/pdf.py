@@ -36,7 +36,7 @@ pre { white-space: pre-wrap; overflow: visible !important; }
 
 def names(root: Path = ROOT) -> list[str]:
     """The pages that are printed, in the order in which they are read."""
-    return [name for name in parse_toc_yaml(root / "_toc.yml") if name not in OUT]
+    return [name for name in parse_toc_yaml(root / "_toc.yml") if not name.startswith(OUT)]
 
 
 def combined(html: Path, pages: list[str]) -> str:
