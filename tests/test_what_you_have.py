@@ -65,13 +65,13 @@ TRUTH = {
     "A flow": (GAUSSIAN, (0.021, 0.006)),
     "A plain network": ((1.0, 0.1), (0.08, 0.02)),
     "Classes and guidance": (exact_guided, (0.08, 0.06, 0.12, 0.08)),
-    "Densities in bulk": ((0.0, 0.0), (1e-3, 2e-2)),  # 32 steps instead of adaptive ones
+    "Densities in bulk": ((0.0, 0.0), (1e-4, 1e-3)),  # 32 steps instead of adaptive ones
     "A measurement": ((0.64, np.sqrt(1 - 0.64 / 1.25)), (0.049, 0.037)),
     "A simulator": ((0.0, SIZE), (0.1, 0.03)),
     "A simulator with a likelihood": ((EVIDENCE, 1.0, SIZE), (0.06, 0.3, 0.02)),
     "One observation that matters": (
-        (0.5, 0.02, -0.25, 0.02 * np.sqrt(2)),
-        (0.01, 0.004, 0.012, 0.006),
+        (0.5, 0.1, -0.26, np.sqrt(0.01 + 4 * 0.25 * 0.01 + 2 * 0.01**2)),
+        (0.05, 0.03, 0.07, 0.04),
     ),
     "Sets, series, images": ((10 / 11, np.sqrt(1 / 11)), (0.1, 0.06)),
 }
