@@ -1,5 +1,5 @@
 """The page "From what you have to what you need": its code runs, prints what the page shows, and
-that is the truth. (About two minutes: two fits, two trainings, two rounds.)"""
+that is the truth. (About 200 CPU seconds, most of which compile the four fits.)"""
 
 import os
 import re
