@@ -250,3 +250,15 @@ def test_the_books_address_is_the_repositorys():
     assert config["html"]["baseurl"] == read(ROOT).pages + "/"
     with Image.open(ROOT / "book" / web.CARD) as card:
         assert card.size == (1200, 630)
+
+
+def test_words_are_those_of_the_text_before_the_exercises(tmp_path):
+    page = tmp_path / "00_page.md"
+    head, *_ = (FIXTURE / "notebooks" / "00_start.md").read_text().partition("(ch-")
+    page.write_text(
+        f"{head}(ch-page)=\n# A title\n\nTwo of $x + y$, isn't it?\n\n$$\na b c\n$$\n\n"
+        ":::{admonition} Box\n:class: note\nInside it.\n:::\n\n"
+        "```{code-cell} python\na = 1\n```\n\n"
+        "## Exercises\n\nMany more words.\n"
+    )
+    assert build.words(page) == 2 + 5 + 1 + 2
