@@ -13,7 +13,7 @@ FAST := not slow and not book and not browser
 UNIT := not book and not browser$(if $(CONSTRAINTS),, and not pinned)
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test check lint notebooks minimal release serve clean bench mutants oldest colab browser repository explorer
+.PHONY: help book pdf test check lint notebooks minimal release serve clean bench mutants oldest colab browser repository
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,9 +63,6 @@ bench: $(STAMP) ## Measure beside limits and other packages, under 30 minutes; f
 	$(BIN)/python -m benchmarks.beside
 	$(BIN)/python -m benchmarks.unet --peers
 	$(BIN)/python -m benchmarks.page
-
-explorer: $(STAMP) ## Compute what the design-space explorer shows (book/_static/explorer)
-	$(BIN)/python book/_tools/explorer.py
 
 mutants: $(STAMP) ## Plant bugs, known ones and drawn ones: the fast tests must notice each
 	$(BIN)/python tests/mutants/run.py $(if $(SEED),--seed $(SEED)) $(if $(SHARE),--share $(SHARE)) $(if $(RESUME),--resume); \

@@ -1520,19 +1520,45 @@ def denoising_loss(
     cond: Condition = None,
     *,
     sigma_dist: Callable[[PRNGKey], Array],
+    null: Condition = None,
+    p_null: Scalar = 0.1,
     key: PRNGKey,
 ) -> Float[Array, ""]:
     """The training loss of one example: `weighted_error` at a random noise level, averaged.
 
-    `x` is clean, in data units; `sigma_dist` is the law of the noise level, such as `LogNormal()`;
-    `key` is split between the level, the noise and the network.
+    Arguments:
+        x: clean, in data units.
+        sigma_dist: the law of the noise level, such as `LogNormal()`.
+        null: the condition that tells nothing, for classifier-free guidance (condition dropout):
+            it stands in place of `cond` with probability `p_null`, so that the denoiser can be its
+            own guide, `Guided(D, Pinned(D, null), w)`. What is None in it is never replaced.
+        p_null: used only where there is a `null`.
+        key: split between the level, the noise and the network.
 
-    Raises: ValueError as `weighted_error`.
+    Raises: ValueError as `weighted_error`, or if `null` is not shaped like `cond`.
     """
+    if null is not None:
+        null_key, key = jr.split(key)
+        cond = _told_or_null(cond, null, jr.bernoulli(null_key, 1 - p_null))
     sigma_key, noise_key, network_key = jr.split(key, 3)
     sigma = as_float(sigma_dist(sigma_key), x)
     n = sigma * jr.normal(noise_key, x.shape, x.dtype)
     return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
+
+
+def _told_or_null(cond: Condition, null: Condition, told: Array) -> Condition:
+    """`cond` where it is told, and otherwise every array of `null` in its place there."""
+
+    def either(null: Any, cond: Any) -> Any:
+        if null is None:
+            return cond
+        cond = jnp.asarray(cond)
+        if jnp.shape(null) != cond.shape:
+            shapes = f"{cond.shape}, got {jnp.shape(null)}"
+            raise ValueError(f"null must be shaped like cond, in whose place it stands, {shapes}")
+        return jnp.where(told, cond, jnp.asarray(null, cond.dtype))
+
+    return jax.tree.map(either, null, cond, is_leaf=lambda leaf: leaf is None)
 
 
 def loss_by_sigma(

@@ -229,7 +229,28 @@ def gpu_training(what: str) -> str:
     return next((row["value"] for row in read("gpu") if row["what"] == name), ABSENT)
 
 
+def over_seeds(name: str, *columns: str) -> str:
+    """A row of means over seeds for each value of `columns`, with standard deviations."""
+    rows, groups = read(name), {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
+    others = [head for head in rows[0] if head not in (*columns, "seed", "machine")]
+
+    def mean(same: list[dict[str, str]], column: str) -> str:
+        values = [float(row[column]) for row in same]
+        spread = f" ± {np.std(values, ddof=1):.2g}" if len(set(values)) > 1 else ""
+        middle = float(np.mean(values))
+        return (f"{middle:,.0f}" if middle >= 100 else f"{middle:.4g}") + spread
+
+    cells = [[*key, *(mean(same, column) for column in others)] for key, same in groups.items()]
+    return markdown([head.replace("_", " ") for head in (*columns, *others)], cells) + machines(
+        rows
+    )
+
+
 PARTS = {
+    "edm2_training": partial(over_seeds, "edm2_training", "network", "cpu_s"),
+    "edm2_guidance": partial(over_seeds, "edm2_guidance", "guide", "weight"),
     "gpu": gpu,
     "gpu rows right": gpu_right,
     "gpu share of peak": partial(gpu_training, ", batch 256: of the measured peak"),

@@ -19,7 +19,7 @@ LAYERS = {
     **dict.fromkeys(["_types", "_checks", "_deprecated"], 0),
     **dict.fromkeys(["schedules", "grids", "distributions", "operators", "networks"], 1),
     **dict.fromkeys(["preconditioning", "parameterisations", "noise_levels"], 2),
-    **dict.fromkeys(["dynamics", "losses"], 2),
+    **dict.fromkeys(["dynamics", "losses", "networks.edm2.loss"], 2),
     **dict.fromkeys(["denoiser", "measured", "adapters", "solvers", "sampling"], 3),
     **dict.fromkeys(["likelihood", "training"], 3),
     **dict.fromkeys(["designs", "sbi", "images", "networks.unet.official"], 4),

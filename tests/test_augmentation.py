@@ -209,6 +209,21 @@ def test_labels_reach_the_network_and_classes_stay(key):
     assert seen[-1].class_labels is None and seen[-1].augment_labels.shape == (9,)
 
 
+def test_a_warp_is_told_also_where_the_class_is_not(key):
+    seen = []
+
+    def network(x, c_noise, cond, *, key=None):
+        seen.append(cond)
+        return x
+
+    denoiser, null = edm.Denoiser(network, edm.EDMPreconditioning(0.5)), ImageCondition(-1)
+    drops = partial(edm.denoising_loss, sigma_dist=edm.LogNormal(), null=null, p_null=1.0)
+    cond = ImageCondition(3, vector=jnp.ones(2))
+    AugmentedLoss(drops, Augmentation(p=1.0))(denoiser, jnp.zeros((1, 4, 4)), cond, key=key)
+    assert seen[0].class_labels == -1
+    assert np.all(seen[0].augment_labels[2:] != 0) and np.all(seen[0].vector == 1)
+
+
 class LinearInLabels(eqx.Module):
     """A network that sees its labels alone, or not even them."""
 

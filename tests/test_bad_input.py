@@ -23,6 +23,7 @@ import pytest
 import edm_tutorial
 from edm_tutorial import networks, sbi, training
 from edm_tutorial.images import augmentation, data
+from edm_tutorial.networks.edm2 import loss as edm2_loss
 from edm_tutorial.training import BatchLoss, checkpoint, sharding, step_memory
 
 # Called wrongly on purpose, which a type checker would be right to refuse.
@@ -399,6 +400,15 @@ CONVERT = {
     )
 }
 
+edm2 = partial(
+    networks.edm2_unet,
+    (1, 1, 1),
+    label_dim=3,
+    model_channels=4,
+    channel_mult=(1,),
+    num_blocks=1,
+    key=jr.key(1),
+)
 NET = eqx.nn.MLP(3, 2, 4, 1, key=jr.key(1))
 NORM = eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jr.key(1)), eqx.nn.BatchNorm(2, "a", mode="ema")])
 ALPHA_BAR = np.array([0.9, 0.5, 0.1])
@@ -441,9 +451,73 @@ NETWORKS = {
         lambda: networks.dhariwal_unet(64, 1, 1, channels_per_head=0.5, key=key()),
         "channels_per_head must be a whole number, got 0.5",
     ),
-    "small unet: not square": (
-        lambda: networks.small_unet((1, 24, 40), key=key()),
-        r"shape must be \(channels, n, n\), a square, got \(1, 24, 40\)",
+    "small unet: no axis": (
+        lambda: networks.small_unet((8,), key=key()),
+        r"shape must be \(channels, length\), .* got \(8,\)",
+    ),
+    "small unet: half a vector": (
+        lambda: networks.small_unet((1, 8), vector_dim=0.5, key=key()),
+        "vector_dim must be a whole number, got 0.5",
+    ),
+    "pictures: none": (
+        lambda: data.from_folder(Path(__file__).parent / "nowhere"),
+        "nowhere has no pictures in it: looked for .png",
+    ),
+    "image condition: no such class": (
+        lambda: networks.small_unet((1, 8), label_dim=3, width=4, key=key())(
+            jnp.zeros((1, 8)), jnp.zeros(()), networks.ImageCondition(3)
+        ),
+        "class_labels must be from 0 to 2, or -1 for none, got 3",
+    ),
+    "edm2: a batch": (
+        lambda: networks.edm2_unet((8, 1, 8, 8), key=key()),
+        r"shape must be \(channels, height, width\), got \(8, 1, 8, 8\)",
+    ),
+    "edm2: not halved": (
+        lambda: networks.edm2_unet((1, 12, 8), key=key()),
+        r"height and width must be multiples of 8.*got shape \(1, 12, 8\): pad the images",
+    ),
+    "edm2: no level": (
+        lambda: networks.edm2_unet((1, 8, 8), channel_mult=(), key=key()),
+        "the length of channel_mult must be at least 1",
+    ),
+    "edm2: half a channel": (
+        lambda: networks.edm2_unet((1, 8, 8), model_channels=0.5, key=key()),
+        "model_channels must be a whole number, got 0.5",
+    ),
+    "edm2: uneven heads": (
+        lambda: networks.edm2_unet((1, 8, 8), model_channels=129, channel_mult=(1,), key=key()),
+        "must fall into 2 equal heads of attention, got 129",
+    ),
+    "edm2: key a seed": (
+        lambda: networks.edm2_unet((1, 8, 8), key=3),
+        "key must be one random key",
+    ),
+    "edm2: another shape": (
+        lambda: edm2()(jnp.zeros((1, 2, 2)), 0.0),
+        r"x must have shape \(1, 1, 1\), got \(1, 2, 2\); use jax.vmap",
+    ),
+    "edm2: a class number": (lambda: edm2()(jnp.zeros((1, 1, 1)), 0.0, 3), "ImageCondition"),
+    "edm2: augmented": (
+        lambda: edm2()(jnp.zeros((1, 1, 1)), 0.0, networks.ImageCondition(None, jnp.zeros(2))),
+        "edm2_unet takes class_labels only",
+    ),
+    "edm2: ten classes": (
+        lambda: edm2()(jnp.zeros((1, 1, 1)), 0.0, networks.ImageCondition(jnp.zeros(10))),
+        r"class_labels must have shape \(3,\); got shape \(10,\)",
+    ),
+    "edm2: no rows": (
+        lambda: networks.forced_norms().init({"weight": X}),
+        "needs a network with magnitude-preserving layers.*leave it out",
+    ),
+    "edm2: no params": (
+        lambda: networks.forced_norms().update({"weight": X}, optax.EmptyState()),
+        "needs params",
+    ),
+    "edm2: no loss weight": (lambda: edm2_loss.Weighted(DENOISER, 3.0), "u must be callable"),
+    "edm2: half a feature": (
+        lambda: edm2_loss.LossWeight(0.5, key=key()),
+        "num_channels must be a whole number, got 0.5",
     ),
     "state dict: class": (
         lambda: networks.from_state_dict("UNet", {}),
@@ -465,6 +539,12 @@ NETWORKS = {
     "ddpm: shape": (
         lambda: edm.from_ddpm(lambda x, t, cond: x[:1], ALPHA_BAR)(X, 1.0),
         "network's output must have the shape of x",
+    ),
+    "denoising loss: null of another shape": (
+        lambda: edm.denoising_loss(
+            DENOISER, X, jnp.ones(3), sigma_dist=edm.LogNormal(), null=0.0, key=key()
+        ),
+        r"null must be shaped like cond, in whose place it stands, \(3,\), got \(\)",
     ),
     "flow: no network": (lambda: edm.from_flow_matching(1.0), "velocity must be callable"),
     "flow: integers": (lambda: edm.from_flow_matching(zero)(WHOLE, 1.0), "x must be a floating"),

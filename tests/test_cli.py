@@ -41,7 +41,7 @@ def test_help_names_every_argument(capsys):
     told = capsys.readouterr().out
     for name in ("--data", "--out", "--steps", "--batch-size", "--augment", "--dry-run"):
         assert name in told
-    assert "{digits,fashion-mnist,cifar10}" in told
+    assert "{digits,fashion-mnist,cifar10}" in told.replace("\n", "").replace(" ", "")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,11 @@ def test_help_names_every_argument(capsys):
         (["train"], "the following arguments are required: --out"),
         (["train", "--out", "x", "--steps", "0"], "--steps: must be at least 1, got 0"),
         (["train", "--out", "x", "--steps", "many"], "--steps: invalid"),
-        (["train", "--out", "x", "--data", "mnist"], "--data: invalid choice: 'mnist'"),
+        (["train", "--out", "x", "--data", "mnist"], "--data: must be digits,"),
+        (
+            ["sample", "--run", "x", "--out", "y", "--solver", "rk"],
+            "--solver: invalid choice: 'rk'",
+        ),
         (["train", "--out", "x", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
     ],
 )
@@ -98,8 +102,11 @@ def parsed(*arguments):
     return cli.parser().parse_args([*SMALL, "--out", "x", *arguments])
 
 
+DIGITS = cli.About((1, 8, 8), 10, 1797)
+
+
 def built(*arguments):
-    return cli.build(parsed(*arguments), jnp.asarray(data.digits().images))
+    return cli.build(parsed(*arguments), DIGITS, 0.5)
 
 
 def test_flags_reach_the_network():
@@ -128,10 +135,12 @@ def test_flags_reach_the_optimizer():
     assert int(cleaned(state).steps) == 0
 
 
-def test_the_width_of_the_data_is_measured():
+def test_the_width_of_the_data_is_measured(tmp_path):
     images = np.asarray(data.digits().images, float)
-    sigma_data = built().denoiser.preconditioning.sigma_data
-    np.testing.assert_allclose(sigma_data, np.sqrt(np.mean(images**2)), rtol=1e-5)
+    centred = images - images.mean(axis=0)
+    prepared = cli._prepare(cli.parser().parse_args([*SMALL, "--out", str(tmp_path)]))
+    sigma_data = prepared.setup.denoiser.preconditioning.sigma_data
+    np.testing.assert_allclose(sigma_data, np.sqrt(np.mean(centred**2)), rtol=1e-5)
 
 
 def test_flags_reach_the_training(monkeypatch, tmp_path):
@@ -145,13 +154,14 @@ def test_flags_reach_the_training(monkeypatch, tmp_path):
 
     monkeypatch.setattr(cli, "train", train)
     monkeypatch.setattr(checkpoint, "save", lambda folder, state: saved.append(int(state.step)))
-    monkeypatch.setattr(cli, "draw", lambda denoiser, mean: np.zeros((1, 1, 1, 8, 8)))
+    monkeypatch.setattr(cli, "draw", lambda d, mean, labels, key: np.zeros((len(labels), 1, 8, 8)))
     setup = cli.Setup(SaysItsClass(jnp.array(0.0)), None, optax.sgd(1.0))
     flags = ["--steps", "12", "--every", "4", "--batch-size", "16", "--sample-every", "8"]
     for seed in ("3", "4"):
         start = init_state(setup.denoiser, setup.optimizer)
-        args = parsed(*flags, "--seed", seed)
-        state = cli._run(args, setup, None, start, tmp_path, np.zeros((1, 8, 8)))
+        args = parsed(*flags, "--seed", seed, "--out", str(tmp_path))
+        examples = None, ImageCondition(jnp.arange(10))
+        state = cli._run(args, cli.Prepared(setup, examples, start, np.zeros((1, 8, 8))))
         assert int(state.step) == 12
     one, other = (options.pop("key") for options in given)
     assert np.any(jax.random.key_data(one) != jax.random.key_data(other))
@@ -159,7 +169,10 @@ def test_flags_reach_the_training(monkeypatch, tmp_path):
         assert {"steps": 12, "every": 4, "batch_size": 16}.items() <= options.items()
     assert saved == 2 * [4, 8, 12]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["samples-0000008.png", "samples-0000012.png"]
+    assert pictures == [f"samples-{step:07d}.png" for step in (4, 8, 12)]
+
+
+SETUP = cli.Setup(None, None, optax.sgd(1.0))
 
 
 def test_flags_reach_the_loss():
@@ -170,13 +183,16 @@ def test_flags_reach_the_loss():
     assert built("--augment", "0.9").loss.augmentation == Augmentation(p=0.9, p_mirror=0.5)
 
 
+EXAMPLES = None, ImageCondition(jnp.arange(10))
+
+
 class SaysItsClass(eqx.Module):
     """A denoiser whose every pixel is `weight` plus a tenth of the class."""
 
     weight: jax.Array
 
     def __call__(self, x, sigma, cond=None, *, key=None):
-        label = jnp.argmax(cond.class_labels).astype(x.dtype)
+        label = jnp.asarray(cond.class_labels).astype(x.dtype)
         return jnp.full_like(x, 0.1) * label + self.weight.astype(x.dtype)
 
 
@@ -189,32 +205,81 @@ def test_label_dropout_hides_the_asked_for_share_of_the_classes(key):
         return x
 
     denoiser = edm.Denoiser(spy, edm.EDMPreconditioning(0.5))
-    image, cond = jnp.zeros((1, 8, 8)), ImageCondition(jnp.eye(10)[3])
+    image, cond = jnp.zeros((1, 8, 8)), ImageCondition(jnp.array(3))
 
     def labels(key):
         loss(denoiser, image, cond, key=key)
         return seen.pop()
 
     shown = np.asarray(jax.vmap(labels)(jr.split(key, 600)))
-    assert set(map(tuple, shown)) == {tuple(np.eye(10)[3]), (0.0,) * 10}
-    assert abs(np.mean(shown.sum(axis=1) == 0) - 0.3) < 0.075
+    assert set(shown.tolist()) == {3, -1}
+    assert abs(np.mean(shown == -1) - 0.3) < 0.075
 
 
-def test_a_run_from_before_label_dropout_goes_on(tmp_path):
+def test_a_run_from_before_some_flags_goes_on(tmp_path):
     args = cli.parser().parse_args([*SMALL, "--out", str(tmp_path)])
     settings = cli._settings(args)
-    del settings["label_dropout"]
+    del settings["label_dropout"], settings["size"]
     (tmp_path / cli.SETTINGS).write_text(json.dumps(settings))
-    assert cli._other_run(tmp_path, args) is None
+    cli._check_folder(tmp_path, args)  # raises nothing
 
 
-def test_columns_are_classes_around_the_mean():
-    mean = np.random.default_rng(0).normal(size=(1, 8, 8))
-    drawn = cli.draw(SaysItsClass(jnp.array(0.0)), mean, rows=3)
+def test_samples_are_of_their_classes_around_the_mean():
+    mean, labels = np.random.default_rng(0).normal(size=(1, 8, 8)), np.array([3, 0, 3, 9])
+    drawn = cli.draw(SaysItsClass(jnp.array(0.0)), mean, labels, key=jr.key(0))
     # a constant denoiser ends where it says: the last step returns D itself
-    expected = np.arange(10)[None, :, None, None, None] / 10 + mean
-    np.testing.assert_allclose(drawn, np.broadcast_to(expected, drawn.shape), rtol=1e-6, atol=1e-6)
-    assert drawn.shape == (3, 10, 1, 8, 8)
+    expected = labels[:, None, None, None] / 10 + mean
+    np.testing.assert_allclose(drawn, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes, columns", [(1, [0] * 10), (3, [0, 1, 2]), (12, list(range(10)))])
+def test_columns_are_classes(monkeypatch, tmp_path, classes, columns):
+    """The first ten of many; ten of the same where there is one."""
+    pictured = []
+    monkeypatch.setattr(cli, "picture", lambda images: pictured.append(images) or Blank())
+    args = parsed("--every", "5", "--out", str(tmp_path))
+    cli._draw_due(args, stepped(5), np.zeros((1, 2, 2)), classes, 5)
+    expected = np.broadcast_to(np.array(columns)[:, None, None, None] / 10, pictured[0].shape)
+    np.testing.assert_allclose(pictured[0], expected, atol=1e-6)
+    assert pictured[0].shape[:2] == (4, len(columns))
+
+
+def stepped(step, weight=0.0):
+    """The state of a stub after some steps."""
+    state = init_state(SaysItsClass(jnp.array(weight)), optax.sgd(1.0))
+    return state._replace(step=jnp.array(step))
+
+
+class Blank:
+    """A picture that can be saved."""
+
+    def save(self, file, *kind):
+        file.write_bytes(b"blank")
+
+
+def test_what_was_due_when_a_run_was_killed_is_drawn(monkeypatch, tmp_path):
+    """At the first checkpoint, every 20 steps and at the end, once, and nothing in between."""
+    monkeypatch.setattr(cli, "picture", lambda images: Blank())
+    monkeypatch.setattr(cli, "draw", lambda d, mean, labels, key: np.zeros((len(labels), 1, 1, 1)))
+    args = parsed("--steps", "43", "--every", "5", "--out", str(tmp_path))
+    for step in [*range(0, 41, 5), 43]:
+        cli._draw_due(args, stepped(step), np.zeros((1, 1, 1)), 1, 5)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"samples-{step:07d}.png" for step in (5, 20, 40, 43)]
+    kept = tmp_path / names[0]
+    kept.write_bytes(b"mine")
+    cli._draw_due(args, stepped(5), np.zeros((1, 1, 1)), 1, 5)
+    assert kept.read_bytes() == b"mine"
+    begun = []
+
+    def train(*args, state, **options):
+        begun.append(sorted(path.name for path in tmp_path.iterdir()))
+        return iter(())
+
+    monkeypatch.setattr(cli, "train", train)
+    (tmp_path / names[1]).unlink()
+    cli._run(args, cli.Prepared(SETUP, EXAMPLES, stepped(20), np.zeros((1, 1, 1))))
+    assert (tmp_path / names[1]).exists()
 
 
 def test_what_is_trained_and_drawn(monkeypatch, tmp_path):
@@ -229,7 +294,7 @@ def test_what_is_trained_and_drawn(monkeypatch, tmp_path):
         jax.debug.callback(lambda *told: seen.append(told), x, cond.class_labels)
         return -denoiser.weight
 
-    def build(args, x):
+    def build(args, about, sigma_data):
         optimizer = optax.chain(clean_gradients(), optax.sgd(1.0))
         return cli.Setup(SaysItsClass(jnp.array(0.0)), loss, optimizer)
 
@@ -248,17 +313,137 @@ def test_what_is_trained_and_drawn(monkeypatch, tmp_path):
     for image, label in zip(digits.images - mean, digits.labels, strict=True):
         classes.setdefault(image.tobytes(), set()).add(int(label))
     assert len(seen) == 80
-    for x, one_hot in seen:
-        assert np.sum(one_hot) == 1
-        assert int(np.argmax(one_hot)) in classes[np.asarray(x).tobytes()]
-    assert len({int(np.argmax(one_hot)) for _, one_hot in seen}) > 5
-    template = init_state(SaysItsClass(jnp.array(0.0)), build(None, None).optimizer)
+    for x, label in seen:
+        assert int(label) in classes[np.asarray(x).tobytes()]
+    assert len({int(label) for _, label in seen}) > 5
+    template = init_state(SaysItsClass(jnp.array(0.0)), build(None, None, None).optimizer)
     state = checkpoint.restore(tmp_path / "checkpoints", template)
     assert float(state.denoiser.weight) == 10 and float(state.ema.weight) < 9.9
-    [images] = pictured  # at the end: 10 is less than --sample-every
+    _, images = pictured  # at the first checkpoint and at the end: 10 is less than --sample-every
     expected = np.broadcast_to(0.3 + float(state.ema.weight) + mean, images[:, 3].shape)
     np.testing.assert_allclose(images[:, 3], expected, rtol=1e-5)
-    assert [path.name for path in tmp_path.glob("*.png")] == ["samples-0000010.png"]
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == ["samples-0000005.png", "samples-0000010.png"]
+
+
+# What is drawn from a run, and data of one's own
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """The folder of a run of 2 x 3 images in two classes, of which stubs drew and remember."""
+    built, stub = [], SaysItsClass(jnp.array(0.25))
+
+    def build(args, about, sigma_data):
+        built.append((args.width, about.shape, about.classes, sigma_data))
+        return cli.Setup(stub, None, optax.sgd(1.0))
+
+    monkeypatch.setattr(cli, "build", build)
+    folder = tmp_path / "run"
+    args = [*SMALL, "--out", str(folder), "--label-dropout", "0.1"]
+    checkpoint.save(folder / "checkpoints", stepped(7, 0.25))
+    settings = cli._settings(cli.parser().parse_args(args))
+    (folder / cli.SETTINGS).write_text(json.dumps(settings))
+    mean = np.arange(6.0).reshape(1, 2, 3) / 10
+    np.savez(folder / cli.DATA, mean=mean, sigma_data=0.75, classes=2)
+    return folder, built, mean
+
+
+def test_samples_of_a_run(run, tmp_path, capsys):
+    """The stub returns a tenth of the class, -1 for none, and 0.25; guidance extrapolates.
+
+    With weight 3, 3 (k / 10) - 2 (-1 / 10) = 0.3 k + 0.2.
+    """
+    folder, built, mean = run
+    drawn = {}
+    for name, flags in {"turn": [], "ones": ["--class", "1"], "far": ["--guidance", "3"]}.items():
+        file = tmp_path / f"{name}.npz"
+        sample = ["sample", "--run", str(folder), "--out", str(file), "--count", "3"]
+        assert cli.main([*sample, "--steps", "4", *flags]) == 0
+        with np.load(file) as stored:
+            drawn[name] = dict(stored)
+    assert "3 images at step 7" in capsys.readouterr().out
+    assert built == 3 * [(4, (1, 2, 3), 2, 0.75)]
+    shift = {"turn": [0, 0.1, 0], "ones": [0.1] * 3, "far": [0.2, 0.5, 0.2]}
+    for name, values in shift.items():
+        wanted = mean + 0.25 + np.array(values)[:, None, None, None]
+        np.testing.assert_allclose(drawn[name]["images"], wanted, rtol=1e-6, atol=1e-6)
+    assert drawn["turn"]["labels"].tolist() == [0, 1, 0]
+    assert drawn["ones"]["labels"].tolist() == [1, 1, 1]
+
+
+def test_sampling_flags_reach_the_sampler(run, monkeypatch, tmp_path):
+    folder, _, mean = run
+    given = []
+
+    def draw(denoiser, mean, labels, **options):
+        given.append(options)
+        return np.zeros((len(labels), *mean.shape))
+
+    monkeypatch.setattr(cli, "draw", draw)
+    sample = ["sample", "--run", str(folder), "--out", str(tmp_path / "new" / "some.png")]
+    assert cli.main([*sample, "--steps", "9", "--solver", "euler", "--seed", "5"]) == 0
+    assert given[0]["steps"] == 9 and given[0]["solver"] == edm.Euler()
+    np.testing.assert_array_equal(jr.key_data(given[0]["key"]), jr.key_data(jr.key(5)))
+    # 40 grey images of 2 x 3, ten times as large, ten in a row
+    picture = matplotlib.image.imread(tmp_path / "new" / "some.png")
+    assert picture.shape == (4 * 20, 10 * 30) and np.all(np.abs(picture - 128 / 255) < 1e-6)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--class", "2"], "--class must be from 0 to 1, got 2"),
+        (["--out", "picture.jpg"], "--out must end in .png or .npz, got picture.jpg"),
+        (["--run", "nowhere"], "nowhere holds no run: give the --out of a training"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(run, capsys, flags, message):
+    folder, *_ = run
+    assert cli.main(["sample", "--run", str(folder), "--out", "x.png", *flags]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+def test_a_guide_must_have_been_trained(run, capsys):
+    folder, *_ = run
+    (folder / cli.SETTINGS).write_text("{}")
+    assert cli.main(["sample", "--run", str(folder), "--out", "x.png", "--guidance", "2"]) == 2
+    assert "needs a run that was trained with --label-dropout" in capsys.readouterr().err
+
+
+def test_a_failed_download_ends_in_one_line(monkeypatch, capsys, tmp_path):
+    def load(cache):
+        raise OSError("the archive could not be downloaded:\n  no route to host")
+
+    monkeypatch.setattr(data, "cifar10", load)
+    assert cli.main([*SMALL, "--data", "cifar10", "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr()
+    assert told.err == "the archive could not be downloaded: no route to host\n"
+    assert "50,000 images" in told.out and not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_ones_own_is_described_and_loaded(capsys, tmp_path):
+    """Two classes of 2 x 3 pixels in RGB, cut to squares of 2: what is told, what is trained."""
+    for index, name in enumerate(("cats", "dogs", "dogs")):
+        (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((2, 3, 3), 60 * index, np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / "own" / name / f"{index}.png")
+    args = [*SMALL, "--data", str(tmp_path / "own"), "--size", "2", "--out", str(tmp_path / "run")]
+    prepared = cli._prepare(cli.parser().parse_args(args))
+    assert "3 images of 3 x 2 x 2, 2 classes" in capsys.readouterr().out
+    x, cond = prepared.examples
+    assert cond.class_labels.tolist() == [0, 1, 1]
+    levels = np.array([0, 60, 120]) / 127.5 - 1
+    expected = np.broadcast_to(levels[:, None, None, None], (3, 3, 2, 2))
+    np.testing.assert_allclose(np.asarray(x) + prepared.mean, expected, atol=1e-6)
+    assert prepared.setup.denoiser.network.shape == (3, 2, 2)
+
+
+def test_the_cost_is_that_of_the_first_steps():
+    assert cli._cost(30.0, 100, 2000) == (
+        "time      100 steps and compiling took 30 s: 10.0 min at most"
+    )
 
 
 WITHOUT = """
@@ -286,10 +471,11 @@ def test_a_missing_extra_is_named(module):
 
 def test_a_run_that_cannot_start_leaves_its_folder_free(monkeypatch, capsys, tmp_path):
     """What fails before the first step is no run: with better settings the folder will do."""
-    monkeypatch.setattr(cli, "_run", lambda args, setup, data, state, folder, mean: state)
+    monkeypatch.setattr(cli, "_run", lambda args, prepared: prepared.state)
     args = [*SMALL, "--out", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="width"):
-        cli.main([*args, "--width", "6"])
+    assert cli.main([*args, "--width", "6"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "choose widths that are multiples of 4" in line
     assert cli.main(args) == 0
     assert (tmp_path / "run" / "settings.json").exists()
     (tmp_path / "file").write_text("")
@@ -352,7 +538,8 @@ def final_state(out):
     args = cli.parser().parse_args([*SMALL, "--out", str(out), "--augment", "0.2"])
     with single_precision():
         digits = data.digits()
-        setup = cli.build(args, jnp.asarray(digits.images - digits.images.mean(axis=0)))
+        centred = digits.images - digits.images.mean(axis=0)
+        setup = cli.build(args, DIGITS, float(np.sqrt(np.mean(centred.astype(float) ** 2))))
         template = init_state(setup.denoiser, setup.optimizer)
         return checkpoint.restore(out / "checkpoints", template)
 

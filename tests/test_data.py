@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from edm_tutorial.images import data
@@ -273,3 +274,80 @@ def test_addresses_and_checksums_are_those_of_the_data_sets():
     found = {s.url.rsplit("/", 1)[-1]: zlib.crc32(s.sha256.encode()) for s in sources}
     assert found == known
     assert all(source.url.startswith("http") and len(source.sha256) == 64 for source in sources)
+
+
+# Your own pictures
+
+
+def saved(folder, pictures):
+    """Grey or RGB levels written as PNG files of these names."""
+    for name, levels in pictures.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(levels, np.uint8)).save(folder / name)
+
+
+def test_a_folder_of_pictures(tmp_path):
+    """Subfolders are classes in the order of their names; grey stays grey, to the bit."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (3, 5, 4))
+    saved(tmp_path, {"b/1.png": levels[1], "a/2.PNG": levels[0], "b/3.png": levels[2]})
+    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    images = data.from_folder(tmp_path)
+    np.testing.assert_allclose(images.images[:, 0], levels / 127.5 - 1, atol=1e-6)
+    assert images.labels.tolist() == [0, 1, 1] and images.cell == 2 / 255
+    saved(tmp_path, {"b/4.png": np.stack([levels[0]] * 3, axis=-1)})  # one in colour: all are
+    colour = data.from_folder(tmp_path).images
+    np.testing.assert_allclose(
+        colour[[0, 3]], levels[[0, 0], None] / 127.5 + np.zeros((3, 1, 1)) - 1, atol=1e-6
+    )
+
+
+def test_pictures_are_cut_to_their_middle_square(tmp_path):
+    """4 x 16 and 16 x 4: the ends go, and a flat middle stays what it was, at any size."""
+    row = np.array([255, 255, *12 * [50], 0, 0])  # wide enough for Pillow's filter
+    saved(tmp_path, {"a.png": np.tile(row, (4, 1)), "b.png": np.tile(row, (4, 1)).T})
+    images = data.from_folder(tmp_path, 2).images
+    np.testing.assert_allclose(images, np.full((2, 1, 2, 2), 50 / 127.5 - 1), atol=1e-6)
+
+
+def test_images_in_an_npz_file(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (3, 3, 2, 5)).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", images=levels, labels=[2, 0, 2])
+    images = data.from_npz(tmp_path / "own.npz")
+    np.testing.assert_allclose(images.images, levels / 127.5 - 1, atol=1e-6)
+    assert images.labels.tolist() == [2, 0, 2]
+    np.savez(tmp_path / "own.npz", images=levels)
+    assert data.from_npz(tmp_path / "own.npz").labels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"x": np.zeros(3)}, r"got arrays \['x'\]"),
+        ({"images": np.zeros((3, 1, 2, 2))}, r"images must be uint8 .* got float64 \(3, 1, 2, 2\)"),
+        ({"images": np.zeros((3, 2, 2), np.uint8)}, r"got uint8 \(3, 2, 2\)"),
+        (
+            {"images": np.zeros((3, 1, 2, 2), np.uint8), "labels": [0, 1]},
+            "labels must be 3 integers",
+        ),
+        ({"images": np.zeros((1, 1, 2, 2), np.uint8), "labels": [-1]}, "labels must be 1 integers"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        data.from_npz(tmp_path / "own.npz")
+
+
+def test_folders_that_are_no_data_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no pictures in it: looked for .png"):
+        data.from_folder(tmp_path)
+    saved(tmp_path, {"a.png": np.zeros((2, 3)), "b.png": np.zeros((2, 2))})
+    with pytest.raises(ValueError, match=r"a.png is 3 x 2, b.png is 2 x 2: give a size to cut"):
+        data.from_folder(tmp_path)
+    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "c.png")
+    with pytest.raises(ValueError, match="c.png has more than 8 bits"):
+        data.from_folder(tmp_path)
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match="c.png"):
+        data.from_folder(tmp_path)

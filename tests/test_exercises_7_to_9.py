@@ -10,7 +10,7 @@ import pytest
 from edm_tutorial.book import exercises
 from edm_tutorial.book.exercises.checking import EXERCISES
 
-NUMBERS = {"7.1", "7.3", "7.4", "7.5", "7.6", "8.1", "8.3", "9.1", "9.2", "9.3"}
+NUMBERS = {"7.1", "7.3", "7.4", "7.5", "7.6", "8.1", "8.3", "8.6", "9.1", "9.2", "9.3"}
 FORMS = {
     "list": lambda answer: np.asarray(answer, float).tolist(),
     "tuple": lambda answer: tuple(np.asarray(answer, float)),
@@ -39,6 +39,9 @@ RIGHT = [
     ("8.1", [[0.002, 1 / 3, 0.988], [0.02, 0.167]]),
     ("8.3", [1.0, 0.37, 1.0]),
     ("8.5", (lambda first, sigma, g: g * jnp.hypot(first, sigma), np.array([0.93, 0.93]))),
+    ("8.6", [0.596, 0.707, 0.5, 2]),
+    ("8.6", [jnp.array(0.598), np.float32(0.706), 1 / 2, 2.01]),
+    ("8.6", (np.array([0.596, 0.707]), [0.5, 2.0])),
 ]
 
 
@@ -62,6 +65,12 @@ NEAR = [
     ("8.3", [1, 0.5, 1], ""),
     ("8.5", (lambda first, sigma, g: g * np.hypot(first, sigma), [0.93, 0.46]), "highest too"),
     ("8.5", (lambda first, sigma, g: g * np.hypot(first, sigma), None), "this needs"),
+    ("8.6", [0.596, 0.707, 0.5, 1.414], "not independent"),
+    ("8.6", [0.356, 0.5, 0.25, 4], "its root"),
+    ("8.6", [0.56, 0.584, 0.5, 2], "do not subtract"),
+    ("8.6", [1.68, 1.414, 2, 0.5], "factors to multiply"),
+    ("8.6", [0.596, 0.707, 1, 2], "smaller than a pixel"),
+    ("8.6", [0.596, 0.707, 0.5, 2.5], "unit normals"),
     ("9.1", [1, 400], "high noise first"),
     ("9.2", [20.02, 0.5], ""),
     ("9.3", [0.0164, 0.014], ""),

@@ -170,6 +170,46 @@ def test_condition_and_dtype_reach_the_network():
         np.testing.assert_allclose(error, [9.0, 4.0], rtol=1e-6)
 
 
+NULLS = {  # of the condition {"label": 3, "other": (0.5, 0.5)}: what is seen when it is dropped
+    "whole": ({"label": -1, "other": (0.0, 2.0)}, {"label": -1, "other": (0.0, 2.0)}),
+    "part": ({"label": -1, "other": None}, {"label": -1, "other": (0.5, 0.5)}),
+}
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_a_share_of_the_examples_is_told_nothing(name, key):
+    """600 draws: 4 standard errors of a share of 0.3 are 0.075."""
+    seen = []
+
+    def spy(x, c_noise, cond, *, key):
+        seen.append(cond)
+        return x
+
+    denoiser = edm.Denoiser(spy, edm.EDMPreconditioning(0.5))
+    cond = {"label": 3, "other": jnp.full(2, 0.5)}
+    null, dropped = NULLS[name]
+    null = null | {"other": None if null["other"] is None else jnp.array(null["other"])}
+    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal(), null=null, p_null=0.3)
+
+    def told(key):
+        loss(denoiser, jnp.zeros(1), cond, key=key)
+        return seen.pop()
+
+    told = jax.vmap(told)(jr.split(key, 600))
+    other = np.broadcast_to(told["other"], (600, 2))
+    pairs = {(int(k), tuple(v)) for k, v in zip(told["label"], other.tolist(), strict=True)}
+    assert pairs == {(3, (0.5, 0.5)), (dropped["label"], dropped["other"])}
+    assert abs(np.mean(np.asarray(told["label"]) == -1) - 0.3) < 0.075
+
+
+def test_without_a_null_condition_nothing_is_drawn_for_it(key):
+    """The loss is that of the same key split for the drop by hand, and of p_null = 0 alike."""
+    denoiser, cond = edm.Denoiser(wavy, edm.EDMPreconditioning(0.5)), jnp.ones(3)
+    loss = partial(edm.denoising_loss, denoiser, jnp.ones(3), cond, sigma_dist=edm.LogNormal())
+    never = loss(null=jnp.zeros(3), p_null=0.0, key=jr.clone(key))
+    np.testing.assert_array_equal(never, loss(key=jr.split(key)[1]))
+
+
 def test_denoising_loss_follows_the_dtype_of_x(key):
     denoiser = edm.Denoiser(wavy, edm.EDMPreconditioning(0.5))
     x = jnp.ones(3, jnp.float32)

@@ -464,6 +464,7 @@ def test_initial_weights_of_the_embeddings(key):
     freqs = Fourier(40_000, freq_key).freqs
     np.testing.assert_allclose(freqs.std(), 16, rtol=4 / np.sqrt(2 * 20_000))
     sizes = {"noise_channels": 16, "emb_channels": 5000, "label_dim": 4, "augment_dim": 2}
+    sizes["vector_dim"] = 0
     dhariwal = DhariwalEmbedding(**sizes, key=class_key)
     classes = dhariwal.map_label.weight
     np.testing.assert_allclose(np.mean(classes**2), 1, rtol=4 * np.sqrt(0.8 / classes.size))
@@ -567,7 +568,7 @@ def test_frequencies_are_not_trained():
 def test_levels_of_a_small_unet(size, levels, key):
     """Halved where it can be, padded where not; the lowest level alone attends."""
     net = eqx.filter_eval_shape(partial(small_unet, (3, size, size), width=8), key=key)
-    assert len(net.encoder) == len(levels) and net.resolutions == levels
+    assert len(net.encoder) == len(levels) and net.resolutions == [(n, n) for n in levels]
     names = state_names(net)
     for level in levels:
         assert any(name.startswith(f"dec.{level}x{level}_block0") for name in names)
@@ -586,7 +587,7 @@ def test_padding():
     wide = pad_image(x, 10)[..., 0]
     reflected = np.pad(x[..., 0], ((0, 0), (3, 3)), "reflect")
     np.testing.assert_array_equal(wide, np.pad(reflected, ((3, 4), (0, 0)), "edge"))
-    np.testing.assert_array_equal(crop_image(pad_image(x, 10), 3, 4), x)
+    np.testing.assert_array_equal(crop_image(pad_image(x, 10), (3, 4)), x)
     assert pad_image(x, 1) is x
 
 
@@ -729,7 +730,7 @@ def test_refused(message, key):
         (partial(dhariwal_unet, 8.0, 1, 1), "img_resolution must be a whole number, got 8.0"),
         (partial(song_unet, 8, 1, 1, label_dim=0.5), "label_dim must be a whole number, got 0.5"),
         (partial(song_unet, 8, 1, 1.5), "out_channels must be a whole number, got 1.5"),
-        (partial(small_unet, (1, 8.5, 8.5)), "height and width must be a whole number, got 8.5"),
+        (partial(small_unet, (1, 8.5, 8.5)), "number in shape must be a whole number, got 8.5"),
     ],
 )
 def test_sizes_are_whole_numbers(build, message, key):
@@ -743,7 +744,7 @@ def test_counts_below_the_least(key):
         small_unet((1, 8, 8), augment_dim=-1, key=key)
     with pytest.raises(ValueError, match="channels_per_head must be at least 1"):
         dhariwal_unet(8, 1, 1, attn_resolutions=(), channels_per_head=0, key=key)
-    with pytest.raises(ValueError, match="height and width must be at least 1"):
+    with pytest.raises(ValueError, match="every number in shape must be at least 1"):
         small_unet((1, 0, 0), key=key)
 
 
@@ -784,8 +785,8 @@ def test_sizes_of_numpy(key):
 def test_unknown_keywords_are_refused(key):
     with pytest.raises(TypeError, match="model_chanels"):
         song_unet(8, 1, 1, model_chanels=8, key=key)
-    with pytest.raises(ValueError, match=r"\(channels, n, n\)"):
-        small_unet((1, 8, 6), key=key)
+    with pytest.raises(ValueError, match=r"shape must be \(channels, length\), .* got \(8,\)"):
+        small_unet((8,), key=key)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -794,9 +795,11 @@ def test_unknown_keywords_are_refused(key):
     [
         (IMAGE[:, :7], None, "x must have shape"),
         (IMAGE.astype(int), None, "floating"),
-        (IMAGE, jnp.zeros(3), r"got ArrayImpl: class k is ImageCondition\(jax.nn.one_hot\(k, 3"),
-        (IMAGE, 2, r"got int: class k is ImageCondition\(jax.nn.one_hot\(k, 3\)\)"),
-        (IMAGE, ImageCondition(2), r"\(3,\), jax.nn.one_hot\(k, 3\) for class k; got shape \(\)"),
+        (IMAGE, jnp.zeros(3), r"got ArrayImpl: class k is ImageCondition\(k\)"),
+        (IMAGE, 2, r"got int: class k is ImageCondition\(k\)"),
+        (IMAGE, ImageCondition(2.0), r"\(3,\), or be an integer for the class; got shape \(\)"),
+        (IMAGE, ImageCondition(3), "class_labels must be from 0 to 2, or -1 for none, got 3"),
+        (IMAGE, ImageCondition(vector=jnp.zeros(2)), "vector must be None: this network has none"),
         (IMAGE, ImageCondition(jnp.zeros(4)), r"class_labels must have shape \(3,\)"),
         (IMAGE, ImageCondition(None, jnp.zeros((1, 2))), r"augment_labels must have shape \(2,\);"),
     ],

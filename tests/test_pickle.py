@@ -43,6 +43,7 @@ THINGS = {
     "Embedded": embedded,
     "UNet": lambda: networks.small_unet((1, 8, 8), key=jr.key(KEY)),
     "song_unet": lambda: networks.song_unet(16, 1, 1, key=jr.key(KEY)),
+    "edm2_unet": lambda: networks.edm2_unet((1, 8, 8), model_channels=4, key=jr.key(KEY)),
     "Cast": lambda: networks.Cast(mlp(), jnp.bfloat16),
     "relu": lambda: own(jax.nn.relu),
     "gelu": lambda: own(jax.nn.gelu),

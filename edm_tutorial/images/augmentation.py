@@ -87,7 +87,8 @@ class Augmentation(eqx.Module):
 class AugmentedLoss(eqx.Module):
     """Training loss on augmented examples, for `train` in place of `loss` itself.
 
-    The network gets the labels in its `ImageCondition`, beside the class labels if there are any.
+    The network gets the labels in its `ImageCondition`, beside what else it holds. If `loss` drops
+    conditions, let the augmentation labels of its `null` be None: the warp is always told.
     """
 
     loss: Callable[..., Array]
@@ -109,8 +110,8 @@ class AugmentedLoss(eqx.Module):
             raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}")
         augment_key, loss_key = jr.split(key)
         image, labels = self.augmentation(x, key=augment_key)
-        class_labels = None if cond is None else cond.class_labels
-        return self.loss(denoiser, image, ImageCondition(class_labels, labels), key=loss_key)
+        cond = ImageCondition() if cond is None else cond
+        return self.loss(denoiser, image, cond._replace(augment_labels=labels), key=loss_key)
 
 
 def warp(

@@ -1,6 +1,7 @@
 r"""Data sets of small images with labels, read into memory once as floats in $[-1, 1]$.
 
-A grey level $k \in \{0, \dots, K\}$ becomes $2k/K - 1$. Downloads are kept in a cache and
+A grey level $k \in \{0, \dots, K\}$ becomes $2k/K - 1$. Your own pictures come from a folder or an
+`.npz` file. Downloads are kept in a cache and
 compared with a checksum before they are used. Every format is parsed here, byte by byte:
 nothing that is downloaded is ever unpickled or run.
 """
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Images(NamedTuple):
@@ -89,6 +92,55 @@ def cifar10(cache: str | PathLike | None = None, *, test: bool = False) -> Image
     """
     names = ["test_batch.bin"] if test else [f"data_batch_{i}.bin" for i in range(1, 6)]
     images, labels = read_cifar10(fetch(CIFAR10, cache), names)
+    return _images(images, labels, levels=256)
+
+
+def from_folder(path: str | PathLike, size: int | None = None) -> Images:
+    """Pictures in a folder, 8 bits a channel; its subfolders, if any, are their classes.
+
+    Classes are numbered in the order of the folders' names. The images are grey if all pictures
+    are, and RGB otherwise. With `size` the middle square of each is scaled to `size` x `size`;
+    without, all must be of one size. All are held in memory, 4 bytes a number.
+
+    Raises: ValueError for a folder without pictures, or with pictures of several sizes or more
+    than 8 bits; OSError for a file that is no picture.
+    """
+    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in PICTURES)
+    if not files:
+        raise ValueError(f"{path} has no pictures in it: looked for {', '.join(PICTURES)}")
+    pictures = [_read_picture(file, size) for file in files]
+    sizes = {picture.size: file for file, picture in zip(files, pictures, strict=True)}
+    if len(sizes) > 1:
+        told = ", ".join(f"{file.name} is {w} x {h}" for (w, h), file in list(sizes.items())[:2])
+        raise ValueError(f"pictures in {path} differ in size, {told}: give a size to cut them to")
+    mode = "RGB" if any(picture.mode == "RGB" for picture in pictures) else "L"
+    levels = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])
+    levels = levels[:, None] if mode == "L" else levels.transpose(0, 3, 1, 2)
+    folders = sorted({file.parent for file in files})
+    return _images(levels, np.array([folders.index(file.parent) for file in files]), levels=256)
+
+
+def from_npz(path: str | PathLike) -> Images:
+    """Images in an `.npz` file, an array `images`: uint8 of shape (n, channels, height, width).
+
+    An array `labels` holds the class of each, integers from 0; without it all are of class 0.
+
+    Raises: ValueError for arrays of other names, shapes or dtypes; OSError if there is no file.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    images, needed = arrays.get("images"), "uint8 of shape (n, 1 or 3, height, width)"
+    if (
+        images is None
+        or images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1] not in (1, 3)
+    ):
+        got = f"arrays {sorted(arrays)}" if images is None else f"{images.dtype} {images.shape}"
+        raise ValueError(f"{path}: images must be {needed}, got {got}")
+    labels = arrays.get("labels", np.zeros(len(images), int))
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"{path}: labels must be {len(images)} integers from 0, got {labels}")
     return _images(images, labels, levels=256)
 
 
@@ -167,6 +219,18 @@ def _unpacked(path: str | PathLike) -> bytes:
             return file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged, or no gzip file: {error}") from error
+
+
+def _read_picture(file: Path, size: int | None) -> Any:
+    """A picture, upright, grey or RGB, cut to a square if a size is given."""
+    from PIL import Image, ImageOps  # needed here only, and an extra
+
+    with Image.open(file) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"{file} has more than 8 bits a channel: convert it first")
+        grey = opened.mode in ("1", "L", "LA")
+        picture = ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
+    return picture if size is None else ImageOps.fit(picture, (size, size))
 
 
 def _images(grey: np.ndarray, labels: np.ndarray, levels: int) -> Images:

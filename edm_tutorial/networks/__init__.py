@@ -1,6 +1,8 @@
 """Networks to put inside a `Denoiser`: called as `F(x, c_noise, cond=None, *, key=None)`."""
 
 from .adapt import adapt as adapt
+from .edm2.layers import forced_norms as forced_norms
+from .edm2.network import edm2_unet as edm2_unet
 from .mlp import MLP as MLP, Embedded as Embedded
 from .precision import Cast as Cast
 from .unet.configurations import (

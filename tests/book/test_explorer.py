@@ -1,10 +1,13 @@
-"""The design-space explorer shows the package's numbers, and its errors mean what it says."""
+"""The explorer computes what the package computes, says so, and obeys mouse, touch and keys.
 
-import json
+Chromium loads the page's own elements and scripts from the disk, so no built book is needed.
+"""
+
+import math
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
-import diffrax
-import explorer
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,166 +15,474 @@ import numpy as np
 import pytest
 
 import edm_tutorial as edm
+from edm_tutorial.dynamics import with_derivative
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "book/explorer.md").read_text()
+LOW, HIGH = 0.002, 80.0
+VP = edm.VariancePreserving.from_range(LOW, HIGH)
+CLOCKS = {"linear": edm.Linear(), "ve": edm.VarianceExploding(), "vp": VP}
+
+# Both compute in float64 with the same formulas. Rounding of 1e-16 in x/sigma^2 times |x|^2 makes
+# 1e-11 of a weight at the lowest level, and the steps may add up a hundred of them.
+CLOSE = 1e-9
+
+
+def test_the_five_lines_of_the_page_run():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    noise = jnp.array([0.5, -1.0])
+    names = {"edm": edm, "jnp": jnp, "noise": noise}
+    exec(code, names)
+    assert len(code.splitlines()) == 5
+    # ln(w_1 / w_2) = 1 at sigma = 1, and D is w_1 - w_2 from the middle.
+    w = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(names["weights"], [1 - w, w], rtol=1e-12)
+    np.testing.assert_allclose(names["D"], [2 * w - 1, 0], atol=1e-12)
+    # VE's last step goes half of the way from sigma = 0.002 to the point (1, 0).
+    np.testing.assert_allclose(names["path"][-1], [1, 0], atol=LOW)
 
 
 @pytest.fixture(scope="module")
-def exact() -> np.ndarray:
-    return explorer.quantiles()
-
-
-def explorer_index() -> dict:
-    text = (explorer.FOLDER / "data.js").read_text()
-    return json.loads(re.fullmatch(r"window\.explorer = \{ data: (.*) \};\n", text)[1])
+def browser():
+    tools = pytest.importorskip("browser")
+    if tools.chromium() is None:
+        pytest.skip("no Chromium: set $CHROMIUM or run `make browser`")
+    with tools.launched() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def index() -> dict:
-    return explorer_index()
+def address(tmp_path_factory) -> str:
+    """The page's own elements, without the book around them."""
+    blocks = re.findall(r":::\{raw\} html\n(.*?)\n:::", TEXT, re.DOTALL)
+    elements = "\n".join(blocks).replace("../_static", (ROOT / "book/_static").as_uri())
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title>'
+    )
+    file = tmp_path_factory.mktemp("explorer") / "explorer.html"
+    file.write_text(f'<!doctype html><html lang="en">{head}<main>{elements}</main></html>')
+    return file.as_uri()
 
 
-def block(name: str) -> list[np.ndarray]:
-    text = (explorer.FOLDER / f"data-{name}.js").read_text()
-    return explorer.decompress(re.fullmatch(r'explorer\.packed\("[^"]+", "([^"]+)"\);\n', text)[1])
+class Opener:
+    """Opens the page in a window; what the browser complains about is an error."""
+
+    def __init__(self, browser, address: str):
+        self.browser, self.address, self.complaints, self.pages = browser, address, [], []
+
+    def __call__(self, choice: str = "", width: int = 1280, **options):
+        page = self.browser.new_page(viewport={"width": width, "height": 800}, **options)
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(f"{self.address}#{choice}")
+        page.wait_for_selector("#explorer[data-shown]")
+        self.pages.append(page)
+        return page
 
 
-def test_what_is_packed_comes_back(key):
-    rows = []
-    for n in explorer.STEPS:
-        size = explorer.PATHS * len(explorer.vertices(n)) + 2 * explorer.SHOWN + explorer.BINS
-        shape = (len(explorer.GRIDS) * len(explorer.MOVERS), size)
-        rows.append(list(np.asarray(jr.bits(jr.fold_in(key, n), shape, jnp.uint8))))
-    for row, back in zip(rows, explorer.decompress(explorer.compress(rows)), strict=True):
-        np.testing.assert_array_equal(np.stack(row), back)
+@pytest.fixture
+def opened(browser, address) -> Iterator[Opener]:
+    opener = Opener(browser, address)
+    yield opener
+    for page in opener.pages:
+        page.close()
+    assert not opener.complaints
 
 
-def test_the_distance_of_shifted_samples_is_the_shift(key, exact):
-    """Far beyond the truth's width, W1 along a direction is the shift along it."""
-    draws = jax.vmap(explorer.truth().sample)(jr.split(key, explorer.SAMPLES))
-    shift = np.array([30.0, 0.0])
-    angles = np.pi * np.arange(explorer.DIRECTIONS) / explorer.DIRECTIONS
-    found = explorer.law_distance(np.asarray(draws) + shift, exact)
-    # One direction is at a right angle to the shift; else samples' means err by 0.44/sqrt(n).
-    expected = 30.0 * np.abs(np.cos(angles)).mean()
-    assert found == pytest.approx(expected, abs=4 * 0.44 / explorer.SAMPLES**0.5)
+@pytest.fixture(scope="module")
+def page(browser, address):
+    """One page for all tests of the mathematics."""
+    page = browser.new_page()
+    page.goto(address)
+    yield page
+    page.close()
 
 
-def test_the_quantiles_are_those_of_the_truth(exact):
-    """Their mean square is the variance along each direction: the mixture's mean is 0."""
-    mixture = explorer.truth()
-    second = jnp.einsum("k,kij->ij", mixture.weights, mixture.covs)
-    second += jnp.einsum("k,ki,kj->ij", mixture.weights, mixture.means, mixture.means)
-    e = np.stack([np.cos(a := np.pi * np.arange(16) / 16), np.sin(a)])
-    expected = np.einsum("id,ij,jd->d", e, second, e)
-    # The midpoint rule in probability misses a little of the tails.
-    np.testing.assert_allclose((exact**2).mean(1), expected, rtol=2e-3)
+def settled(page, choice: str) -> None:
+    """Wait until the sampler has run for the choice that the address shows."""
+    page.wait_for_function(
+        "c => document.getElementById('explorer').dataset.shown === c", arg=choice
+    )
 
 
-@pytest.mark.slow
-def test_the_exact_ends_are_those_of_an_adaptive_solver():
-    """Diffrax, in ln(sigma): another method, another clock, and an error it controls."""
-    mixture, z = explorer.truth(), explorer.noise()[:4]
-    flow = edm.probability_flow(mixture.denoise)
-
-    def velocity(log_sigma, x, args):
-        return jnp.exp(log_sigma) * flow(jnp.exp(log_sigma), x, args)
-
-    def end(noise):
-        low, high = jnp.log(1e-4), jnp.log(explorer.HIGH)
-        solution = diffrax.diffeqsolve(
-            *(diffrax.ODETerm(velocity), diffrax.Tsit5(), high, low, -0.1),
-            explorer.HIGH * noise,
-            stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-8),
-        )
-        return solution.ys[-1]
-
-    ours = edm.edm_sigmas(2000, 1e-4, explorer.HIGH)
-    ends = jax.vmap(lambda noise: edm.sample(mixture.denoise, noise, ours))(z)
-    # Heun's error falls as 1/n^2, from 4e-4 (root mean square) at n = 144.
-    np.testing.assert_allclose(ends, jax.vmap(end)(z), atol=1e-4)
+# The mathematics
 
 
-CHOICES = [
-    explorer.Choice("exact", 0, "edm-7", 18, "edm", "heun"),
-    explorer.Choice("low", 0, "iddpm", 36, "vp", "euler"),
-    explorer.Choice("high", 40, "ve", 9, "edm", "dpm"),
-]
-
-
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{c.denoiser}-{c.grid}-{c.solver}")
-@pytest.mark.slow
-def test_the_page_shows_what_the_package_computes(choice, exact, index):
-    """To one step of the rounding: elsewhere the last digit may round the other way."""
-    first = float(explorer.levels(choice.grid, 1)[0])
-    shown = explorer.result(choice, explorer.exact_ends(first), exact)
-    row = explorer.choices(choice.denoiser, choice.churn, choice.n).index(choice)
-    step, name = explorer.STEPS.index(choice.n), f"{choice.denoiser}-{choice.churn}"
-    stored = block(name)[step][row].astype(int)
-    assert np.abs(stored - explorer.packed(shown)).max() <= 1
-    errors = index["errors"][name]
-    assert errors["law"][step][row] == pytest.approx(shown.law, rel=6e-3)
-    if choice.churn:
-        assert errors["path"][step][row] is None
-    else:
-        assert errors["path"][step][row] == pytest.approx(shown.path, rel=6e-3)
-
-
-def test_the_orders_are_to_be_seen(index):
-    """Twice the steps: half the error for Euler, a quarter for Heun and DPM++(2M)."""
-    path = np.array(index["errors"]["exact-0"]["path"], float)
-    first = index["grids"].index("edm-7") * len(index["movers"])
-    for mover, order in {"edm-euler": 1, "edm-heun": 2, "edm-dpm": 2}.items():
-        before, after = path[-2:, first + index["movers"].index(mover)]
-        assert np.log2(before / after) == pytest.approx(order, abs=0.35), mover
-
-
-def test_the_data_of_the_page_are_small():
-    size = sum(path.stat().st_size for path in explorer.FOLDER.glob("data*.js"))
-    assert 0 < size < 600_000
+def close(found, exact) -> None:
+    np.testing.assert_allclose(np.array(found), exact, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.browser
-def test_the_explorer_by_keyboard():
-    """Arrow keys choose, the address keeps the choice, and the words tell the numbers."""
-    browser_tools = pytest.importorskip("browser")
-    if browser_tools.chromium() is None:
-        pytest.skip("no Chromium: set $CHROMIUM or run `make browser`")
-    index = explorer_index()
-    with browser_tools.served() as site, browser_tools.launched() as browser:
-        page = browser.new_page(viewport={"width": 375, "height": 900})
-        address = "#levels=edm&rho=7&clock=edm&solver=euler&n=36&churn=0&denoiser=exact&error=path"
-        browser_tools.settle(page, f"{site}/book/explorer.html{address}")
-        page.focus("input[name=solver][value=euler]")
-        page.keyboard.press("ArrowRight")
-        page.focus("#explorer-n")
-        page.keyboard.press("ArrowLeft")
-        page.wait_for_selector('#explorer[data-shown*="solver=heun&n=18"]')
-        assert "solver=heun&n=18" in page.url
-        row = explorer.choices("exact", 0, 18).index(CHOICES[0])
-        shown = index["errors"]["exact-0"]["path"][explorer.STEPS.index(18)][row]
-        sentence = page.inner_text("#explorer-sentence")
-        assert f"paths end {float(f'{shown:.2g}'):g} from" in sentence
-        corners = block("exact-0")[2][row][: explorer.PATHS * len(explorer.vertices(18))]
-        drawn = page.locator("#explorer-paths circle").evaluate_all(
-            "c => c.map((e) => e.cy.baseVal.value)"
-        )
-        slope, start = np.polyfit(corners.astype(float), drawn, 1)
-        np.testing.assert_allclose(start + slope * corners, drawn, atol=0.1)  # of a pixel
-
-        # The code beside the drawings is the choice.
-        page.click("summary:has-text('The numbers')")
-        code = page.inner_text("#explorer-code")
-        z = explorer.noise()
-        ends = exec_each(code, explorer.truth().denoise, z)
-        exact = explorer.exact_ends(explorer.HIGH)
-        distance = np.sqrt(((ends - exact) ** 2).sum(1).mean())
-        assert shown == pytest.approx(distance, rel=6e-3)
-        page.close()
+def test_weights_and_denoiser(page, key):
+    keys = jr.split(key, 3)
+    data, directions = jr.normal(keys[0], (12, 2)), jr.normal(keys[1], (40, 2))
+    sigmas = jnp.geomspace(0.01, HIGH, 40)
+    denoiser, x = edm.EmpiricalDenoiser(data), directions * jnp.hypot(1.0, sigmas)[:, None]
+    script = """([data, x, sigmas]) => {
+        const denoiser = edm.EmpiricalDenoiser(data);
+        const all = (f) => x.map((v, i) => f(v, sigmas[i]));
+        return [all(denoiser.weights), all(denoiser)];
+    }"""
+    weights, denoised = page.evaluate(script, [data.tolist(), x.tolist(), sigmas.tolist()])
+    close(weights, jax.vmap(denoiser.weights)(x, sigmas))
+    close(denoised, jax.vmap(denoiser)(x, sigmas))
 
 
-def exec_each(code: str, denoiser, z: np.ndarray) -> np.ndarray:
-    def end(noise):
-        names = {"edm": edm, "denoiser": denoiser, "noise": noise}
+GRIDS = {
+    "edm.edm_sigmas(7)": edm.edm_sigmas(7),
+    "edm.edm_sigmas(1)": edm.edm_sigmas(1),
+    "edm.edm_sigmas(18, 0.01, 50, 3)": edm.edm_sigmas(18, 0.01, 50.0, 3.0),
+    "edm.ve_sigmas(9)": edm.ve_sigmas(9),
+    "edm.vp_sigmas(9)": edm.vp_sigmas(9),
+    "edm.iddpm_table()": edm.iddpm_table(),
+    "edm.iddpm_sigmas(18)": edm.iddpm_sigmas(18),
+    "edm.iddpm_sigmas(397, 0.002, 80)": edm.iddpm_sigmas(397, LOW, HIGH),  # an index ends in .5
+}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("code", GRIDS)
+def test_grids(page, code):
+    # Powers and sines may differ in their last digits.
+    np.testing.assert_allclose(page.evaluate(code), GRIDS[code], rtol=1e-12)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_schedules(page, clock):
+    """sigma(t), s(t), their derivatives and the inverse, which JAX differentiates by itself."""
+    schedule = CLOCKS[clock]
+    t = jax.vmap(schedule.time)(edm.edm_sigmas(12))
+    codes = {"linear": "edm.Linear()", "ve": "edm.VarianceExploding()",
+             "vp": "edm.VariancePreserving.from_range(0.002, 80)"}  # fmt: skip
+    script = f"""(times) => {{
+        const s = {codes[clock]};
+        return times.map((t) => [
+            s.sigma(t), s.sigma_dot(t), s.scale(t), s.scale_dot(t), s.time(s.sigma(t))]);
+    }}"""
+    found = page.evaluate(script, t.tolist())
+    sigma = jax.vmap(lambda t: jnp.stack(with_derivative(schedule.sigma, t)))(t)
+    scale = jax.vmap(lambda t: jnp.stack(with_derivative(schedule.scale, t)))(t)
+    exact = jnp.concatenate([sigma, scale, t[:, None]], axis=1)
+    # VP's ln(1 + sigma^2) is a difference near its lowest level and loses three digits.
+    np.testing.assert_allclose(found, exact, rtol=1e-11)
+
+
+ODES = {  # clock, levels, solver, churn; the levels of the page's own grids
+    "Heun, EDM": ("linear", "edm_sigmas(18)", "Heun()", None),
+    "Euler, EDM": ("linear", "edm_sigmas(9)", "Euler()", None),
+    "one step": ("vp", "edm_sigmas(1)", "Heun()", None),
+    "midpoint, VE": ("ve", "ve_sigmas(14)", "Heun(0.5)", None),
+    "Euler, VP": ("vp", "vp_sigmas(20)", "Euler()", None),
+    "Heun, VP's clock on iDDPM": ("vp", "iddpm_sigmas(20)", "Heun(0.7)", None),
+    "churn": ("linear", "edm_sigmas(18)", "Heun()", "Churn(10)"),
+    "churn, VE": ("ve", "edm_sigmas(12)", "Euler()", "Churn(3, 0.05, 50, 1.007)"),
+    "churn, VP": ("vp", "edm_sigmas(12)", "Heun()", "Churn(4, 0.01, 10, 1.003)"),
+}
+SCHEDULES = """const schedules = { linear: edm.Linear(), ve: edm.VarianceExploding(),
+    vp: edm.VariancePreserving.from_range(0.002, 80) };"""
+
+
+def recorded(key, n: int, count: int = 5):
+    """Points, starts, keys of their own, and the noise that the package draws with them."""
+    data_key, noise_key, churn_key = jr.split(key, 3)
+    keys = jr.split(churn_key, count)
+
+    def drawn(key):
+        return jax.vmap(lambda i: jr.normal(jr.fold_in(key, i), (2,)))(jnp.arange(n))
+
+    draws = jax.vmap(drawn)(jr.clone(keys))
+    return jr.normal(data_key, (12, 2)), jr.normal(noise_key, (count, 2)), keys, draws
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ODES)
+def test_the_sampler(page, key, name):
+    """Every state of every path, with the noise that the package drew."""
+    clock, grid, solver, churn = ODES[name]
+    sigmas = eval(f"edm.{grid}")
+    data, noise, keys, draws = recorded(key, len(sigmas))
+    options = {"schedule": CLOCKS[clock], "solver": eval(f"edm.{solver}")}
+    if churn:
+        options["churn"] = eval(f"edm.{churn}")
+    denoiser = edm.EmpiricalDenoiser(data)
+
+    def path(noise, key):
+        more = {"key": key} if churn else {}
+        return edm.sample_path(denoiser, noise, sigmas, **options, **more)
+
+    script = f"""([data, noise, draws]) => {{
+        {SCHEDULES}
+        const denoiser = edm.EmpiricalDenoiser(data);
+        const churn = {f"edm.{churn}" if churn else "null"};
+        const options = {{ schedule: schedules.{clock}, solver: edm.{solver}, churn }};
+        return noise.map((z, i) =>
+            edm.sample_path(denoiser, z, edm.{grid}, {{ ...options, draws: draws[i] }}));
+    }}"""
+    found = page.evaluate(script, [data.tolist(), noise.tolist(), draws.tolist()])
+    close(found, jax.vmap(path)(noise, keys))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_the_sde(page, key, clock):
+    """Euler and Maruyama's method on the package's drift and diffusion."""
+    schedule, sigmas = CLOCKS[clock], edm.edm_sigmas(16)
+    data, noise, _, draws = recorded(key, len(sigmas))
+    denoiser, times = edm.EmpiricalDenoiser(data), jax.vmap(schedule.time)(sigmas)
+    drift, diffusion = edm.reverse_sde(denoiser, schedule)
+
+    def path(noise, draws):
+        def step(x, now):
+            t, t_next, draw = now
+            kick = diffusion(t, x, None).mv(draw) * jnp.sqrt(t - t_next)
+            return x + (t_next - t) * drift(t, x, None) + kick, x
+
+        first = noise * schedule.sigma(times[0]) * schedule.scale(times[0])
+        x, states = jax.lax.scan(step, first, (times[:-1], times[1:], draws[:-1]))
+        last = denoiser(x / schedule.scale(times[-1]), schedule.sigma(times[-1]))
+        return jnp.concatenate([states, x[None], last[None]])
+
+    script = f"""([data, noise, draws]) => {{
+        {SCHEDULES}
+        const denoiser = edm.EmpiricalDenoiser(data);
+        return noise.map((z, i) => edm.sde_path(
+            denoiser, z, edm.edm_sigmas(16), {{ schedule: schedules.{clock}, draws: draws[i] }}));
+    }}"""
+    found = page.evaluate(script, [data.tolist(), noise.tolist(), draws.tolist()])
+    close(found, jax.vmap(path)(noise, draws))
+
+
+@pytest.mark.browser
+def test_the_noise_is_normal_and_the_same_for_the_same_seed(page):
+    script = "seed => { const z = edm.normal(seed); return Array.from({ length: 20000 }, z); }"
+    z, again, other = (np.array(page.evaluate(script, seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(z, again)
+    # Four standard errors: sqrt(1/n) of a mean, sqrt(2/n) of a variance, sqrt(96/n) of a kurtosis.
+    error = 4 / len(z) ** 0.5
+    for draws in (z, other):
+        assert abs(draws.mean()) < error and abs(draws.var() - 1) < 2**0.5 * error
+        assert abs((draws**4).mean() - 3) < 96**0.5 * error
+        assert abs((draws[1:] * draws[:-1]).mean()) < error
+    assert abs((z * other).mean()) < error
+
+
+# The page
+
+
+def numbers(pattern: str, words: str) -> tuple[str, ...]:
+    """What the groups of a pattern find."""
+    found = re.search(pattern, words)
+    assert found, words
+    return found.groups()
+
+
+SAID = {  # a choice, and the numbers of the page's text that it leads to, in order
+    "points=two&x=0.5_0&sigma=80": ("denoiser", r"weight (\d+)%", "both points weigh {}%"),
+    "points=two&x=0.5_0&sigma=1": ("denoiser", r"weight (\d+)%", "the nearer one has {}%"),
+    "points=two&x=0.5_0&sigma=0.5": ("denoiser", r"weight (\d+)%", "= 0.5$ it has {}%"),
+    "points=two&x=0.5_0&sigma=4": ("denoiser", r"weight (\d+)%", "({}% at $\\sigma = 4$)"),
+    "points=two&n=3": ("sampler", r"(\d+ of 200)", "even 3 steps take {} samples"),
+    "n=3": ("sampler", r"(\d+) of 200", "On the spiral 3 steps take {} to another point"),
+    "": ("sampler", r"(\d+) of 200", "than the exact ODE, 18 steps take {},"),
+    "n=36": ("sampler", r"(\d+) of 200", "and 36 steps {}."),
+    "clock=ve": ("sampler", r"(\d+ of 200)", "take {} elsewhere in VE's clock"),
+    "clock=vp": ("sampler", r"(\d+) of 200", "in VE's clock, {} in VP's"),
+    "points=ring&shift=1": ("sampler", r"shares are (\S+)", "their shares are {} from even"),
+    "points=ring&shift=1&way=churn": ("sampler", r"shares are (\S+)", "With churn it is {},"),
+    "points=ring&shift=1&way=sde": ("sampler", r"shares are (\S+)", "the SDE has {};"),
+    "points=ring&shift=1&way=churn&s_max=0.3": (
+        "sampler", r"shares are (\S+)", "already belongs to its point: {}."),
+    "points=ring": (
+        "sampler", r"themselves: (\S+)\.$", "of the points themselves are on average {} away"),
+}  # fmt: skip
+
+
+@pytest.mark.browser
+def test_the_numbers_of_the_text_are_those_of_the_page(opened):
+    page, text = opened(), re.sub(r"\s+", " ", TEXT)
+    for choice, (part, number, sentence) in SAID.items():
+        page.evaluate("c => explorer.choose(choices.read(c))", choice)
+        settled(page, page.evaluate("c => choices.address(choices.read(c))", choice))
+        words = page.inner_text(f"#explorer-{part}-words")
+        assert sentence.format(*numbers(number, words)) in text, (choice, words)
+
+
+@pytest.mark.browser
+def test_the_fair_distance_is_that_of_draws(opened):
+    """Of 200 draws with equal chances: the mean distance of 8 shares from even, a closed form."""
+    words = opened("points=ring").inner_text("#explorer-sampler-words")
+    n, p, m = 200, 1 / 8, 26  # de Moivre: E|k - n p| = 2 m C(n, m) p^m (1-p)^(n-m+1), m = [np] + 1
+    exact = 8 / 2 * 2 * m * math.comb(n, m) * p**m * (1 - p) ** (n - m + 1) / n
+    # The page takes a normal for the binomial, to 1/(12 n p (1-p)), and shows two digits.
+    assert float(numbers(r"themselves: (\S+)\.$", words)[0]) == pytest.approx(exact, rel=0.012)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("choice", [
+    "points=two&x=0.5_0.25&sigma=1&n=3&alpha=0.7", "clock=vp&grid=vp&solver=euler&n=6",
+    "points=ring&clock=ve&grid=iddpm&way=sde&n=8", "points=0_0_1_1_-1_0.5&clock=vp&n=5",
+])  # fmt: skip
+def test_the_python_under_the_drawings_is_the_choice(opened, choice):
+    page = opened(choice)
+    found = page.evaluate("(({ noise, draws, paths }) => [noise, draws, paths])(explorer.found())")
+    noise, draws, paths = ([rows[i] for i in range(3)] for rows in found)
+    page.click("summary")
+    # The ends are points, whatever the path: compare the paths.
+    code = page.inner_text("#explorer-code").replace("edm.sample(", "edm.sample_path(")
+    for z, draw, path in zip(noise, draws, paths, strict=True):
+        names = {"edm": edm, "jnp": jnp, "noise": jnp.array(z), "draws": jnp.array(draw)}
         exec(code, names)
-        return names["x"]
+        close(path if "way=sde" not in choice else path[-1], names["x"])
+        said = page.inner_text("#explorer-denoiser-words").replace("−", "-")
+        denoised = [float(v) for v in numbers(r"D = \((.*?), (.*?)\)", said)]
+        np.testing.assert_allclose(denoised, names["D"], atol=0.005 + 1e-9)  # two decimals
 
-    return np.asarray(jax.jit(jax.vmap(end))(z))
+
+@pytest.mark.browser
+def test_by_keyboard(opened):
+    """Every control is reached by Tab; arrows move x, Enter and Backspace put and take points."""
+    page = opened("points=two&x=0_0")
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    controls = page.evaluate("""[...document.querySelectorAll(
+        "#explorer :is(input, button, svg[tabindex])")].filter(
+        (e) => !e.disabled && e.checkVisibility()).map((e) => e.id || e.name)""")
+    assert set(controls) <= reached
+    page.focus("#explorer-plane")
+    page.evaluate("window.before = explorer.found()")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(100)
+    assert page.evaluate("before === explorer.found()"), "x moved, and the sampler ran again"
+    for pressed in ("ArrowRight", "Shift+ArrowUp", "Enter"):
+        page.keyboard.press(pressed)
+    settled(page, "points=-1_0_1_0_0.05_0.25&x=0.05_0.25")
+    words = page.inner_text("#explorer-denoiser-words")
+    assert "nearest point, (0.05, 0.25), is 0 away" in words and "of 3 points" in words
+    assert page.locator("#explorer-plane .datum").count() == 3
+    page.keyboard.press("Backspace")
+    settled(page, "points=-1_0_1_0&x=0.05_0.25")
+    page.focus("#explorer-n")
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute("#explorer-n", "aria-valuetext") == "16 (31 calls)"
+    settled(page, "points=-1_0_1_0&x=0.05_0.25&n=16")
+    for live in ("denoiser", "sampler"):
+        assert page.get_attribute(f"#explorer-{live}-words", "aria-live") == "polite"
+
+
+def at(page, point: tuple[float, float]) -> tuple[float, float]:
+    """The place in the window of a point of the denoiser's plane, which shows -2 to 2."""
+    box = page.locator("#explorer-plane").bounding_box()
+    a, b = point
+    return box["x"] + box["width"] * (a + 2) / 4, box["y"] + box["height"] * (2 - b) / 4
+
+
+def count(page) -> int:
+    return page.locator("#explorer-plane .datum").count()
+
+
+@pytest.mark.browser
+def test_by_mouse(opened):
+    """Dragging draws a row of points, or moves x; what is erased is gone; presets come back."""
+    page = opened("points=two")
+    page.click("#explorer-clear")
+    assert "no point" in page.inner_text("#explorer-denoiser-words") and count(page) == 0
+    page.mouse.move(*at(page, (-1, 1)))
+    page.mouse.down()
+    page.mouse.move(*at(page, (1, 1)), steps=20)
+    page.mouse.up()
+    assert count(page) == 11  # the pointer stops every 0.1, and points lie 0.12 apart or more
+    page.check("[name=explorer-mode][value=erase]", force=True)
+    page.mouse.click(*at(page, (-1, 1)))
+    assert count(page) == 10
+    page.check("[name=explorer-mode][value=move]", force=True)
+    page.mouse.click(*at(page, (0.5, -0.5)))
+    assert "x = (0.50, −0.50)" in page.inner_text("#explorer-denoiser-words")
+    assert count(page) == 10
+    page.click("#explorer-two")
+    assert page.get_attribute("#explorer-two", "aria-pressed") == "true" and count(page) == 2
+    page.click("#explorer-noise")
+    settled(page, "points=two&x=0.5_-0.5&seed=2")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(opened, scheme):
+    """A finger draws; nothing is wider than the window; letters have 8 px; the picture stays."""
+    page = opened("mode=draw&points=two", 375, has_touch=True, color_scheme=scheme)
+    page.locator("#explorer-plane").scroll_into_view_if_needed()
+    page.touchscreen.tap(*at(page, (0, 1)))
+    assert count(page) == 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    smallest = page.evaluate("""Math.min(...[...document.querySelectorAll("#explorer text")].map(
+        (e) => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))""")
+    assert smallest >= 8
+    page.locator("#explorer-shift").scroll_into_view_if_needed()
+    assert page.locator("#explorer-sampler").evaluate("e => e.getBoundingClientRect().top") >= 0
+
+
+@pytest.mark.browser
+def test_an_address_is_a_choice(opened):
+    """What it says is shown, what it cannot mean is left out, and a heading is no choice."""
+    choice = "points=ring&seed=3&clock=vp&grid=ve&way=churn&n=9&s_churn=5"
+    page = opened(choice + "&rho=-1&solver=rk45&x=1_two&s_min=7")
+    assert page.evaluate("choices.address(explorer.state)") == choice
+    settled(page, choice)
+    assert page.is_checked("[name=explorer-grid][value=ve]")
+    assert page.is_disabled("#explorer-rho") and page.is_visible("#explorer-s_churn")
+    page.evaluate("location.hash = 'way=sde'")
+    settled(page, "way=sde")
+    assert page.is_disabled("#explorer-alpha") and not page.is_visible("#explorer-s_churn")
+    page.evaluate("location.hash = 'how-it-is-computed'")
+    page.wait_for_function("location.hash === '#how-it-is-computed'")
+    page.wait_for_timeout(100)  # a choice would have been made by now
+    assert page.evaluate("choices.address(explorer.state)") == "way=sde"
+
+
+@pytest.mark.browser
+def test_the_experiments_set_the_page(opened):
+    page = opened(width=375)
+    buttons = page.locator("[data-explorer]")
+    assert buttons.count() == 3
+    for i in range(3):
+        choice = buttons.nth(i).get_attribute("data-explorer")
+        buttons.nth(i).click()
+        settled(page, choice)
+        picture = page.locator(f"#explorer-{buttons.nth(i).get_attribute('data-show')}")
+        assert 0 <= picture.evaluate("e => e.getBoundingClientRect().top") < 400
+
+
+@pytest.mark.browser
+def test_motion_is_asked_for_and_may_be_reduced(opened):
+    """Nothing moves by itself; Play does, but for readers who want no motion."""
+    page = opened("points=two")
+    place = "() => document.querySelector('#explorer-sampler .dot').getAttribute('cx')"
+    ends = page.evaluate(place)
+    page.click("#explorer-play")
+    page.wait_for_function(f"end => ({place})() !== end", arg=ends)
+    page.wait_for_function(f"end => ({place})() === end", arg=ends)
+    page.focus("#explorer-step")
+    page.keyboard.press("Home")
+    assert page.get_attribute("#explorer-step", "aria-valuetext") == "0 of 18, σ = 80"
+    assert page.evaluate(place) != ends
+    still = opened("points=two", reduced_motion="reduce")
+    assert not still.is_visible("#explorer-play") and still.is_visible("#explorer-step")
+
+
+@pytest.mark.browser
+def test_every_curve_that_is_drawn_has_only_numbers(opened):
+    """VP's noise level is not defined just above time 0, where straight steps pass."""
+    page = opened()
+    for choice in (
+        "clock=vp&n=4",
+        "clock=vp&grid=vp&below=2",
+        "n=1",
+        "clock=ve&way=sde",
+        "points=",
+    ):
+        page.evaluate("c => explorer.choose(choices.read(c))", choice)
+        settled(page, choice)
+        assert not re.search(r"NaN|Infinity|undefined", page.inner_html("#explorer"))

@@ -1,273 +1,281 @@
-// The design-space explorer: choices on the left, what the package computed for them on
-// the right. Nothing is simulated here: every number was written by book/_tools/explorer.py.
-(() => {
-  const { data } = window.explorer;
-  const here = document.currentScript.src.replace(/[^/]*$/, "");
+// The explorer's page: its controls, and drawings and words that follow them.
+const explorer = (() => {
   const root = document.getElementById("explorer");
+  const byId = (id) => document.getElementById(`explorer-${id}`);
+  const PATHS = 24; // of the samples, drawn in the plane
+  const FEW = 8; // of them against the clock, and where noise on the way tangles them
 
-  // Choices: [name in the address, label, options as [value, label]]
-  const rhos = data.grids.filter((g) => g.startsWith("edm-")).map((g) => g.slice(4));
-  const groups = [
-    ["levels", "Noise levels", [["edm", "EDM"], ["ve", "VE"], ["vp", "VP"], ["iddpm", "iDDPM"]]],
-    ["clock", "Clock", [["edm", "σ = t"], ["ve", "σ = √t (VE)"], ["vp", "VP, scaled"]]],
-    ["solver", "Solver", [["euler", "Euler"], ["heun", "Heun"], ["dpm", "DPM++(2M)"]]],
-    ["churn", "Churn", data.churns.map((c) => [String(c), c ? `S_churn = ${c}` : "none"])],
-    ["denoiser", "Denoiser", [["exact", "exact"], ["high", "wrong at high noise"], ["low", "wrong at low noise"]]],
-    ["error", "Error shown", [["path", "of paths"], ["law", "of the distribution"]]],
-  ];
-  const sliders = [
-    ["rho", "ρ of EDM’s levels", rhos],
-    ["n", "Steps N", data.steps.map(String)],
-  ];
-  const start = { levels: "edm", rho: "7", clock: "edm", solver: "heun", n: "18", churn: "0", denoiser: "exact", error: "path" };
-  const recipes = {
-    VP: { levels: "vp", clock: "vp", solver: "euler" },
-    VE: { levels: "ve", clock: "ve", solver: "euler" },
-    iDDPM: { levels: "iddpm", clock: "edm", solver: "euler" },
-    EDM: { levels: "edm", rho: "7", clock: "edm", solver: "heun" },
-  };
-  const state = { ...start };
-  let advice = null; // the answer to the question asked last
+  // The page, as HTML
 
-  // Numbers
-  const grid = (s) => (s.levels === "edm" ? `edm-${s.rho}` : s.levels);
-  const mover = (s) => (s.solver === "dpm" ? "edm-dpm" : `${s.clock}-${s.solver}`);
-  const file = (s) => `${s.denoiser}-${s.churn}`;
-  const row = (s) => data.grids.indexOf(grid(s)) * data.movers.length + data.movers.indexOf(mover(s));
-  const step = (s) => data.steps.indexOf(Number(s.n));
-  const error = (kind, change = {}) => {
-    const s = { ...state, ...change };
-    return data.errors[file(s)][kind][step(s)][row(s)];
+  const radios = (wanted) => {
+    const [name, label, ...options] = choices.RADIOS.find(([name]) => name === wanted);
+    const pills = options.map(
+      ([value, text]) =>
+        `<label class="pill"><input type="radio" name="explorer-${name}" value="${value}"><span>${text}</span></label>`,
+    );
+    return `<fieldset><legend>${label}</legend>${pills.join("")}</fieldset>`;
   };
-  const kind = (s = state) => (s.churn === "0" ? s.error : "law");
-  const calls = (n, solver) => (solver === "heun" ? 2 * n - 1 : Number(n));
-  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(2))));
+  const range = (id, label, max) =>
+    `<div class="slider"><label for="explorer-${id}">${label}</label>
+      <b id="explorer-${id}-value"></b>
+      <input type="range" id="explorer-${id}" min="0" max="${max}" step="1"></div>`;
+  const slider = (wanted) => {
+    const [name, label, values] = choices.SLIDERS.find(([name]) => name === wanted);
+    return range(name, label, values.length - 1);
+  };
+  const button = (id, text) => `<button type="button" id="explorer-${id}">${text}</button>`;
+  const drawing = (id, role, label, box = "0 0 400 400") =>
+    `<svg id="explorer-${id}" viewBox="${box}" role="${role}" aria-label="${label}"></svg>`;
 
-  // Words
-  const solverNames = { euler: "Euler", heun: "Heun", dpm: "DPM++(2M)" };
-  const levelNames = () => ({
-    edm: `EDM’s levels with ρ = ${state.rho}`,
-    ve: "VE’s levels (even in ln σ)",
-    vp: "VP’s levels",
-    iddpm: "iDDPM’s levels",
-  })[state.levels];
-  const clockNames = { edm: "in the clock σ = t", ve: "in VE’s clock", vp: "in VP’s clock" };
-  const denoiserNames = {
-    exact: "",
-    high: `, with a denoiser that is off by ${data.denoisers.high[2]} above σ = ${data.denoisers.high[0]}`,
-    low: `, with a denoiser that is off by ${data.denoisers.low[2]} for σ from ${data.denoisers.low[0]} to ${data.denoisers.low[1]}`,
-  };
-  function sentence() {
-    const s = state;
-    const clock = s.solver === "dpm" ? "in any clock" : clockNames[s.clock];
-    const count = calls(s.n, s.solver);
-    let text = `${solverNames[s.solver]} on ${s.n} of ${levelNames()}, ${clock} (${count} denoiser calls)`;
-    text += `${s.churn === "0" ? "" : `, with S_churn = ${s.churn}`}${denoiserNames[s.denoiser]}: `;
-    if (s.churn === "0") text += `paths end ${number(error("path"))} from where the exact ODE takes them; `;
-    text += `the distribution of the samples is ${number(error("law"))} from the truth, `;
-    text += `where perfect samples score ${number(data.floor)}.`;
-    const more = data.steps[step(s) + 1];
-    if (more) {
-      const ratio = error(kind()) / error(kind(), { n: String(more) });
-      const name = kind() === "path" ? "path error" : "distance from the truth";
-      text += ratio >= 1
-        ? ` With ${more} steps the ${name} is ${number(ratio)} times smaller.`
-        : ` With ${more} steps the ${name} does not shrink.`;
-    }
-    return text;
-  }
-
-  const questions = {
-    "What does ρ do?": [
-      { levels: "edm", rho: "1", clock: "edm", solver: "heun", n: "18", churn: "0", denoiser: "exact", error: "path" },
-      () => {
-        const at = (rho) => number(error("path", { levels: "edm", rho, clock: "edm", solver: "heun", n: "18", churn: "0", denoiser: "exact" }));
-        return `ρ decides where the steps are. With ρ = 1 they are even in σ: almost all lie far above the data, where paths are straight, and the last one jumps over everything that matters. Path errors of Heun with 18 steps: ${rhos.map((r) => `${at(r)} at ρ = ${r}`).join(", ")}. Move the slider and watch the dots wander towards low noise.`;
-      },
-    ],
-    "Why is VE slow?": [
-      { levels: "ve", clock: "ve", solver: "euler", n: "36", churn: "0", denoiser: "exact", error: "path" },
-      () => {
-        const base = { levels: "ve", solver: "euler", n: "36", churn: "0", denoiser: "exact" };
-        const at = (change) => number(error("path", { ...base, ...change }));
-        return `It is the clock, not the levels. In σ = √t a path is bent even where it is straight in σ, so Euler’s tangents miss: 36 steps err by ${at({ clock: "ve" })}. The same 36 levels in the clock σ = t err by ${at({ clock: "edm" })}, and with Heun by ${at({ clock: "edm", solver: "heun" })}. Change the clock and compare.`;
-      },
-    ],
-    "When does churn help?": [
-      { levels: "edm", rho: "7", clock: "edm", solver: "heun", n: "144", churn: String(data.churns.at(-1)), denoiser: "high", error: "law" },
-      () => {
-        const base = { levels: "edm", rho: "7", clock: "edm", solver: "heun", n: "144" };
-        const most = String(data.churns.at(-1));
-        const pair = (denoiser) => `${number(error("law", { ...base, denoiser, churn: "0" }))} without churn, ${number(error("law", { ...base, denoiser, churn: most }))} with`;
-        return `When something went wrong earlier. Fresh noise blurs a mistake made at high noise, and the steps that follow repair it (${pair("high")}). A mistake at low noise is made again and again (${pair("low")}). An exact denoiser has nothing to gain (${pair("exact")}; perfect samples score ${number(data.floor)}). Change the denoiser and the churn.`;
-      },
-    ],
-  };
-
-  // Controls
-  const tag = (name, attributes = {}, ...children) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  };
-  const fieldset = (label, ...children) => tag("fieldset", {}, tag("legend", {}, label), ...children);
-  const radio = (name, [value, label]) => {
-    const input = tag("input", { type: "radio", name, value });
-    input.addEventListener("change", () => choose({ [name]: value }));
-    return tag("label", { class: "explorer-pill" }, input, tag("span", {}, label));
-  };
-  const slider = ([name, label, values]) => {
-    const input = tag("input", { type: "range", id: `explorer-${name}`, min: 0, max: values.length - 1, step: 1 });
-    input.addEventListener("input", () => {
-      const levels = name === "rho" ? { levels: "edm" } : {};
-      choose({ ...levels, [name]: values[input.value] });
-    });
-    const output = tag("output", { for: input.id });
-    return tag("div", { class: "explorer-slider" }, tag("label", { for: input.id }, label, " "), output, input);
-  };
-  const button = (label, act) => {
-    const element = tag("button", { type: "button" }, label);
-    element.addEventListener("click", act);
-    return element;
-  };
-  const form = tag("form", { class: "explorer-choices", "aria-label": "Choices of the sampler" });
-  form.append(
-    fieldset("Try this", ...Object.entries(questions).map(([label, [choice, text]]) => button(label, () => choose(choice, text)))),
-    fieldset("Columns of Table 1", ...Object.entries(recipes).map(([label, choice]) => button(label, () => choose({ ...choice, churn: "0" })))),
-    ...groups.slice(0, 1).map(([name, label, options]) => fieldset(label, ...options.map((o) => radio(name, o)), slider(sliders[0]))),
-    ...groups.slice(1, 3).map(([name, label, options]) => fieldset(label, ...options.map((o) => radio(name, o)))),
-    fieldset("Cost", slider(sliders[1])),
-    ...groups.slice(3, 5).map(([name, label, options]) => fieldset(label, ...options.map((o) => radio(name, o)))),
-  );
-  const figure = (id, caption) => {
-    const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    drawing.id = `explorer-${id}`;
-    drawing.setAttribute("role", "img");
-    return tag("figure", {}, drawing, tag("figcaption", {}, caption));
-  };
-  const [errorName, errorLabel, errorOptions] = groups[5];
-  const views = tag("div", { class: "explorer-views" },
-    tag("p", { id: "explorer-advice" }),
-    tag("p", { id: "explorer-sentence", "aria-live": "polite" }),
-    figure("paths", `Eight paths from noise (left) to data (right): the sampler’s, with a dot where it stops (at most 18 of its levels), over the exact ODE’s (thin). Grey: the density of noisy data. Right: where the ${data.samples.toLocaleString("en")} samples end, against the exact density (line).`),
-    tag("div", { class: "explorer-pair" },
-      figure("samples", "Eighty samples over the true density. A line leads to where the exact ODE takes the same noise."),
-      tag("div", {}, figure("errors", "Error against denoiser calls, for the three solvers; the ring is your choice."),
-        fieldset(errorLabel, ...errorOptions.map((o) => radio(errorName, o))))),
-    tag("details", {}, tag("summary", {}, "The numbers, and the code"), tag("div", { id: "explorer-table" }), tag("pre", { id: "explorer-code", tabindex: "0" })),
-  );
-
-  function code() {
-    const n = state.n;
-    const [low, high] = data.range;
-    const levels = {
-      edm: `edm.edm_sigmas(${n}, rho=${state.rho}.0)`,
-      ve: `edm.ve_sigmas(${n}, ${low}, ${high})`,
-      vp: `edm.vp_sigmas(${n}, beta_d=vp.beta_d, beta_min=vp.beta_min)`,
-      iddpm: `edm.iddpm_sigmas(${n}, ${low}, ${high})`,
-    }[state.levels];
-    const vp = state.levels === "vp" || state.clock === "vp" ? `vp = edm.VariancePreserving.from_range(${low}, ${high})\n` : "";
-    const clock = { edm: "edm.Linear()", ve: "edm.VarianceExploding()", vp: "vp" }[state.clock];
-    const solver = { euler: "edm.Euler()", heun: "edm.Heun()", dpm: "edm.DPMSolverPP2M()" }[state.solver];
-    const churn = state.churn === "0" ? "" : `,\n    churn=edm.Churn(${state.churn}, ${data.churnLow}), key=key`;
-    return `${vp}sigmas = ${levels}\nx = edm.sample(\n    denoiser, noise, sigmas, schedule=${clock}, solver=${solver}${churn}\n)`;
-  }
-  function table() {
-    const rows = data.steps.map((n) => {
-      const cells = [n, calls(n, state.solver), number(error("path", { n })), number(error("law", { n }))];
-      return `<tr><td>${cells.join("</td><td>")}</td></tr>`;
-    });
-    return `<table><thead><tr><th>steps</th><th>calls</th><th>path error</th><th>distance from the truth</th></tr></thead><tbody>${rows.join("")}</tbody></table>`;
-  }
-
-  // Paths, samples and histograms: inflated from the file of a denoiser and a churn
-  const files = {};
-  const arrived = {};
-  window.explorer.packed = async (name, text) => {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    arrived[name](new Uint8Array(await new Response(stream).arrayBuffer()));
-  };
-  function fetched(name) {
-    files[name] ??= new Promise((resolve, reject) => {
-      arrived[name] = resolve;
-      const script = tag("script", { src: `${here}data-${name}.js` });
-      script.addEventListener("error", () => reject(new Error(`no ${script.src}`)));
-      document.head.append(script);
-    });
-    return files[name];
-  }
-  // Bytes lie transposed, as differences from combination to combination (see `compress`).
-  function unpacked(bytes, s) {
-    const count = data.grids.length * data.movers.length;
-    const size = (k) => data.paths * data.vertices[k] + 2 * data.shown + data.bins;
-    let offset = 0;
-    for (let k = 0; k < step(s); k++) offset += size(k) * count;
-    const found = new Uint8Array(size(step(s)));
-    for (let i = 0; i < found.length; i++)
-      for (let j = 0; j <= row(s); j++) found[i] += bytes[offset + i * count + j];
-    const width = data.vertices[step(s)];
-    const scaled = (from, length, low, high) =>
-      Array.from(found.subarray(from, from + length), (byte) => low + (byte / 255) * (high - low));
-    const corners = scaled(0, data.paths * width, -data.tall, data.tall);
-    const points = scaled(data.paths * width, 2 * data.shown, -data.limit, data.limit);
-    return {
-      paths: Array.from({ length: data.paths }, (_, p) => corners.slice(p * width, (p + 1) * width)),
-      samples: Array.from({ length: data.shown }, (_, p) => [points[2 * p], points[2 * p + 1]]),
-      density: scaled(data.paths * width + 2 * data.shown, data.bins, 0, 2),
-    };
-  }
+  const KEYS = `On the plane, arrow keys move x (with Shift further), Enter puts a point at x,
+    Backspace takes the nearest point away.`;
+  const PAGE = `
+    <div class="bar">
+      <fieldset><legend>Points</legend>${button("two", "two")}${button("ring", "ring")}
+        ${button("spiral", "spiral")}${button("clear", "none")}</fieldset>
+      ${radios("mode")}
+    </div>
+    <div class="part denoiser">
+      <figure>${drawing("plane", "application", KEYS).replace("<svg", '<svg tabindex="0"')}</figure>
+      <div class="choices">
+        <p id="explorer-denoiser-words" aria-live="polite"></p>
+        ${slider("sigma")}
+        ${drawing("weights", "img", "The weight of each point at x, against the noise level.", "0 0 400 150")}
+      </div>
+      <p class="caption">The denoiser. Green: each point’s weight at x, and their mean D. Dashed: σ around x. ${KEYS}</p>
+    </div>
+    <div class="part">
+      <figure>${drawing("sampler", "img", `The points, paths that lead to them, and ${runs.SAMPLES} samples.`)}</figure>
+      <div class="choices">
+        <p id="explorer-sampler-words" aria-live="polite"></p>
+        ${radios("clock")}${radios("grid")}${slider("rho")}${slider("n")}${radios("solver")}${slider("alpha")}
+        ${radios("way")}<div class="churn">${["s_churn", "s_min", "s_max", "s_noise"].map(slider).join("")}</div>
+        ${slider("shift")}
+      </div>
+      <div class="caption">
+        ${range("step", "Step", 1)}
+        <div class="bar">${button("play", "Play")}${button("noise", "New noise")}</div>
+        The sampler: ${runs.SAMPLES} samples, some of their paths, and the exact ODE’s (thin), divided by √(1+σ²).
+        Rings: the points’ shares. Red: ends at another point than the exact ODE.
+      </div>
+    </div>
+    ${drawing("clock", "img", "The first coordinate of a few paths, against the time of the clock.")}
+    <p class="caption">What the solver sees: the first coordinate of its x against the time of its clock, from noise (left) to data.
+      Each step of the ODE is straight here; thin, the exact curves.</p>
+    ${radios("below")}
+    <details><summary>This choice in Python</summary><pre id="explorer-code" tabindex="0"></pre></details>`;
 
   // The page follows the state
-  const byId = (id) => document.getElementById(`explorer-${id}`);
-  function choose(change, text = null) {
+
+  const state = choices.read(location.hash);
+  const points = () => choices.points(state);
+  const APART = ["x", "sigma", "mode"]; // what the sampler does not depend on
+  let waiting = null; // for the sampler, while the choice still changes
+  let held = false; // the pointer, which may go on drawing
+  let shown = null; // the sampler's run
+  let step = 0; // at which its samples are drawn
+
+  function choose(change) {
     Object.assign(state, change);
-    advice = text ?? advice;
-    const address = new URLSearchParams(state).toString();
-    history.replaceState(null, "", `#${address}`);
-    show();
-  }
-  async function show() {
-    for (const input of root.querySelectorAll("input[type=radio]"))
-      input.checked = input.name === "error" ? input.value === kind() : state[input.name] === input.value;
-    root.querySelector("input[value=path]").disabled = state.churn !== "0";
-    for (const input of root.querySelectorAll("input[name=clock]")) input.disabled = state.solver === "dpm";
-    for (const [name, , values] of sliders) {
-      const text = name === "n" ? `${state.n} (${calls(state.n, state.solver)} calls)` : state.rho;
-      byId(name).value = values.indexOf(state[name]);
-      byId(name).setAttribute("aria-valuetext", text);
-      byId(name).previousElementSibling.textContent = text;
-    }
-    byId("advice").textContent = advice ? advice() : "";
-    byId("sentence").textContent = sentence();
-    byId("table").innerHTML = table();
-    byId("code").textContent = code();
-    const asked = { ...state };
-    const shown = unpacked(await fetched(file(asked)), asked);
-    if (Object.keys(asked).some((key) => asked[key] !== state[key])) return; // a later choice
-    const curve = (solver, churn = state.churn) =>
-      data.steps.map((n) => [calls(n, solver), error(kind(), { n: String(n), solver, churn })]);
-    window.explorer.draw({
-      state, shown, curve, data, kind: kind(), name: solverNames[state.solver],
-      levels: data.levels[grid(state)][step(state)],
-      here: [calls(state.n, state.solver), error(kind())],
-    });
-    root.dataset.shown = new URLSearchParams(state).toString();
-  }
-  function read() {
-    for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
-      const group = [...groups, ...sliders].find(([name]) => name === key);
-      const options = group?.[2].map((option) => (Array.isArray(option) ? option[0] : option));
-      if (options?.includes(value)) state[key] = value;
-    }
+    history.replaceState(null, "", `#${choices.address(state)}`);
+    showChoices();
+    showDenoiser();
+    if (!Object.keys(change).every((name) => APART.includes(name))) awaitSampler();
+    else if (!waiting) root.dataset.shown = choices.address(state);
   }
 
-  root.replaceChildren(form, views);
-  window.addEventListener("hashchange", () => { read(); show(); });
-  let width = 0;
-  new ResizeObserver(() => { // also draws for the first time
-    if (width !== views.clientWidth) { width = views.clientWidth; show(); }
-  }).observe(views);
-  read();
+  function awaitSampler() {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => (held ? awaitSampler() : showSampler()), 40);
+  }
+
+  function showChoices() {
+    for (const input of root.querySelectorAll("[type=radio]"))
+      input.checked = state[input.name.replace("explorer-", "")] === input.value;
+    for (const [name, , values] of choices.SLIDERS) {
+      const cost = name === "n" ? ` (${words.plural(words.calls(state), "call")})` : "";
+      say(name, values.indexOf(state[name]), `${state[name]}${cost}`);
+    }
+    for (const name in choices.PRESETS) byId(name).setAttribute("aria-pressed", state.points === name);
+    byId("rho").disabled = state.grid !== "edm";
+    byId("alpha").disabled = state.solver !== "heun" || state.way === "sde";
+    for (const input of root.querySelectorAll("[name=explorer-solver]")) input.disabled = state.way === "sde";
+    root.querySelector(".churn").hidden = state.way !== "churn";
+    byId("code").textContent = points().length ? words.code(state) : "";
+  }
+
+  // Words are read aloud when they change, and only then
+  function tell(id, text) {
+    if (byId(id).textContent !== text) byId(id).textContent = text;
+  }
+
+  function say(name, value, text) {
+    byId(name).value = value;
+    byId(name).setAttribute("aria-valuetext", text);
+    byId(`${name}-value`).textContent = text;
+  }
+
+  function showDenoiser() {
+    const { x, sigma } = state;
+    if (!points().length) {
+      draw.denoiser(byId("plane"), { points: [], x });
+      byId("weights").innerHTML = "";
+      tell("denoiser-words", "There is no point. Draw some, or press Enter on the plane.");
+      return;
+    }
+    const denoiser = edm.EmpiricalDenoiser(points());
+    const found = { points: points(), x, sigma, weights: denoiser.weights(x, sigma), denoised: denoiser(x, sigma) };
+    draw.denoiser(byId("plane"), found);
+    draw.weights(byId("weights"), {
+      sigma,
+      sigmas: choices.LEVELS,
+      rows: choices.LEVELS.map((level) => denoiser.weights(x, level)),
+    });
+    tell("denoiser-words", words.denoiser(points(), found));
+  }
+
+  function showSampler() {
+    waiting = null;
+    cancelAnimationFrame(frame);
+    shown = points().length ? runs.run(state) : null;
+    step = state.n;
+    byId("step").max = state.n;
+    if (shown) {
+      const verdict = runs.judge(state, shown);
+      tell("sampler-words", words.sampler(state, verdict));
+      drawPaths(verdict);
+      drawClock();
+      showStep();
+    } else {
+      for (const id of ["sampler", "clock"]) byId(id).innerHTML = "";
+      tell("sampler-words", "Without points there is nothing to draw from.");
+    }
+    root.dataset.shown = choices.address(state);
+  }
+
+  const kind = () => (state.way === "sde" ? "sde" : state.solver);
+  const few = (found, count) => (found ? found.paths.slice(0, count) : []);
+
+  function drawPaths(verdict) {
+    const [count, parts] = state.way === "ode" ? [PATHS, Math.ceil(120 / state.n)] : [FEW, 1];
+    draw.sampler(byId("sampler"), {
+      ...verdict,
+      points: points(),
+      kind: kind(),
+      cloud: runs.cloud(shown, step),
+      paths: few(shown, count).map((path) => runs.curve(shown, path, parts)),
+      exact: few(shown.exact, count).map((path) =>
+        path.map((x, i) => runs.windowed(x, shown.exact.sigmas[i]))),
+    });
+  }
+
+  function drawClock() {
+    const { schedule, times, exact } = shown;
+    const fine = exact?.sigmas.map((sigma) => (sigma > 0 ? schedule.time(sigma) : 0));
+    draw.clock(byId("clock"), {
+      schedule,
+      times,
+      kind: kind(),
+      highest: Number(state.below),
+      paths: few(shown, FEW).map((path) => path.map((x, i) => [times[i], x[0]])),
+      exact: few(exact, FEW).map((path) =>
+        path.map((x, i) => [fine[i], x[0] * schedule.scale(fine[i])])),
+    });
+  }
+
+  function showStep() {
+    const i = Math.floor(step);
+    say("step", step, `${i} of ${state.n}, σ = ${words.number(shown.sigmas[i] ?? 0)}`);
+    draw.move(byId("sampler"), runs.cloud(shown, step));
+  }
+
+  // The samples walk from noise to the points, when asked
+  let frame = null;
+  function play() {
+    cancelAnimationFrame(frame);
+    const [began, length] = [performance.now(), 3000];
+    const walk = (now) => {
+      step = Math.min(1, Math.max(0, (now - began) / length)) * state.n;
+      showStep();
+      if (step < state.n) frame = requestAnimationFrame(walk);
+    };
+    frame = requestAnimationFrame(walk);
+  }
+
+  // Pointer and keys on the plane
+
+  const apart = (x, y) => edm.squared_distance(x, y) > 0.12 ** 2;
+  function add(y) {
+    if (points().length < choices.MOST) choose({ points: [...points(), choices.inside(y)] });
+  }
+  function pointed(event) {
+    const here = draw.place(byId("plane"), event);
+    if (state.mode === "move") choose({ x: choices.inside(here) });
+    else if (state.mode === "erase") {
+      const left = points().filter((y) => apart(here, y));
+      if (left.length < points().length) choose({ points: left });
+    } else if (points().every((y) => apart(here, y))) add(here);
+  }
+  function pressed(event) {
+    const far = event.shiftKey ? 0.25 : 0.05;
+    const [a, b] = state.x;
+    const without = () => points().filter((_, i) => i !== runs.nearest(points(), state.x));
+    const acts = {
+      ArrowLeft: () => choose({ x: choices.inside([a - far, b]) }),
+      ArrowRight: () => choose({ x: choices.inside([a + far, b]) }),
+      ArrowUp: () => choose({ x: choices.inside([a, b + far]) }),
+      ArrowDown: () => choose({ x: choices.inside([a, b - far]) }),
+      Enter: () => add(state.x),
+      Backspace: () => choose({ points: without() }),
+    };
+    const act = acts[event.key === "Delete" ? "Backspace" : event.key];
+    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    act();
+  }
+
+  function listen() {
+    for (const [name, , values] of choices.SLIDERS)
+      byId(name).addEventListener("input", (event) => choose({ [name]: values[event.target.value] }));
+    for (const input of root.querySelectorAll("[type=radio]"))
+      input.addEventListener("change", () => choose({ [input.name.replace("explorer-", "")]: input.value }));
+    for (const name in choices.PRESETS) byId(name).addEventListener("click", () => choose({ points: name }));
+    byId("clear").addEventListener("click", () => choose({ points: [], mode: "draw" }));
+    byId("noise").addEventListener("click", () => choose({ seed: state.seed + 1 }));
+    byId("play").addEventListener("click", () => shown && play());
+    byId("step").addEventListener("input", (event) => {
+      cancelAnimationFrame(frame);
+      step = Number(event.target.value);
+      if (shown) showStep();
+    });
+    const plane = byId("plane");
+    plane.addEventListener("keydown", pressed);
+    plane.addEventListener("pointerdown", (event) => {
+      plane.setPointerCapture(event.pointerId);
+      held = true;
+      pointed(event);
+    });
+    plane.addEventListener("pointermove", (event) => held && pointed(event));
+    plane.addEventListener("lostpointercapture", () => (held = false));
+    // The address of a heading is no choice
+    addEventListener("hashchange", () => location.hash.includes("=") && choose(choices.read(location.hash)));
+    // An experiment of the text makes its choice, and leads to the drawings
+    for (const link of document.querySelectorAll("[data-explorer]"))
+      link.addEventListener("click", () => {
+        choose(choices.read(link.dataset.explorer));
+        byId(link.dataset.show).closest(".part").scrollIntoView({ block: "start" });
+      });
+  }
+
+  root.innerHTML = PAGE;
+  listen();
+  showChoices();
+  showDenoiser();
+  showSampler();
+  let width = root.clientWidth;
+  new ResizeObserver(() => { // the clock's drawing has two shapes
+    if (width !== root.clientWidth && shown) drawClock();
+    width = root.clientWidth;
+  }).observe(root);
+  return { state, choose, found: () => shown };
 })();

@@ -1,4 +1,4 @@
-r"""Chapter 8, After EDM: flow matching's clock and loss, guidance, consistency.
+r"""Chapter 8, After EDM: flow matching's clock and loss, guidance, consistency, magnitudes.
 
 Flow matching is $x_t = (1 - t)\,y + t\,n$, so $\sigma = t/(1 - t)$ and $s = 1 - t$.
 """
@@ -148,6 +148,30 @@ def _two_calls() -> Exercise:
     )
 
 
+def _magnitudes() -> Exercise:
+    silu, relu = 0.5963, np.sqrt(0.5)
+    return Exercise(
+        needs="four numbers: for SiLU, ReLU, the mean of 2 x 2 pixels, and a + a",
+        right=[silu, relu, 0.5, 2.0],
+        lesson="a constant keeps the magnitude only of what it was made for: independent entries",
+        mistakes={
+            "that is the mean square; the magnitude is its root": [silu**2, 0.5, 0.25, 4.0],
+            "the magnitude is about zero: do not subtract the mean": [0.5595, 0.5838, 0.5, 2.0],
+            "a and a are not independent: their products count, too": [
+                *(silu, relu, 0.5, np.sqrt(2.0)),
+            ],
+            "the mean of four has a quarter of the variance": [silu, relu, 0.25, 2.0],
+            "a mean of independent pixels is smaller than a pixel": [silu, relu, 1.0, 2.0],
+            "divide by the magnitude of what comes out; those are the factors to multiply with": [
+                *(1 / silu, 1 / relu, 2.0, 0.5),
+            ],
+        },
+        hint="draw many unit normals, apply the layer, take the root of the mean square",
+        measure=lambda four: np.concatenate([np.ravel(part) for part in four]),
+        rtol=0.01,
+    )
+
+
 def _best_second_calls(width: Any) -> list[float]:
     """The best width over c after a whole first call and after half of one, for the forty g."""
     c, rungs = 0.5, np.append(0.0, np.asarray(edm_sigmas(40), float)[::-1])
@@ -158,4 +182,4 @@ def _best_second_calls(width: Any) -> list[float]:
     return [float(np.max(width(first, rungs, g)) / c) for first in (once, once / 2)]
 
 
-EXERCISES = (_which_time, _its_loss, _with_unit, _smear, _two_calls)
+EXERCISES = (_which_time, _its_loss, _with_unit, _smear, _two_calls, _magnitudes)

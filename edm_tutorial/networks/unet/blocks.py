@@ -11,6 +11,7 @@ weights near zero, so that an untrained block is close to its skip.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple, final
 
 import equinox as eqx
@@ -20,7 +21,18 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ..._types import PRNGKey
-from .layers import Conv, Dense, Down, GroupNorm, Init, Up, attention_weights, kaiming, xavier
+from .layers import (
+    Conv,
+    Dense,
+    Down,
+    GroupNorm,
+    Init,
+    Up,
+    attention_weights,
+    everywhere,
+    kaiming,
+    xavier,
+)
 
 
 class Style(NamedTuple):
@@ -35,6 +47,7 @@ class Style(NamedTuple):
     init: Init  # bounds of the initial weights and biases
     init_zero: float  # scale of the initial weights that end a branch
     init_attn: float  # scale of the initial weights of queries, keys and values
+    axes: int = 2  # of an image besides its channels: 1 for a series, 3 for a volume
 
     def heads(self, channels: int) -> int:
         """The number of attention heads; 0 is no attention."""
@@ -69,6 +82,8 @@ DHARIWAL = Style(
 class Block(eqx.Module):
     """A residual block from (H, W, in) to (H', W', out), given the embedding.
 
+    With other `axes` than 2 in its style, (H, W) is (L,) or (D, H, W), here and below.
+
     Arguments:
         emb_channels: length of the embedding.
         resample: `Down(filter)`, `Up(filter)`, or None to keep the resolution.
@@ -102,29 +117,30 @@ class Block(eqx.Module):
         key: PRNGKey,
     ):
         keys = jr.split(key, 6)
-        init, zero, attn = style.init, style.init_zero, style.init_attn
+        zero, attn = style.init_zero, style.init_attn
+        conv = partial(Conv, init=style.init, axes=style.axes)
         self.resample, self.style, self.dropout = resample, style, dropout
         self.norm0 = GroupNorm(in_channels, style.eps)
-        self.conv0 = Conv(in_channels, out_channels, 3, init, key=keys[0])
+        self.conv0 = conv(in_channels, out_channels, 3, key=keys[0])
         modulation = 2 * out_channels if style.adaptive_scale else out_channels
-        self.affine = Dense(emb_channels, modulation, init, key=keys[1])
+        self.affine = Dense(emb_channels, modulation, style.init, key=keys[1])
         self.norm1 = GroupNorm(out_channels, style.eps)
-        self.conv1 = Conv(out_channels, out_channels, 3, init, scale=zero, key=keys[2])
+        self.conv1 = conv(out_channels, out_channels, 3, scale=zero, key=keys[2])
         project = in_channels != out_channels or (style.resample_proj and resample is not None)
-        self.skip = Conv(in_channels, out_channels, 1, init, key=keys[3]) if project else None
+        self.skip = conv(in_channels, out_channels, 1, key=keys[3]) if project else None
         self.norm2, self.qkv, self.proj = None, None, None
         if attends and style.heads(out_channels) > 0:
             self.norm2 = GroupNorm(out_channels, style.eps)
-            self.qkv = Conv(out_channels, 3 * out_channels, 1, init, scale=attn, key=keys[4])
-            self.proj = Conv(out_channels, out_channels, 1, init, scale=zero, key=keys[5])
+            self.qkv = conv(out_channels, 3 * out_channels, 1, scale=attn, key=keys[4])
+            self.proj = conv(out_channels, out_channels, 1, scale=zero, key=keys[5])
 
     def __call__(
-        self, x: Float[Array, "h w in"], emb: Float[Array, " emb"], key: PRNGKey | None = None
-    ) -> Float[Array, "h2 w2 out"]:
+        self, x: Float[Array, "*size in"], emb: Float[Array, " emb"], key: PRNGKey | None = None
+    ) -> Float[Array, "*size2 out"]:
         """The block's output; without a key nothing is dropped."""
         silu = jax.nn.silu
         h = self.conv0(self._resample(silu(self.norm0(x))))
-        modulation = self.affine(emb).astype(x.dtype)[None, None]
+        modulation = everywhere(self.affine(emb).astype(x.dtype), h)
         if self.style.adaptive_scale:
             scale, shift = jnp.split(modulation, 2, axis=-1)
             h = silu(self.norm1(h) * (1 + scale) + shift)
@@ -144,12 +160,12 @@ class Block(eqx.Module):
         kept = jr.bernoulli(key, 1 - self.dropout, h.shape)
         return jnp.where(kept, h / (1 - self.dropout), jnp.zeros_like(h))
 
-    def _attend(self, y: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def _attend(self, y: Float[Array, "*size c"]) -> Float[Array, "*size c"]:
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return y
         heads = self.style.heads(y.shape[-1])
         parts = jnp.split(_sorted_qkv(self.qkv)(self.norm2(y)), 3, axis=-1)
-        q, k, v = (part.reshape(y.shape[0] * y.shape[1], heads, -1) for part in parts)
+        q, k, v = (part.reshape(-1, heads, y.shape[-1] // heads) for part in parts)
         weights = attention_weights(q, k).astype(y.dtype)
         mixed = jnp.einsum("hqk,khc->qhc", weights, v).reshape(y.shape)
         return (self.proj(mixed) + y) * self.style.skip_scale
@@ -212,8 +228,8 @@ class Output(eqx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, style: Style, key: PRNGKey):
         self.norm = GroupNorm(in_channels, style.eps)
-        conv = Conv(in_channels, out_channels, 3, style.init, key=key)
+        conv = Conv(in_channels, out_channels, 3, style.init, axes=style.axes, key=key)
         self.conv = jax.tree.map(jnp.zeros_like, conv)
 
-    def __call__(self, h: Float[Array, "h w in"]) -> Float[Array, "h w out"]:
+    def __call__(self, h: Float[Array, "*size in"]) -> Float[Array, "*size out"]:
         return self.conv(jax.nn.silu(self.norm(h)))

@@ -11,7 +11,7 @@ for it builds the same network here. An unknown keyword is a TypeError.
 At 32 x 32 the paper uses `channel_mult=(2, 2, 2)` for the first two (Table 7).
 """
 
-import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -26,6 +26,8 @@ from .blocks import DHARIWAL, SONG
 from .embedding import DhariwalEmbedding, Fourier, Positional, SongEmbedding
 from .network import UNet, UNetSizes, make_unet
 
+ATTENDED = 1024  # the most points of a lowest level over which a small network attends
+
 
 def song_unet(
     img_resolution: int,
@@ -34,6 +36,7 @@ def song_unet(
     *,
     label_dim: int = 0,
     augment_dim: int = 0,
+    vector_dim: int = 0,
     model_channels: int = 128,
     channel_mult: Sequence[int] = (1, 2, 2, 2),
     channel_mult_emb: int = 4,
@@ -52,7 +55,7 @@ def song_unet(
     Arguments:
         img_resolution: height and width of the images.
         in_channels, out_channels: of the image, and of what the network returns.
-        label_dim, augment_dim: lengths of the class and augmentation labels; 0 for none.
+        label_dim, augment_dim, vector_dim: lengths of what `ImageCondition` holds; 0 for none.
         model_channels: the number of channels that every `channel_mult` multiplies.
         channel_mult: one factor a resolution, the full one first.
         channel_mult_emb, channel_mult_noise: factors for the embeddings of all labels and
@@ -72,19 +75,19 @@ def song_unet(
     _check_name("embedding_type", embedding_type, ("positional", "fourier"))
     _check_name("encoder_type", encoder_type, ("standard", "residual", "skip"))
     _check_name("decoder_type", decoder_type, ("standard", "skip"))
-    sizes = UNetSizes(
-        img_resolution=img_resolution,
-        in_channels=in_channels,
+    labels = _lengths(label_dim, augment_dim, vector_dim)
+    sizes = _square(
+        img_resolution,
+        in_channels,
+        tuple(attn_resolutions),
         out_channels=out_channels,
         first_channels=model_channels,
         channels=tuple(model_channels * mult for mult in channel_mult),
         emb_channels=model_channels * channel_mult_emb,
         num_blocks=num_blocks,
-        attn_resolutions=tuple(attn_resolutions),
         resample_filter=tuple(resample_filter),
         dropout=dropout,
     )
-    sizes = _checked(sizes, label_dim, augment_dim)
     keys = _fresh_keys(key)
     noise_channels = int(model_channels * channel_mult_noise)
     if embedding_type == "fourier":
@@ -92,7 +95,6 @@ def song_unet(
     else:
         map_noise = Positional(noise_channels, endpoint=True)
     lengths = {"noise_channels": noise_channels, "emb_channels": sizes.emb_channels}
-    labels = {"label_dim": label_dim, "augment_dim": augment_dim}
     embedding = SongEmbedding(map_noise, **lengths, **labels, key=next(keys))
     types = {"encoder_type": encoder_type, "decoder_type": decoder_type}
     return make_unet(sizes, SONG, embedding, **types, keys=keys)
@@ -105,6 +107,7 @@ def dhariwal_unet(
     *,
     label_dim: int = 0,
     augment_dim: int = 0,
+    vector_dim: int = 0,
     model_channels: int = 192,
     channel_mult: Sequence[int] = (1, 2, 3, 4),
     channel_mult_emb: int = 4,
@@ -122,23 +125,22 @@ def dhariwal_unet(
     Raises: ValueError for a size that does not fit; TypeError for one that is not a whole number.
     """
     channels = tuple(model_channels * mult for mult in channel_mult)
-    sizes = UNetSizes(
-        img_resolution=img_resolution,
-        in_channels=in_channels,
+    labels = _lengths(label_dim, augment_dim, vector_dim)
+    sizes = _square(
+        img_resolution,
+        in_channels,
+        tuple(attn_resolutions),
         out_channels=out_channels,
         first_channels=channels[0] if channels else 0,
         channels=channels,
         emb_channels=model_channels * channel_mult_emb,
         num_blocks=num_blocks,
-        attn_resolutions=tuple(attn_resolutions),
         resample_filter=(1, 1),
         dropout=dropout,
     )
-    sizes = _checked(sizes, label_dim, augment_dim)
     whole("channels_per_head", channels_per_head)
     keys = _fresh_keys(key)
     lengths = {"noise_channels": int(model_channels), "emb_channels": sizes.emb_channels}
-    labels = {"label_dim": label_dim, "augment_dim": augment_dim}
     embedding = DhariwalEmbedding(**lengths, **labels, key=next(keys))
     style = DHARIWAL._replace(channels_per_head=int(channels_per_head))
     types = {"encoder_type": "standard", "decoder_type": "standard"}
@@ -150,45 +152,62 @@ def small_unet(
     *,
     label_dim: int = 0,
     augment_dim: int = 0,
+    vector_dim: int = 0,
     width: int = 32,
     num_blocks: int = 1,
     dropout: float = 0.0,
     key: PRNGKey,
 ) -> UNet:
-    """A small DDPM++ for square images of any size, `shape` = (channels, n, n).
+    """A small DDPM++ for data of any size: series, images that need not be square, volumes.
 
-    The network halves the resolution down to 4, at most 3 times, or as often as it takes to
-    come to 16 or less; an odd resolution up to 8 is not halved. An image that cannot be halved
-    so often is padded inside (see `UNet`): 8 becomes 4; 28 and 27, padded to 28, become 7; 100,
-    padded to 104, becomes 13. Only the lowest resolution attends, so over at most 256 points.
+    `shape` is (channels, length), (channels, height, width) or (channels, depth, height, width).
+    All axes are halved together, until the longest is 8 or less (and one is odd) or the shortest
+    4 or less, at most 3 times; more often only to bring the longest down to 16. A size that cannot
+    be halved so often is padded inside (see `UNet`): 28 and 27, padded to 28, become 7; 24 x 40
+    becomes 3 x 5; a series of 100, padded to 104, becomes 13; 16 x 16 x 16 becomes 4 x 4 x 4.
+    Only the lowest resolution attends, and only if it has at most 1,024 points. (A long strip has
+    more, since it is not halved beyond its short axis: give that as channels of a series.)
 
     `width` is the number of channels at the full resolution, a multiple of 4; there are twice as
     many below. The other arguments are those of `song_unet`.
 
-    Raises: ValueError for an image that is not square, or a width that is not a multiple of 4;
+    Raises: ValueError for another number of axes, or a width that is not a multiple of 4;
     TypeError for a size that is not a whole number.
     """
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"shape must be (channels, n, n), a square, got {tuple(shape)}")
-    channels, side, _ = shape
-    whole("height and width", side)
-    lowest, halvings = side, 0
-    while lowest > 16 or (halvings < 3 and (lowest > 8 or lowest > 4 and lowest % 2 == 0)):
-        lowest, halvings = -(-lowest // 2), halvings + 1
-    network = song_unet(
-        lowest * 2**halvings,
-        channels,
-        channels,
-        label_dim=label_dim,
-        augment_dim=augment_dim,
-        model_channels=width,
-        channel_mult=(1,) + halvings * (2,),
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(
+            "shape must be (channels, length), (channels, height, width) or (channels, depth, "
+            f"height, width), got {tuple(shape)}"
+        )
+    channels, *size = shape = tuple(whole("every number in shape", n) for n in shape)
+    width, lowest, halvings = whole("width", width), size, 0
+    while _is_halved(lowest, halvings):
+        lowest, halvings = [-(-length // 2) for length in lowest], halvings + 1
+    sizes = _checked(
+        shape=shape,
+        out_channels=channels,
+        first_channels=width,
+        channels=(width,) + halvings * (2 * width,),
+        emb_channels=4 * width,
         num_blocks=num_blocks,
-        attn_resolutions=(),
+        attends=(False,) * (1 + halvings),
+        attends_first=math.prod(lowest) <= ATTENDED,
+        resample_filter=(1, 1),
         dropout=dropout,
-        key=key,
     )
-    return dataclasses.replace(network, shape=(int(channels), int(side), int(side)))
+    keys = _fresh_keys(key)
+    labels = _lengths(label_dim, augment_dim, vector_dim)
+    lengths = {"noise_channels": width, "emb_channels": sizes.emb_channels}
+    noise = Positional(width, endpoint=True)
+    embedding = SongEmbedding(noise, **lengths, **labels, key=next(keys))
+    types = {"encoder_type": "standard", "decoder_type": "standard"}
+    return make_unet(sizes, SONG._replace(axes=len(size)), embedding, **types, keys=keys)
+
+
+def _is_halved(size: list[int], halvings: int) -> bool:
+    """Whether a small network has another level below this size."""
+    longest, even = max(size), all(length % 2 == 0 for length in size)
+    return min(size) > 4 and (longest > 16 or (halvings < 3 and (longest > 8 or even)))
 
 
 def _fresh_keys(key: PRNGKey) -> Iterator[PRNGKey]:
@@ -201,33 +220,50 @@ def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
-def _checked(sizes: UNetSizes, label_dim: Any, augment_dim: Any) -> UNetSizes:
-    """The sizes as Python's numbers; what makes no network is refused by its public name."""
-    whole("the length of channel_mult", len(sizes.channels))
-    whole("model_channels times channel_mult", min(sizes.channels))
-    whole("model_channels times channel_mult_emb", sizes.emb_channels)
-    if np.ndim(sizes.img_resolution) > 0:
-        got = sizes.img_resolution
-        raise TypeError(f"img_resolution must be one whole number: images are square, got {got}")
-    for name in ("img_resolution", "in_channels", "out_channels", "num_blocks"):
-        whole(name, getattr(sizes, name))
-    whole("label_dim", label_dim, least=0)
-    whole("augment_dim", augment_dim, least=0)
-    multiple = 2 ** (len(sizes.channels) - 1)
-    if sizes.img_resolution % multiple:
+def _lengths(label_dim: Any, augment_dim: Any, vector_dim: Any) -> dict[str, int]:
+    """The lengths of labels by their names, as Python's numbers."""
+    given = {"label_dim": label_dim, "augment_dim": augment_dim, "vector_dim": vector_dim}
+    return {name: whole(name, length, least=0) for name, length in given.items()}
+
+
+def _square(
+    resolution: Any, in_channels: Any, attn_resolutions: tuple[int, ...], **sizes: Any
+) -> UNetSizes:
+    """The sizes of a network for square images, by the public names of what is refused."""
+    if np.ndim(resolution) > 0:
+        raise TypeError(
+            f"img_resolution must be one whole number: images are square, got {resolution}"
+        )
+    resolution = whole("img_resolution", resolution)
+    shape = whole("in_channels", in_channels), resolution, resolution
+    resolutions = [resolution >> i for i in range(len(sizes["channels"]))]
+    attends = tuple(level in attn_resolutions for level in resolutions)
+    square = _checked(shape=shape, attends=attends, attends_first=True, **sizes)
+    if resolution % (multiple := 2 ** (len(resolutions) - 1)):
         raise ValueError(
             f"img_resolution must be a multiple of {multiple}, to be halved for each further "
-            f"entry of channel_mult, got {sizes.img_resolution}: pad the images, or give "
+            f"entry of channel_mult, got {resolution}: pad the images, or give "
             "channel_mult fewer entries"
         )
-    if not set(sizes.attn_resolutions) <= set(sizes.resolutions):
-        got = list(sizes.attn_resolutions)
-        raise ValueError(f"attn_resolutions must be among {sizes.resolutions}, got {got}")
-    if len(sizes.resample_filter) % 2 or sum(sizes.resample_filter) == 0:
+    if not set(attn_resolutions) <= set(resolutions):
+        got = list(attn_resolutions)
+        raise ValueError(f"attn_resolutions must be among {resolutions}, got {got}")
+    return square
+
+
+def _checked(**sizes: Any) -> UNetSizes:
+    """The sizes as Python's numbers; what makes no network is refused by its public name."""
+    whole("the length of channel_mult", len(sizes["channels"]))
+    whole("model_channels times channel_mult", min(sizes["channels"]))
+    whole("model_channels times channel_mult_emb", sizes["emb_channels"])
+    for name in ("out_channels", "num_blocks"):
+        whole(name, sizes[name])
+    taps = sizes["resample_filter"]
+    if len(taps) % 2 or sum(taps) == 0:
         raise ValueError(
-            "resample_filter needs an even number of taps with a sum other than 0, "
-            f"got {sizes.resample_filter}"
+            f"resample_filter needs an even number of taps with a sum other than 0, got {taps}"
         )
-    if not 0 <= sizes.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {sizes.dropout}")
-    return jax.tree.map(lambda n: n.item() if isinstance(n, np.generic) else n, sizes)
+    if not 0 <= sizes["dropout"] < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {sizes['dropout']}")
+    numbers = jax.tree.map(lambda n: n.item() if isinstance(n, np.generic) else n, sizes)
+    return UNetSizes(**numbers)

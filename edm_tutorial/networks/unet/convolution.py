@@ -16,19 +16,24 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-_LAST = ("NHWC", "HWIO", "NHWC")
+_LAST = ("N*C", "*IO", "N*C")  # the spatial axes stand for the star
 
 
 def convolve(
-    x: Float[Array, "h w in"], weight: Float[Array, "size size in out"], pad: int
-) -> Float[Array, "h2 w2 out"]:
-    """The cross-correlation of an image with `weight`, after `pad` zeros on every side."""
+    x: Float[Array, "*size in"], weight: Float[Array, "*kernel in out"], pad: int
+) -> Float[Array, "*size2 out"]:
+    """The cross-correlation of an image with `weight`, after `pad` zeros on every side.
+
+    An image may have one, two or three axes besides its channels; `weight` has as many.
+    """
     return _conv_p.bind(x[None], weight, pad=pad)[0]
 
 
 def _forward(x: Array, weight: Array, *, pad: int, axes: Any = _LAST) -> Array:
-    pads = [(pad, pad)] * 2
-    return jax.lax.conv_general_dilated(x, weight, (1, 1), pads, dimension_numbers=axes)
+    spatial = "DHW"[-(x.ndim - 2) :]
+    axes = tuple(letters.replace("*", spatial) for letters in axes)
+    strides, pads = [1] * len(spatial), [(pad, pad)] * len(spatial)
+    return jax.lax.conv_general_dilated(x, weight, strides, pads, dimension_numbers=axes)
 
 
 def _jvp(primals: Any, tangents: Any, *, pad: int) -> tuple[Array, Any]:
@@ -46,16 +51,19 @@ def _transpose(cotangent: Any, x: Any, weight: Any, *, pad: int) -> tuple[Any, A
     if isinstance(cotangent, ad.Zero):
         return None, None
     if ad.is_undefined_primal(x):
-        flipped = jnp.flip(weight, (0, 1)).swapaxes(2, 3)
+        flipped = jnp.flip(weight, range(weight.ndim - 2)).swapaxes(-2, -1)
         return _conv_p.bind(cotangent, flipped, pad=len(weight) - 1 - pad), None
     return None, jax.lax.platform_dependent(
         x,
         cotangent,
-        cpu=lambda x, y: _forward(
-            x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3), pad=pad
-        ).transpose(1, 2, 0, 3),
-        default=lambda x, y: _forward(x, y, pad=pad, axes=("CHWN", "IHWO", "HWNC")),
+        cpu=lambda x, y: _swap(_forward(x.swapaxes(0, -1), _swap(y), pad=pad)),
+        default=lambda x, y: _forward(x, y, pad=pad, axes=("C*N", "I*O", "*NC")),
     )
+
+
+def _swap(x: Array) -> Array:
+    """The first axis right before the last."""
+    return jnp.moveaxis(x, 0, -2)
 
 
 def _batch(args: Any, axes: Any, *, pad: int) -> tuple[Array, int]:
@@ -78,6 +86,6 @@ mlir.register_lowering(_conv_p, mlir.lower_fun(_forward, multiple_results=False)
 
 @_conv_p.def_abstract_eval
 def _(x: Any, weight: Any, *, pad: int) -> Any:
-    size = 2 * pad + 1 - weight.shape[0]
-    n, h, w, _ = x.shape
-    return x.update(shape=(n, h + size, w + size, weight.shape[-1]))
+    n, *size, _ = x.shape
+    wider = 2 * pad + 1 - weight.shape[0]
+    return x.update(shape=(n, *(length + wider for length in size), weight.shape[-1]))

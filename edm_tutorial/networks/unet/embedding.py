@@ -1,9 +1,9 @@
 r"""Embeddings of noise level, class and augmentation, for image networks.
 
 The noise label $c$ becomes $[\cos c f_i,\ \sin c f_i]$, at fixed frequencies from 1 down to
-1/10000 (`Positional`) or random ones (`Fourier`). Linear maps of class and augmentation labels
-are added. Two layers turn the sum into the embedding, an input of every block, in the dtype of the
-noise label, whatever that of the image.
+1/10000 (`Positional`) or random ones (`Fourier`). Linear maps of class and augmentation labels and
+of a vector of other conditions are added. Two layers turn the sum into the embedding, an input of
+every block, in the dtype of the noise label, whatever that of the image.
 """
 
 import math
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
+from ..._checks import concrete
 from ..._types import PRNGKey
 from ..mlp import waves
 from .layers import Dense, kaiming, xavier
@@ -25,14 +26,17 @@ class ImageCondition(NamedTuple):
     """The condition of an image network, for one example.
 
     Arguments:
-        class_labels: shape (label_dim,), `jax.nn.one_hot(label, label_dim)`. None or zeros: no
-            class is given.
+        class_labels: the class as an integer from 0, or shape (label_dim,),
+            `jax.nn.one_hot(label, label_dim)`. None, -1 or zeros: no class is given.
         augment_labels: shape (augment_dim,), how the image was augmented. None or zeros:
             not augmented, which is the choice for sampling.
+        vector: shape (vector_dim,), any numbers, of size about 1: a time of day as its cosine
+            and sine, standardised parameters. None is zeros.
     """
 
-    class_labels: Real[ArrayLike, " labels"] | None = None
+    class_labels: Real[ArrayLike, " labels"] | Int[ArrayLike, ""] | None = None
     augment_labels: Real[ArrayLike, " augmentations"] | None = None
+    vector: Real[ArrayLike, " vector"] | None = None
 
 
 @final
@@ -92,10 +96,9 @@ class SongEmbedding(eqx.Module):
     map_noise: Positional | Fourier
     map_label: Dense | None
     map_augment: Dense | None
+    map_vector: Dense | None
     map_layer0: Dense
     map_layer1: Dense
-    label_dim: int = eqx.field(static=True)
-    augment_dim: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -105,24 +108,33 @@ class SongEmbedding(eqx.Module):
         emb_channels: int,
         label_dim: int,
         augment_dim: int,
+        vector_dim: int,
         key: PRNGKey,
     ):
-        keys = jr.split(key, 4)
-        self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
-        self.map_noise, self.map_label, self.map_augment = map_noise, None, None
+        keys = jr.split(key, 5)
+        self.map_noise, self.map_label, self.map_augment, self.map_vector = (
+            map_noise,
+            None,
+            None,
+            None,
+        )
         if label_dim:
             self.map_label = Dense(label_dim, noise_channels, xavier, key=keys[0])
         if augment_dim:
             sizes = augment_dim, noise_channels
             self.map_augment = Dense(*sizes, xavier, use_bias=False, key=keys[1])
+        if vector_dim:
+            sizes = vector_dim, noise_channels
+            self.map_vector = Dense(*sizes, xavier, use_bias=False, key=keys[4])
         self.map_layer0 = Dense(noise_channels, emb_channels, xavier, key=keys[2])
         self.map_layer1 = Dense(emb_channels, emb_channels, xavier, key=keys[3])
 
     def __call__(self, c_noise: Float[Array, ""], cond: ImageCondition) -> Float[Array, " emb"]:
         cosines, sines = jnp.split(self.map_noise(c_noise), 2)
         emb = jnp.concatenate([sines, cosines])
-        emb = _plus(emb, self.map_label, cond.class_labels, math.sqrt(self.label_dim))
+        emb = _plus(emb, self.map_label, cond.class_labels, math.sqrt(_length(self.map_label)))
         emb = _plus(emb, self.map_augment, cond.augment_labels)
+        emb = _plus(emb, self.map_vector, cond.vector)
         return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(emb))))
 
 
@@ -135,11 +147,10 @@ class DhariwalEmbedding(eqx.Module):
 
     map_noise: Positional
     map_augment: Dense | None
+    map_vector: Dense | None
     map_layer0: Dense
     map_layer1: Dense
     map_label: Dense | None
-    label_dim: int = eqx.field(static=True)
-    augment_dim: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -148,15 +159,18 @@ class DhariwalEmbedding(eqx.Module):
         emb_channels: int,
         label_dim: int,
         augment_dim: int,
+        vector_dim: int,
         key: PRNGKey,
     ):
-        keys = jr.split(key, 4)
+        keys = jr.split(key, 5)
         self.map_noise = Positional(noise_channels, endpoint=False)
-        self.label_dim, self.augment_dim = int(label_dim), int(augment_dim)
-        self.map_label, self.map_augment = None, None
+        self.map_label, self.map_augment, self.map_vector = None, None, None
         if augment_dim:
             sizes = augment_dim, noise_channels
             self.map_augment = Dense(*sizes, kaiming, scale=0.0, use_bias=False, key=keys[0])
+        if vector_dim:
+            sizes = vector_dim, noise_channels
+            self.map_vector = Dense(*sizes, kaiming, use_bias=False, key=keys[4])
         self.map_layer0 = Dense(noise_channels, emb_channels, kaiming, key=keys[1])
         self.map_layer1 = Dense(emb_channels, emb_channels, kaiming, key=keys[2])
         if label_dim:  # uniform of unit variance: a one-hot label picks one column
@@ -165,6 +179,7 @@ class DhariwalEmbedding(eqx.Module):
 
     def __call__(self, c_noise: Float[Array, ""], cond: ImageCondition) -> Float[Array, " emb"]:
         emb = _plus(self.map_noise(c_noise), self.map_augment, cond.augment_labels)
+        emb = _plus(emb, self.map_vector, cond.vector)
         emb = self.map_layer1(jax.nn.silu(self.map_layer0(emb)))
         return jax.nn.silu(_plus(emb, self.map_label, cond.class_labels))
 
@@ -173,24 +188,47 @@ def _plus(emb: Array, layer: Dense | None, labels: Any, scale: float = 1.0) -> A
     """The embedding plus a linear map of labels, if there is one; None is zeros."""
     if layer is None:
         return emb
-    labels = jnp.zeros(layer.weight.shape[1]) if labels is None else jnp.asarray(labels)
+    labels = jnp.zeros(_length(layer)) if labels is None else jnp.asarray(labels)
+    labels = jax.nn.one_hot(labels, _length(layer)) if labels.ndim == 0 else labels
     return emb + layer(labels.astype(emb.dtype) * scale)
 
 
-def check_condition(cond: Any, label_dim: int, augment_dim: int) -> ImageCondition:
+def _length(layer: Dense | None) -> int:
+    """The length of the labels that a linear map takes; 0 for none."""
+    return 0 if layer is None else layer.weight.shape[1]
+
+
+def check_condition(cond: Any, embedding: SongEmbedding | DhariwalEmbedding) -> ImageCondition:
     """The condition `cond`, its lengths checked; None stands for one without labels.
 
     Raises: ValueError for something else, or labels of a length that the network does not take.
     """
     if cond is None:
         return ImageCondition()
+    layers = embedding.map_label, embedding.map_augment, embedding.map_vector
+    lengths = [_length(layer) for layer in layers]
     if not isinstance(cond, ImageCondition):
-        hint = f": class k is ImageCondition(jax.nn.one_hot(k, {label_dim}))" if label_dim else ""
+        hint = ": class k is ImageCondition(k)" if lengths[0] else ""
         raise ValueError(f"cond must be None or an ImageCondition, got {type(cond).__name__}{hint}")
-    hints = (f", jax.nn.one_hot(k, {label_dim}) for class k", "")
-    lengths = (label_dim, augment_dim)
+    hints = (", or be an integer for the class", "", "")
     for name, labels, length, hint in zip(cond._fields, cond, lengths, hints, strict=True):
-        if labels is not None and (length == 0 or jnp.shape(labels) != (length,)):
+        if labels is None or (length and hint and _is_class(labels, length)):
+            continue
+        if length == 0 or jnp.shape(labels) != (length,):
             needed = f"have shape ({length},){hint}" if length else "be None: this network has none"
             raise ValueError(f"{name} must {needed}; got shape {jnp.shape(labels)}")
     return cond
+
+
+def _is_class(label: Any, classes: int) -> bool:
+    """Whether a label is one integer; one that can be looked at must be a class, or -1.
+
+    Raises: ValueError for a class that the network does not have.
+    """
+    if jnp.ndim(label) > 0 or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        return False
+    if concrete(label) and not -1 <= int(label) < classes:
+        raise ValueError(
+            f"class_labels must be from 0 to {classes - 1}, or -1 for none, got {label}"
+        )
+    return True

@@ -1,6 +1,7 @@
-r"""Layers of image networks, for one example with channels last: (H, W, C).
+r"""Layers of image networks, for one example with channels last: (L, C), (H, W, C), (D, H, W, C).
 
-A convolution is $y_{ijo} = \sum_{abc} w_{abco}\, x_{i+a-p,\,j+b-p,\,c} + \beta_o$, zero outside.
+A convolution of an image is $y_{ijo} = \sum_{abc} w_{abco}\, x_{i+a-p,\,j+b-p,\,c} + \beta_o$, zero
+outside, and likewise along one or three axes; `*size` below stands for these axes.
 Resampling applies a filter $f$ along each axis: `Down` keeps every second entry of the
 correlation with $f/\sum f$; `Up` puts zeros between the entries and convolves with
 $2f/\sum f$. So the filter (1, 1) averages pairs on the way down and repeats entries on the
@@ -11,7 +12,7 @@ better.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -70,9 +71,12 @@ class Dense(eqx.Module):
 
 @final
 class Conv(eqx.Module):
-    """A convolution with weights of shape (kernel, kernel, in, out) and zero padding."""
+    """A convolution with zero padding; its weights have shape (kernel, kernel, in, out).
 
-    weight: Float[Array, "kernel kernel in out"]
+    That is for images, of two axes; along one or three, `kernel` stands as often.
+    """
+
+    weight: Float[Array, "*kernel in out"]
     bias: Float[Array, " out"]
 
     def __init__(
@@ -82,20 +86,22 @@ class Conv(eqx.Module):
         kernel: int,
         init: Init,
         *,
+        axes: int = 2,
         scale: float = 1.0,
         key: PRNGKey,
     ):
         weight_key, bias_key = jr.split(key)
-        weights, biases = init(kernel**2 * in_channels, kernel**2 * out_channels)
-        shape = (kernel, kernel, in_channels, out_channels)
+        weights, biases = init(kernel**axes * in_channels, kernel**axes * out_channels)
+        shape = (*[kernel] * axes, in_channels, out_channels)
         self.weight = _uniform(weight_key, shape, scale * weights)
         self.bias = _uniform(bias_key, (out_channels,), scale * biases)
 
-    def __call__(self, x: Float[Array, "h w in"], extra: int = 0) -> Float[Array, "h2 w2 out"]:
+    def __call__(self, x: Float[Array, "*size in"], extra: int = 0) -> Float[Array, "*size2 out"]:
         """The convolution of `x`; `extra` zeros on each side widen the result by as many."""
         weight, pad = self.weight.astype(x.dtype), len(self.weight) // 2 + extra
-        y = x @ weight[0, 0] if len(weight) == 1 and pad == 0 else convolve(x, weight, pad)
-        return y + self.bias.astype(x.dtype)[None, None]
+        pointwise = len(weight) == 1 and pad == 0
+        y = x @ weight.reshape(weight.shape[-2:]) if pointwise else convolve(x, weight, pad)
+        return y + everywhere(self.bias.astype(x.dtype), x)
 
 
 @final
@@ -118,18 +124,19 @@ class GroupNorm(eqx.Module):
             )
         self.weight, self.bias, self.eps = jnp.ones(channels), jnp.zeros(channels), eps
 
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def __call__(self, x: Float[Array, "*size c"]) -> Float[Array, "*size c"]:
         wide = _wide(x.dtype)
         centred = x.astype(wide)
-        centred = centred - self._group_mean(centred)[None, None]
+        centred = centred - everywhere(self._group_mean(centred), x)
         gain = jax.lax.rsqrt(self._group_mean(centred**2) + self.eps) * self.weight.astype(wide)
-        return (centred * gain[None, None] + self.bias.astype(wide)[None, None]).astype(x.dtype)
+        normal = centred * everywhere(gain, x) + everywhere(self.bias.astype(wide), x)
+        return normal.astype(x.dtype)
 
-    def _group_mean(self, x: Float[Array, "h w c"]) -> Float[Array, " c"]:
+    def _group_mean(self, x: Float[Array, "*size c"]) -> Float[Array, " c"]:
         """The mean over pixels and group, for each channel."""
         # Pixels first, then the channels of a group: three times faster than both at once.
         groups = min(32, x.shape[-1] // 4)
-        grouped = jnp.mean(x, axis=(0, 1)).reshape(groups, -1)
+        grouped = jnp.mean(x, axis=range(x.ndim - 1)).reshape(groups, -1)
         means = jnp.mean(grouped, axis=1, keepdims=True)
         return jnp.broadcast_to(means, grouped.shape).reshape(-1)
 
@@ -140,10 +147,14 @@ class Down(eqx.Module):
 
     resample_filter: Filter = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "h w c"], pad: int | None = None) -> Float[Array, "h2 w2 c"]:
+    def __call__(
+        self, x: Float[Array, "*size c"], pad: int | None = None
+    ) -> Float[Array, "*size2 c"]:
         """The image at half its size, or, with another `pad` of zeros a side, nearly so."""
         pad = (len(self.resample_filter) - 1) // 2 if pad is None else pad
-        return self._along(self._along(x, pad, axis=0), pad, axis=1)
+        for axis in range(x.ndim - 1):
+            x = self._along(x, pad, axis)
+        return x
 
     def _along(self, x: Array, pad: int, axis: int) -> Array:
         taps, total = self.resample_filter, sum(self.resample_filter)
@@ -159,8 +170,10 @@ class Up(eqx.Module):
 
     resample_filter: Filter = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c"]:
-        return self._along(self._along(x, axis=0), axis=1)
+    def __call__(self, x: Float[Array, "*size c"]) -> Float[Array, "*size2 c"]:
+        for axis in range(x.ndim - 1):
+            x = self._along(x, axis)
+        return x
 
     def _along(self, x: Array, axis: int) -> Array:
         taps, total = self.resample_filter, sum(self.resample_filter)
@@ -188,26 +201,31 @@ def attention_weights(
     return jax.nn.softmax(products / math.sqrt(q.shape[-1]), axis=-1)
 
 
-def pad_image(x: Float[Array, "h w c"], multiple: int) -> Float[Array, "h2 w2 c"]:
-    """The image with a margin that makes height and width multiples of `multiple`.
+def everywhere(v: Float[Array, " c"], x: Float[Array, "*size c2"]) -> Float[Array, "*ones c"]:
+    """A number for each channel, with an axis of length 1 for each of the size of `x`."""
+    return jnp.expand_dims(v, range(x.ndim - 1))
+
+
+def pad_image(x: Float[Array, "*size c"], multiple: int) -> Float[Array, "*size2 c"]:
+    """The image with a margin that makes its size a multiple of `multiple` along each axis.
 
     The margin reflects the image or, where it is too wide for that, repeats its outermost pixels.
     It is the same on both sides, or one pixel wider on the far side.
     """
-    for axis in (0, 1):
+    for axis in range(x.ndim - 1):
         missing = -x.shape[axis] % multiple
         if missing:
-            widths = [(0, 0)] * 3
+            widths = [(0, 0)] * x.ndim
             widths[axis] = (missing // 2, missing - missing // 2)
             fits = max(widths[axis]) < x.shape[axis]
             x = jnp.pad(x, widths, mode="reflect" if fits else "edge")
     return x
 
 
-def crop_image(x: Float[Array, "h2 w2 c"], height: int, width: int) -> Float[Array, "h w c"]:
+def crop_image(x: Float[Array, "*size2 c"], size: Sequence[int]) -> Float[Array, "*size c"]:
     """The middle of an image, without the margin of `pad_image`."""
-    top, left = (x.shape[0] - height) // 2, (x.shape[1] - width) // 2
-    return x[top : top + height, left : left + width]
+    starts = [(padded - length) // 2 for padded, length in zip(x.shape, size, strict=False)]
+    return x[tuple(slice(at, at + length) for at, length in zip(starts, size, strict=True))]
 
 
 def _wide(dtype: Any) -> Any:

@@ -1,16 +1,16 @@
-r"""U-Nets for square images: an encoder halves the resolution, a decoder doubles it again.
+r"""U-Nets for series, images and volumes: an encoder halves the resolution, a decoder doubles it.
 
 The encoder keeps every output (a *skip*). Each block of the decoder takes one of them back, the
 last one first, beside its input; it has one block more a level, for the output with which the
 encoder entered the level. `song_unet`, `dhariwal_unet` and `small_unet` choose the numbers:
 
     network = small_unet((1, 8, 8), label_dim=10, width=32, key=jax.random.key(0))
-    cond = ImageCondition(class_labels=jax.nn.one_hot(3, 10))
+    cond = ImageCondition(3)                               # class 3 of 10
     network(x, c_noise, cond)                              # x and the result: (1, 8, 8)
 
-Seen from outside, images are (channels, height, width); inside, channels come last, the
-layout in which the convolutions were measured to be fastest. Untrained, a network returns
-exactly 0, so its loss is 1.
+Seen from outside, images are (channels, height, width), series (channels, length) and volumes
+(channels, depth, height, width); inside, channels come last, the layout in which the convolutions
+were measured to be fastest. Untrained, a network returns exactly 0, so its loss is 1.
 """
 
 from collections.abc import Iterator
@@ -50,27 +50,31 @@ class DecoderLevel(eqx.Module):
 
 @final
 class UNet(eqx.Module):
-    """F(x, c_noise, cond) for one image: made by `song_unet`, `dhariwal_unet`, `small_unet`.
+    """F(x, c_noise, cond) for one series, image or volume.
 
-    Computes the image in the dtype of `x` and the embedding in the dtype of `c_noise`. An image
-    that cannot be halved often enough is padded inside, by reflection (by its edge where a
-    margin is too wide for that), and the result is cropped. No official network needs this.
+    Made by `small_unet`, for `x` of shape (channels, length), (channels, height, width) or
+    (channels, depth, height, width), and by `song_unet` and `dhariwal_unet`, for square images.
+    Computes the image in the dtype of `x` and the embedding in the dtype of `c_noise`.
+
+    Any size will do. One that cannot be halved often enough is padded inside, by reflection (by
+    its edge where a margin is too wide for that), and the result is cropped. No official network
+    needs this.
     """
 
     embedding: SongEmbedding | DhariwalEmbedding
     encoder: list[EncoderLevel]  # from the full resolution down
     decoder: list[DecoderLevel]  # from the lowest resolution up
     enlarge: Up  # doubles the image of a level for the next
-    shape: tuple[int, int, int] = eqx.field(static=True)  # of x
+    shape: tuple[int, ...] = eqx.field(static=True)  # of x: channels, then the size
 
     def __call__(
         self,
-        x: Float[Array, "channels height width"],
+        x: Float[Array, " channels *size"],
         c_noise: Float[Array, ""],
         cond: ImageCondition | None = None,
         *,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "out height width"]:
+    ) -> Float[Array, " out *size"]:
         """The raw network output for one image; with a key, dropout is on.
 
         Raises: ValueError for `x` of another shape or not floating, or labels of another length.
@@ -79,11 +83,11 @@ class UNet(eqx.Module):
         if x.shape != self.shape:
             got = f"got {x.shape}; use jax.vmap for a batch"
             raise ValueError(f"x must have shape {self.shape}, {got}")
-        cond = check_condition(cond, self.embedding.label_dim, self.embedding.augment_dim)
+        cond = check_condition(cond, self.embedding)
         emb = self.embedding(as_float(c_noise), cond)
         keys = _block_keys(self, key)
         h, skips = self._encode(pad_image(jnp.moveaxis(x, 0, -1), self._multiple), emb, keys)
-        image = crop_image(self._decode(h, skips, emb, keys), *x.shape[1:])
+        image = crop_image(self._decode(h, skips, emb, keys), x.shape[1:])
         return jnp.moveaxis(image, -1, 0)
 
     @property
@@ -91,10 +95,10 @@ class UNet(eqx.Module):
         return 2 ** (len(self.encoder) - 1)
 
     @property
-    def resolutions(self) -> list[int]:
-        """Height and width at each level, that of the padded image first."""
-        padded = self.shape[1] + -self.shape[1] % self._multiple
-        return [padded >> i for i in range(len(self.encoder))]
+    def resolutions(self) -> list[tuple[int, ...]]:
+        """Size at each level, that of the padded image first."""
+        padded = [length + -length % self._multiple for length in self.shape[1:]]
+        return [tuple(length >> i for length in padded) for i in range(len(self.encoder))]
 
     def _encode(self, x: Array, emb: Array, keys: Any) -> tuple[Array, list[Array]]:
         h, aux, skips = x, x, []
@@ -132,21 +136,16 @@ def _block_keys(network: UNet, key: PRNGKey | None) -> Any:
 class UNetSizes(eqx.Module):
     """Sizes of a U-Net, from which `make_unet` makes its levels."""
 
-    img_resolution: int  # height and width
-    in_channels: int
+    shape: tuple[int, ...]  # of x: its channels, then the size
     out_channels: int
     first_channels: int  # after the first convolution
     channels: tuple[int, ...]  # of each level, the full resolution first
     emb_channels: int
     num_blocks: int  # of a level of the encoder; the decoder has one more
-    attn_resolutions: tuple[int, ...]  # and the first block of the decoder always attends
+    attends: tuple[bool, ...]  # whether the blocks of each level do
+    attends_first: bool  # whether the first block of the decoder does
     resample_filter: Filter
     dropout: float  # the probability, in every block
-
-    @property
-    def resolutions(self) -> list[int]:
-        """Height and width of each level."""
-        return [self.img_resolution >> i for i in range(len(self.channels))]
 
 
 def make_unet(
@@ -161,8 +160,7 @@ def make_unet(
     """The untrained network of these sizes; its decoder mirrors its encoder."""
     encoder, skips = _encoder(sizes, style, encoder_type, keys)
     decoder = _decoder(sizes, style, decoder_type, skips, keys)
-    shape = (int(sizes.in_channels), int(sizes.img_resolution), int(sizes.img_resolution))
-    return UNet(embedding, encoder, decoder, Up(sizes.resample_filter), shape)
+    return UNet(embedding, encoder, decoder, Up(sizes.resample_filter), sizes.shape)
 
 
 def _encoder(
@@ -170,25 +168,25 @@ def _encoder(
 ) -> tuple[list[EncoderLevel], list[int]]:
     """The levels of the encoder, and how many channels each of its outputs has."""
     make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)
+    conv = partial(Conv, init=style.init, axes=style.axes)
     down, channels = Down(sizes.resample_filter), sizes.first_channels
-    aux_channels = sizes.in_channels
+    aux_channels = sizes.shape[0]
     levels, skips = [], []
-    for i, (resolution, width) in enumerate(zip(sizes.resolutions, sizes.channels, strict=True)):
+    for i, (attends, width) in enumerate(zip(sizes.attends, sizes.channels, strict=True)):
         aux = NoAux()
         if i == 0:
-            entry = Conv(sizes.in_channels, channels, 3, style.init, key=next(keys))
+            entry = conv(aux_channels, channels, 3, key=next(keys))
         else:
             entry = make(channels, channels, resample=down, key=next(keys))
             aux_key = next(keys)
             if encoder_type == "residual":
-                conv = Conv(aux_channels, channels, 3, style.init, key=aux_key)
-                aux = AuxResidual(conv, down, style.skip_scale)
+                strided = conv(aux_channels, channels, 3, key=aux_key)
+                aux = AuxResidual(strided, down, style.skip_scale)
                 aux_channels = channels
             elif encoder_type == "skip":
-                conv = Conv(aux_channels, channels, 1, style.init, key=aux_key)
-                aux = AuxSkip(conv, down)
+                aux = AuxSkip(conv(aux_channels, channels, 1, key=aux_key), down)
         skips.append(channels)
-        attends, blocks = resolution in sizes.attn_resolutions, []
+        blocks = []
         for _ in range(sizes.num_blocks):
             blocks.append(make(channels, width, attends=attends, key=next(keys)))
             channels = width
@@ -207,14 +205,13 @@ def _decoder(
     for i in reversed(range(len(sizes.channels))):
         width = sizes.channels[i]
         if i == lowest:
-            first = make(channels, channels, attends=True, key=next(keys))
+            first = make(channels, channels, attends=sizes.attends_first, key=next(keys))
             entry = [first, make(channels, channels, key=next(keys))]
         else:
             entry = [make(channels, channels, resample=up, key=next(keys))]
         blocks = []
         for j in range(sizes.num_blocks + 1):
-            attends = sizes.resolutions[i] in sizes.attn_resolutions
-            attends &= style.attend_all or j == sizes.num_blocks
+            attends = sizes.attends[i] and (style.attend_all or j == sizes.num_blocks)
             joined = channels + skips.pop()
             blocks.append(make(joined, width, attends=attends, key=next(keys)))
             channels = width

@@ -67,7 +67,7 @@ def _parts(network: UNet) -> Iterator[tuple[str, Any]]:
     levels = network.resolutions
     yield "", network.embedding
     for size, level in zip(levels, network.encoder, strict=True):
-        at = f"enc.{size}x{size}"
+        at = "enc." + "x".join(map(str, size))
         yield f"{at}_conv." if size == levels[0] else f"{at}_down.", level.entry
         if not isinstance(level.aux, NoAux):
             kind = "residual" if isinstance(level.aux, AuxResidual) else "skip"
@@ -75,7 +75,7 @@ def _parts(network: UNet) -> Iterator[tuple[str, Any]]:
         for i, block in enumerate(level.blocks):
             yield f"{at}_block{i}.", block
     for size, level in zip(reversed(levels), network.decoder, strict=True):
-        at = f"dec.{size}x{size}"
+        at = "dec." + "x".join(map(str, size))
         for i, block in enumerate(level.entry):
             yield f"{at}_in{i}." if size == levels[-1] else f"{at}_up.", block
         for i, block in enumerate(level.blocks):

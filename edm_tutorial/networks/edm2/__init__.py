@@ -1,0 +1,1 @@
+"""EDM2's U-Net: magnitude-preserving layers, forced weight norms, a learned loss weight."""
