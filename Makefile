@@ -13,7 +13,7 @@ FAST := not slow and not book and not browser
 UNIT := not book and not browser$(if $(CONSTRAINTS),, and not pinned)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint notebooks minimal release serve clean bench mutants oldest colab browser repository
+.PHONY: help book pdf test check lint notebooks minimal release serve clean bench mutants oldest colab browser repository
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ minimal: $(STAMP) ## Write edm_minimal.py, the heart of the package in one file
 release: $(STAMP) ## Date the changelog, build wheel and sdist, try both: make release VERSION=0.2.0
 	@test -n "$(VERSION)" || { echo "Say which: make release VERSION=0.2.0"; exit 1; }
 	$(BIN)/python tools/release.py $(VERSION)
+
+pdf: book ## Print the book into one PDF, _build/html/book.pdf (needs Chromium)
+	$(BIN)/python book/_tools/pdf.py
 
 serve: book ## Build the book and show it on http://localhost:8000 (PORT=...)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import edm_tutorial as edm
@@ -39,6 +40,7 @@ def code(cell: str) -> list[str]:
 
 
 NAMES = {name for row in table("Symbols") for name in code(row[3])} - {"x", "n", "sigma"}
+NAMES |= {name for row in table("GenSBI") for name in code(row[1])}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -71,8 +73,8 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def test_twenty_five_questions_each_with_an_answer():
-    assert len(SECTIONS) == 25
+def test_twenty_eight_questions_each_with_an_answer():
+    assert len(SECTIONS) == 28
     for number, section in enumerate(SECTIONS, 1):
         title, answer, *_ = section.split("\n\n")
         assert title.startswith(f"{number}. ")
@@ -213,3 +215,30 @@ def test_what_a_reader_sees_is_the_idea(chapter):
     code = [cell["source"] for cell in cells[1:] if cell["cell_type"] == "code"]
     long = [line for source in code for line in source if len(line.rstrip("\n")) > 80]
     assert not long, long
+
+
+def test_the_example_of_an_image_network_runs():
+    """It is in single precision for a reader; the untrained network returns c_skip times x."""
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "book/api/networks.md").read_text(), re.DOTALL
+    )
+    made: dict = {}
+    exec(compile(example, "networks.md", "exec"), made)
+    assert np.allclose(made["picture"], 0.25 / (0.25 + 1.0))
+
+
+def test_the_api_page_opens_with_ten_calls():
+    page = (ROOT / "book/api.md").read_text()
+    calls = re.findall(r"^\| \d+ \|.+\| (.+) \|$", page, re.M)
+    assert len(calls) == 10
+    for call in calls:
+        for path in re.findall(r"<([\w.]+)>`", call):
+            assert callable(found_in_package(path)), path
+
+
+def found_in_package(path: str) -> object:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError:  # a method: its class is one name up
+        return getattr(found_in_package(module), name)

@@ -3,7 +3,8 @@
 After the build: the theme's script of all icons (540 kB, compressed) goes, since its fonts
 draw the same icons; the fonts keep only the icons that occur; images load when they come
 near, in a box of their size. For readers without a mouse or with a screen reader, tables,
-which scroll, can have the focus, and the bibliography's items the role that lists ask for.
+which scroll, can have the focus, the bibliography's items the role that lists ask for, and the
+sidebar's arrows a name.
 """
 
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*fontawesome[^"]*all\.min\.js[^"]*"></script>')
 ICON_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*fontawesome[^>]*/>\s*')
+NAMED = '<summary aria-label="Show or hide its pages">'
 IMAGE = re.compile(r'<img(?![^>]*\bloading=)(?=[^>]*\ssrc="([^"]+)")')
 ICON_RULE = re.compile(r"((?:\.fa-[\w-]+:(?::)?before,?)+)\{content:\"\\([0-9a-f]+)\"")
 ESCAPE = re.compile(r"\\(f[0-9a-f]{3})\b")
@@ -25,6 +27,9 @@ def lighter(html: str, folder: Path) -> str:
     """A page without the icons' script, with its images lazy; `folder` is the page's."""
     html = ICON_PRELOAD.sub("", ICON_SCRIPT.sub("", html))
     html = html.replace('role="doc-biblioentry"', 'role="listitem"')
+    html = html.replace(
+        '<summary><span class="toctree-toggle"', f'{NAMED}<span class="toctree-toggle"'
+    )
     html = html.replace('<table class="table"', '<table tabindex="0" class="table"')
     return IMAGE.sub(lambda match: f'<img loading="lazy"{_size(folder, match[1])}', html)
 

@@ -8,12 +8,15 @@
    a warning of its own is an error.
 3. The outputs, and nothing else, go into the cache that Jupyter Book reads.
 4. Jupyter Book builds `_build/html`, with every warning an error.
+
+It says of each chapter how long it ran and how long its text is.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +36,7 @@ from repository import ROOT
 EXECUTED = ROOT / ".executed"
 BUILD = ROOT / "_build"
 CELL_SECONDS = 1800
+PACE = 150  # words a minute, with the formulas and the open cells between them
 # Each kernel runs this first. A cell that means to warn catches the warning and prints it.
 STARTUP = """\
 import warnings
@@ -150,6 +154,16 @@ def with_outputs(source: Path) -> NotebookNode:
     return notebook
 
 
+def words(source: Path) -> int:
+    """The words of a chapter's text before its exercises; a formula is one, code none."""
+    cells = jupytext.reads(source.read_text(), fmt="md:myst").cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = text.partition("\n## Exercises")[0]
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]+\$", " formula ", text, flags=re.DOTALL)
+    text = re.sub(r"^(:{3,}.*|:\w+:.*|\([\w-]+\)=)$", "", text, flags=re.MULTILINE)
+    return len(re.findall(r"[\w'-]*\w[\w'-]*", text))
+
+
 def pages() -> None:
     """Build the pages; after a failure, the next build reads every page again."""
     command = [Path(sys.executable).parent / "jupyter-book", "build"]
@@ -181,7 +195,8 @@ def main() -> None:
         sys.exit(code)
     sources = export.chapters(ROOT)
     for name, seconds in execute(sources).items():
-        print(f"{name}: {seconds:.0f} s")
+        count = words(ROOT / "notebooks" / f"{name}.md")
+        print(f"{name}: runs {seconds:.0f} s; {count:,} words, {count / PACE:.0f} minutes to read")
     if not arguments.execute_only:
         seed(sources)
         pages()

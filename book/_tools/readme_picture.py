@@ -3,7 +3,8 @@
     python book/_tools/readme_picture.py
 
 No network is involved: `EmpiricalDenoiser` is the formula for the mean of the 1,797
-digits of scikit-learn given a noisy one. Writes book/_static/readme.png.
+digits of scikit-learn given a noisy one. Writes book/_static/readme.png, and beside it
+card.png, which other sites show with a link to the book: the same picture below its title.
 """
 
 from pathlib import Path
@@ -12,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from sklearn.datasets import load_digits
 
 import edm_tutorial as edm
 
 PICTURE = Path(__file__).resolve().parents[1] / "_static" / "readme.png"
+CARD = PICTURE.with_name("card.png")
 SAMPLES, SEED = 5, 4
 STAGES = (0, 5, 7, 8, 9, 10, 11, 12, 18)  # of 18 steps, those where things happen
 STD = 0.6  # of the data, roughly: keeps the noisy images within the grey scale
@@ -63,5 +66,17 @@ def draw() -> Figure:
     return figure
 
 
+def card(picture: Path) -> Figure:
+    """1200 by 630 pixels, the size that sites ask for."""
+    figure = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+    figure.text(0.5, 0.85, "EDM diffusion models", fontsize=48, weight="bold", ha="center")
+    figure.text(0.5, 0.75, "from scratch in JAX, and exact", fontsize=28, ha="center")
+    ax = figure.add_axes((0.02, 0.05, 0.96, 0.62))
+    ax.imshow(imread(picture))
+    ax.axis("off")
+    return figure
+
+
 if __name__ == "__main__":
     draw().savefig(PICTURE)
+    card(PICTURE).savefig(CARD)

@@ -11,6 +11,7 @@ import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 browser_tools = pytest.importorskip("browser")
+pdf = pytest.importorskip("pdf")
 ROOT = browser_tools.ROOT
 HTML = browser_tools.HTML
 PAGES = [f"{name}.html" for name in parse_toc_yaml(ROOT / "_toc.yml")]
@@ -259,3 +260,16 @@ def test_the_title_page_opens(browser, site):
     page.goto(f"{site}/index.html")
     page.wait_for_url(f"{site}/{PAGES[0]}")
     page.close()
+
+
+def test_a_page_is_printed_with_its_heading_and_links_within(browser):
+    """The outline of a PDF is plain text in it; what the page folds is not in print."""
+    pages = ["notebooks/02_design_space", "book/bibliography"]
+    assert set(pages) <= set(pdf.names())
+    html = pdf.combined(HTML, pages)
+    targets = set(re.findall(r'href="#([^"]+)"', html))
+    assert targets and targets <= set(re.findall(r'\bid="([^"]+)"', html))
+    assert "How this figure is drawn" not in html and "Solution to" in html
+    data = pdf.printed(browser, HTML, pages)
+    assert data.startswith(b"%PDF") and b"/Title (Build, check, import)" in data
+    assert not (HTML / pdf.ONE).exists()

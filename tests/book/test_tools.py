@@ -6,13 +6,20 @@ import pkgutil
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import build
 import docstrings
 import nbformat
 import pytest
+import web
+import whole
+import yaml
+from docutils import nodes
+from docutils.utils import new_document
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 from repository import ROOT, Repository, move, read, rewrite
 
 import edm_tutorial
@@ -88,8 +95,9 @@ def test_docstrings_become_restructured_text(source, expected):
     assert docstrings.to_rst(source) == expected
 
 
-def test_every_module_has_its_place_on_the_api_page():
-    page = (ROOT / "book" / "api.md").read_text()
+def test_every_module_has_its_place_on_an_api_page():
+    pages = [ROOT / "book" / "api.md", *(ROOT / "book" / "api").glob("*.md")]
+    page = "\n".join(page.read_text() for page in pages)
     listed = set(re.findall(r"automodule:: ([\w.]+)", page))
     modules = {
         module.name
@@ -185,3 +193,73 @@ def test_mathjax_is_the_release_that_is_named_beside_it():
     assert found == sums and {"LICENSE", "output/chtml/fonts/OFL.txt"} <= found.keys()
     (version,) = re.findall(r"^MathJax ([\d.]+),", (folder / "ORIGIN.txt").read_text())
     assert f'VERSION="{version}"' in (folder / "tex-chtml-full.js").read_text()
+
+
+def test_each_chapter_begins_with_the_diagram_and_lights_some_of_its_parts():
+    for page in sorted((ROOT / "notebooks").glob("*.md")):
+        _, title, after = page.read_text().partition("\n# ")
+        assert title, page.name
+        calls = re.findall(r"^:::\{whole\} ?(.*)\n:::$", after, re.MULTILINE)
+        assert len(calls) == 1 and after.split("\n")[2].startswith(":::{whole} "), page.name
+        assert 0 < len(calls[0].split()) < len(whole.PARTS)
+        assert set(calls[0].split()) <= whole.PARTS.keys()
+
+
+def test_the_diagram_lights_what_it_is_told_to_and_says_so():
+    picture = ElementTree.fromstring(whole.drawing(["levels", "solver"]))
+    groups = [group for group in picture if group.tag == "g"]
+    assert len(groups) == len(whole.PARTS)
+    lit = [group.find("text").text for group in groups if group.get("class") == "lit"]
+    assert lit == ["noise levels", "solver"]
+    assert picture.get("aria-label").endswith("In this chapter: noise levels, solver.")
+    assert "In this chapter" not in whole.drawing([])
+
+
+def test_the_parts_of_the_diagram_lie_in_it_and_not_on_each_other():
+    """With room for their words: a letter of 10 px is 6 px wide at most, on average."""
+    boxes = [place for place, _ in whole.PARTS.values()]
+    for (x, y, width), text in whole.PARTS.values():
+        assert 0 < x and x + width < 360 and y + whole.TALL < 95 and 6 * len(text) <= width + 6
+    for i, (x, y, width) in enumerate(boxes):
+        for other_x, other_y, other_width in boxes[:i]:
+            apart = x >= other_x + other_width or other_x >= x + width
+            assert apart or abs(y - other_y) >= whole.HEIGHT
+
+
+def test_a_description_is_the_first_paragraph_up_to_a_sentence():
+    document = new_document("page")
+    first = "One sentence that is certainly long enough to be told to others. "
+    for text in ("A label.", first + "Another one " + "which never ends " * 20):
+        document += nodes.paragraph(text=text)
+    assert web.description(document) == first.strip()
+    long = new_document("page")
+    long += nodes.paragraph(text="word " * 100)
+    assert web.description(long) == "word " * 39 + "word …"
+
+
+def test_what_other_sites_read_is_escaped_and_has_the_books_address():
+    found = web.tags("https://a.io/b/", "book/intro", 'A "title" & more', "Text <1>.")
+    assert 'content="https://a.io/b/book/intro.html"' in found
+    assert 'content="A &quot;title&quot; &amp; more"' in found and "&lt;1&gt;" in found
+    assert (ROOT / "book" / web.CARD).is_file() and f"https://a.io/b/{web.CARD}" in found
+    tree = ElementTree.fromstring(web.sitemap("https://a.io/b/", ["x.html", "y&.html"]).encode())
+    assert [url[0].text for url in tree] == ["https://a.io/b/x.html", "https://a.io/b/y&.html"]
+
+
+def test_the_books_address_is_the_repositorys():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["html"]["baseurl"] == read(ROOT).pages + "/"
+    with Image.open(ROOT / "book" / web.CARD) as card:
+        assert card.size == (1200, 630)
+
+
+def test_words_are_those_of_the_text_before_the_exercises(tmp_path):
+    page = tmp_path / "00_page.md"
+    head, *_ = (FIXTURE / "notebooks" / "00_start.md").read_text().partition("(ch-")
+    page.write_text(
+        f"{head}(ch-page)=\n# A title\n\nTwo of $x + y$, isn't it?\n\n$$\na b c\n$$\n\n"
+        ":::{admonition} Box\n:class: note\nInside it.\n:::\n\n"
+        "```{code-cell} python\na = 1\n```\n\n"
+        "## Exercises\n\nMany more words.\n"
+    )
+    assert build.words(page) == 2 + 5 + 1 + 2
