@@ -184,7 +184,7 @@ def test_the_power_of_local_calibration(factor, low, high):
     power = np.mean([result.p_value < 0.05 for result in found])
     assert low <= power <= high
     if factor < 1:  # Regions that are too small: P(|draw| < |truth|) = 1 / (1 + 0.8^2)
-        size, most = 30, 0.11 / np.sqrt(1 / 12 / 100)
+        most = 0.11 / np.sqrt(1 / 12 / 100)
         scores = np.mean([result.scores for result in found], axis=0)
         np.testing.assert_allclose(scores, [0, 0, most], atol=0.5)
 

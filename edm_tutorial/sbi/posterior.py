@@ -62,9 +62,9 @@ class Posterior(eqx.Module):
     """q(theta given x) for every x: what `fit_posterior` returns.
 
     Works under `jax.vmap`, over observations too, and `eqx.filter_jit(posterior.mode)` compiles a
-    method (`jax.jit` takes functions only: a module has no hash). It can be pickled where your own network or
-    embedding can: `eqx.nn.MLP` with `final_activation=jax.nn.identity`, since its default is a
-    lambda.
+    method (`jax.jit` takes functions only: a module has no hash). It can be pickled where your own
+    network or embedding can: `eqx.nn.MLP` with `final_activation=jax.nn.identity`, since its
+    default is a lambda.
 
     Arguments:
         denoiser: of z, given the standardised observation.
