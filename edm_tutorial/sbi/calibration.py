@@ -130,14 +130,14 @@ def linear_references(
     Raises:
         ValueError: fewer than three pairs, unequal lengths, or an entry that is not finite.
     """
-    truth = np.asarray(theta, float)
-    rows = np.asarray(x, float).reshape(len(x), -1)
-    finite = np.all(np.isfinite(truth)) and np.all(np.isfinite(rows))
-    if truth.ndim != 2 or len(truth) < 3 or len(rows) != len(truth) or not finite:
+    truth, data = np.asarray(theta, float), np.asarray(x, float)
+    fits = truth.ndim == 2 and data.ndim > 1 and len(truth) == len(data) > 2 and data.size
+    if not (fits and np.all(np.isfinite(truth)) and np.all(np.isfinite(data))):
         raise ValueError(
             "theta and x must be finite, of shapes (n, d) and (n, ...) with n at least 3, got "
-            f"{truth.shape} and {np.shape(x)}"
+            f"{truth.shape} and {data.shape}"
         )
+    rows = data.reshape(len(data), -1)
     spread = rows.std(axis=0)
     left, sizes, _ = np.linalg.svd(
         (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1), full_matrices=False
