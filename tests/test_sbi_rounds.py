@@ -103,6 +103,22 @@ def test_simulators_in_numpy_are_taken(seen, key):
     assert len(seen[1][0]) >= 300
 
 
+def test_a_feature_that_is_constant_in_the_truncation_gets_a_little_noise(seen, key):
+    """As a count that is zero there, and is not elsewhere. What varies stays as it is."""
+    mean, _ = truth(0.8)
+
+    def with_count(key, theta):
+        far = np.abs(np.asarray(theta) - mean).max(axis=1) > 8
+        return np.column_stack([simulate(key, theta), 4.0 * far])
+
+    fit_rounds(key, uniform, with_count, X_O, rounds=2, simulations=1_000)
+    (_, first, _), (theta, x, _) = seen
+    assert set(np.unique(first[:, 2])) == {0.0, 4.0}
+    # 1 % of the first round's spread; 4 standard errors of 1,000 draws are 9 %.
+    np.testing.assert_allclose(x[:, 2].std(), 0.01 * first[:, 2].std(), rtol=0.1)
+    assert kstest((x[:, :2] - theta).ravel(), "norm").pvalue > 1e-3
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "change, told",
