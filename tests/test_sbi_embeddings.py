@@ -164,7 +164,7 @@ def sets(key, n, most=10):
     log_s = 0.7 * jr.normal(scale_key, (n, 1))
     values = jnp.exp(log_s) * jr.normal(value_key, (n, most))
     counts = jr.randint(count_key, (n, 1), 1, most + 1)
-    there = jnp.where(jnp.arange(most) < counts, 1.0, 0.0).astype(values.dtype)
+    there = jnp.where(jnp.arange(most)[None] < counts, 1.0, 0.0).astype(values.dtype)
     return log_s, jnp.stack([values, there], axis=-1)
 
 

@@ -142,29 +142,28 @@ def test_messages(change, told, key):
 
 # On trained fits
 
-MOONS, SIR = tasks.two_moons(), tasks.sir()
-
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("single_precision")
 def test_a_truncation_holds_two_moons():
     """At most 4 of 5,000 exact draws outside that of a short fit, one ten-thousandth by design."""
-    theta, x = tasks.draw(jr.key(1), MOONS, 2_000)
+    moons = tasks.two_moons()
+    theta, x = tasks.draw(jr.key(1), moons, 2_000)
     fit = fit_posterior(
-        jr.key(2), theta, x, prior_support=MOONS.prior_support, steps=400, progress=False
+        jr.key(2), theta, x, prior_support=moons.prior_support, steps=400, progress=False
     )
-    exact = jax.vmap(lambda key: MOONS.sample_posterior(key, jnp.zeros(2)))
+    exact = jax.vmap(lambda key: moons.sample_posterior(key, jnp.zeros(2)))
     region = Region.around(fit, jr.key(3), jnp.zeros(2))
     assert np.sum(region.depth(exact(jr.split(jr.key(4), 5_000))) < 0) <= 4
     # And it does cut: the prior's box is far larger than what holds the moons.
     assert np.mean(region.depth(theta) >= 0) < 0.8
 
 
-def to_the_grid(posterior, x_o):
+def to_the_grid(task, posterior, x_o):
     """Shifts in exact widths, and widths over exact ones, of an epidemic's posterior."""
     sides = np.linspace(0.45, 0.56, 60), np.linspace(0.115, 0.185, 60)
     points = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
-    joint = lambda t: SIR.log_likelihood(x_o, t) + SIR.log_prior(t)
+    joint = lambda t: task.log_likelihood(x_o, t) + task.log_prior(t)
     values = jax.lax.map(joint, jnp.asarray(points, jnp.float32), batch_size=1_800)
     share = np.asarray(jax.nn.softmax(values), float)
     mean = share @ points
@@ -177,24 +176,25 @@ def to_the_grid(posterior, x_o):
 @pytest.mark.usefixtures("single_precision")
 def test_two_rounds_are_nearer_than_one_of_as_many_simulations():
     """An epidemic whose prior is fifty times wider than its posterior; as many steps, too."""
-    x_o = SIR.simulate(jr.key(7), jnp.array([0.5, 0.15]))
-    simulate = lambda key, theta: jax.jit(jax.vmap(SIR.simulate))(
+    task = tasks.sir()
+    x_o = task.simulate(jr.key(7), jnp.array([0.5, 0.15]))
+    simulate = lambda key, theta: jax.jit(jax.vmap(task.simulate))(
         jr.split(key, len(theta)), jnp.asarray(theta)
     )
     errors = []
     for count in (1, 2):
         fit = fit_rounds(
             jr.key(6),
-            lambda key, n: jax.vmap(SIR.sample_prior)(jr.split(key, n)),
+            lambda key, n: jax.vmap(task.sample_prior)(jr.split(key, n)),
             simulate,
             x_o,
             rounds=count,
             simulations=3_000 // count,
             steps=1_200 // count,
-            prior_support=SIR.prior_support,
+            prior_support=task.prior_support,
             progress=False,
         )
-        shift, width = to_the_grid(fit, x_o)
+        shift, width = to_the_grid(task, fit, x_o)
         errors.append(np.sum(shift**2) + np.sum(np.log(width) ** 2))
     print(errors)
     assert errors[1] < errors[0]
