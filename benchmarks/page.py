@@ -1,5 +1,7 @@
 """Fills the tables and numbers of `book/benchmarks.md` from `results/`, and draws its pictures.
 
+A table of chapter 6 is filled, too: `make notebooks` then writes it into the notebook.
+
     python -m benchmarks.page
 
 The page is written by hand, except for what stands between `<!-- name -->` and `<!-- end -->`: a
@@ -16,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import plots
-from benchmarks.sbi import BUDGETS, OBSERVATIONS, OURS, TARGETS
+from benchmarks.sbi import BUDGETS, OBSERVATIONS, OURS, PEERS, TARGETS
 from benchmarks.timing import read
 
-PAGE = Path(__file__).parents[1] / "book" / "benchmarks.md"
+ROOT = Path(__file__).parents[1]
+PAGE, CHAPTER = ROOT / "book" / "benchmarks.md", ROOT / "notebooks" / "06_sbi.md"
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 TARGET = re.compile(r": (at most|at least) (?=\S+$)")
 CELL = re.compile(r"(\w+)\.(\w+) where (.+)")
@@ -248,9 +251,22 @@ def over_seeds(name: str, *columns: str) -> str:
     )
 
 
+def by_budget() -> str:
+    """A row for each problem and number of simulations, the mean C2ST of each method."""
+    found = {name: scores(runs) for name, runs in fits().items()}
+    methods = [m for m in (OURS, *PEERS) if any(method == m for _, _, method in found)]
+    cells = []
+    for task, budget in sorted({name[:2] for name in found}, key=lambda n: (n[0], int(n[1]))):
+        values = [found.get((task, budget, method)) for method in methods]
+        shown = [f"{np.mean(value):.3f}" if value else "-" for value in values]
+        cells.append([task.replace("_", " "), f"{int(budget):,}", *shown])
+    return markdown(["problem", "simulations", "this package", *methods[1:]], cells)
+
+
 PARTS = {
     "edm2_training": partial(over_seeds, "edm2_training", "network", "cpu_s"),
     "edm2_guidance": partial(over_seeds, "edm2_guidance", "guide", "weight"),
+    "C2ST by budget": by_budget,
     "gpu": gpu,
     "gpu rows right": gpu_right,
     "gpu share of peak": partial(gpu_training, ", batch 256: of the measured peak"),
@@ -271,4 +287,5 @@ for _task in TARGETS:
 
 if __name__ == "__main__":
     plots.draw_all()
-    PAGE.write_text(fill(PAGE.read_text()))
+    for path in (PAGE, CHAPTER):
+        path.write_text(fill(path.read_text()))

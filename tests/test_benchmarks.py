@@ -16,7 +16,9 @@ RED = page.red("")[: -len("</strong>")]
 
 
 def test_tables_and_numbers_of_the_page_are_those_of_the_results():
+    chapter = page.CHAPTER.read_text()
     assert page.fill(PAGE) == PAGE  # else run python -m benchmarks.page
+    assert page.fill(chapter) == chapter  # and make notebooks
 
 
 def test_every_table_of_results_is_on_the_page_or_drawn():

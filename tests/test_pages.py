@@ -183,9 +183,7 @@ def test_double_precision_is_for_its_block_only(request):
     assert jnp.zeros(()).dtype == jnp.float32
 
 
-# Chapters whose open cells hold the idea only.
 NAMES_OF_CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.md"))
-FOLDED = [name for name in NAMES_OF_CHAPTERS if name != "06_sbi"]
 
 
 def sections(cells: list[dict]) -> list[list[str]]:
@@ -203,7 +201,7 @@ def sections(cells: list[dict]) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("chapter", FOLDED)
+@pytest.mark.parametrize("chapter", NAMES_OF_CHAPTERS)
 def test_what_a_reader_sees_is_the_idea(chapter):
     """In the open: one assert a section at most, cells of at most 15 lines of 80 characters."""
     cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]

@@ -153,3 +153,48 @@ def test_one_fit_combines_any_number_of_observations(key):
 def test_messages(build, told, key):
     with pytest.raises(ValueError, match=told):
         build(key)
+
+
+# Several observations of one theta
+
+
+def sets(key, n, most=10):
+    """ln s ~ N(0, 0.7^2), and N draws of N(0, s^2), N from 1 to `most`, as the chapter has them."""
+    scale_key, value_key, count_key = jr.split(key, 3)
+    log_s = 0.7 * jr.normal(scale_key, (n, 1))
+    values = jnp.exp(log_s) * jr.normal(value_key, (n, most))
+    counts = jr.randint(count_key, (n, 1), 1, most + 1)
+    there = jnp.where(jnp.arange(most)[None] < counts, 1.0, 0.0).astype(values.dtype)
+    return log_s, jnp.stack([values, there], axis=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("single_precision")
+def test_one_masked_set_fit_answers_for_one_to_ten_observations():
+    """Against the exact posterior on a grid, for every N: mean and width of ln s.
+
+    Of 4,000 simulations and 600 steps; the worst of ten shifts was 0.40 widths, and widths were
+    0.94 to 1.15 of the exact ones.
+    """
+    settings = default_settings(4_000)._replace(width=64, depth=2).with_steps(600)
+    posterior = fit_posterior(
+        jr.key(1),
+        *sets(jr.key(2), 4_000),
+        embedding=SetEmbedding(2, 8, masked=True, key=jr.key(3)),
+        settings=settings,
+        progress=False,
+    )
+    values = np.exp(0.5) * np.random.default_rng(4).normal(size=10)
+    grid = np.linspace(-4, 4, 4_001)
+    for n in range(1, 11):
+        log_p = -((grid / 0.7) ** 2) / 2 - n * grid
+        log_p -= np.exp(-2 * grid) * np.sum(values[:n] ** 2) / 2
+        p = np.exp(log_p - log_p.max())
+        mean = p @ grid / p.sum()
+        width = np.sqrt(p @ (grid - mean) ** 2 / p.sum())
+        there = (np.arange(10) < n).astype(np.float32)
+        draws = np.asarray(
+            posterior.sample(jr.key(5), np.stack([values * there, there], -1), 2_000), float
+        )
+        assert abs(draws.mean() - mean) < 0.6 * width
+        assert 0.75 < draws.std() / width < 1.3

@@ -237,6 +237,17 @@ def test_log_prob_outside_and_at_the_bounds():
     np.testing.assert_array_equal(jax.vmap(half.log_prob, in_axes=(0, None))(outside, X_O), -np.inf)
 
 
+@pytest.mark.usefixtures("single_precision")
+def test_one_row_too_far_away_for_a_float_leaves_the_others_as_they_are():
+    posterior, (mean, std) = gaussian(jnp.float32(0.3)), truth(0.3)
+    rows = np.float32(np.stack([mean, mean + 1e30, mean - 1e18, mean + 1e6]))
+    found = np.asarray(posterior.log_prob(rows, np.float32(X_O)))
+    np.testing.assert_array_equal(found[1:3], -np.inf)
+    # The other two are those of the Gaussian; 0.2 %: sigma_min and the solver.
+    np.testing.assert_allclose(found[0], norm.logpdf(0, 0, std).sum(), atol=0.03)
+    np.testing.assert_allclose(found[3], -np.sum((1e6 / std) ** 2) / 2, rtol=2e-3)
+
+
 @pytest.mark.slow
 def test_batched_equals_single(key):
     posterior = gaussian(0.4, **BOX)
@@ -381,7 +392,8 @@ def test_the_same_posterior_in_other_schedules(schedule, key):
 def test_the_mode_of_a_gaussian_is_its_mean():
     """To a hundredth of a width: the density there is flat to the square of that."""
     mean, spread = truth(0.3)
-    np.testing.assert_allclose((gaussian(0.3).mode(X_O) - mean) / spread, 0, atol=0.01)
+    found = eqx.filter_jit(gaussian(0.3).mode)(X_O)
+    np.testing.assert_allclose((found - mean) / spread, 0, atol=0.01)
 
 
 @pytest.mark.slow

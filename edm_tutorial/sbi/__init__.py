@@ -31,11 +31,12 @@ from .surprise import Surprise as Surprise
 from .transforms.standardize import Standardizer as Standardizer
 
 # These need more than the core (`pip install "edm-tutorial[sbi]"`): imported when asked for.
-_CHECKS = ("sbc_ranks", "hpd_ranks", "tarp_ranks", "expected_coverage", "c2st")
+_CHECKS = ("sbc_ranks", "hpd_ranks", "tarp_ranks", "linear_references", "expected_coverage")
+_CHECKS += ("local_calibration", "posterior_predictive", "c2st")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "calibration" or name in (*_CHECKS, "posterior_predictive"):
+    if name == "calibration" or name in _CHECKS:
         calibration = import_module(".calibration", __name__)
         return calibration if name == "calibration" else getattr(calibration, name)
     return old_name("sbi", name, stacklevel=3)

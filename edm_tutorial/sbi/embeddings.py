@@ -8,13 +8,14 @@ $$\sum_i a_{hi} f_i, \qquad a_{hi} = \mathrm{softmax}_i\big(q_h^T K f_i\big) ,$$
 beside the mean and the spread of all features. One sharp weight finds a peak, even ones average.
 """
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from equinox import AbstractVar
 from jaxtyping import Array, Float
 
 from .._checks import check_key, whole
@@ -130,8 +131,33 @@ class SetEmbedding(AbstractEmbedding):
         return _scale(rows, (1, x.shape[-1]), unscaled=-1 if self.masked else None)
 
 
+class _AbstractConvolutions(AbstractEmbedding):
+    """The embedding of what has channels along one axis or more, by convolutions."""
+
+    layers: AbstractVar[list[Any]]
+    pool: AbstractVar[_Pool]
+    axes: ClassVar[tuple[str, ...]]  # beside the channels
+
+    def __call__(self, x: Float[Array, " channels *axes"]) -> Float[Array, " size"]:
+        names = f"({', '.join(('channels', *self.axes))})"
+        _check_axes(x, 1 + len(self.axes), names, self.layers[0].in_channels, 0)
+        net = cast_floating(self, x.dtype)
+        for layer in net.layers:
+            x = jax.nn.silu(layer(x))
+        # The place of each position is among its features.
+        ends = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in x.shape[1:]]
+        places = np.stack(np.meshgrid(*ends, indexing="ij"))
+        features = jnp.concatenate([x, jnp.asarray([*places, *places**2], x.dtype)])
+        rows = features.reshape(len(features), -1).T
+        return net.pool(rows, jnp.ones(len(rows), x.dtype))
+
+    def scale(self, x: Float[np.ndarray, " n channels *axes"]) -> Standardizer:
+        rows = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+        return _scale(rows, (x.shape[1], *(1 for _ in self.axes)))
+
+
 @final
-class SeriesEmbedding(AbstractEmbedding):
+class SeriesEmbedding(_AbstractConvolutions):
     """The embedding of a series of any length, evenly spaced; its ends are at -1 and 1.
 
     Arguments:
@@ -145,22 +171,14 @@ class SeriesEmbedding(AbstractEmbedding):
 
     layers: list[eqx.nn.Conv1d]
     pool: _Pool
+    axes: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self, channels: int, size: int, *, key: PRNGKey):
-        check_key("key", key)
-        self.layers, self.pool = _convolutions(1, channels, size, key)
-
-    def __call__(self, x: Float[Array, "channels length"]) -> Float[Array, " size"]:
-        _check_axes(x, 2, "(channels, length)", self.layers[0].in_channels, 0)
-        net = cast_floating(self, x.dtype)
-        return _convolved(net.layers, net.pool, x)
-
-    def scale(self, x: Float[np.ndarray, "n channels length"]) -> Standardizer:
-        return _scale(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), (x.shape[1], 1))
+        self.layers, self.pool = _convolutions(eqx.nn.Conv1d, 5, channels, size, key)
 
 
 @final
-class ImageEmbedding(AbstractEmbedding):
+class ImageEmbedding(_AbstractConvolutions):
     """The embedding of an image of any height and width; its edges are at -1 and 1.
 
     Arguments:
@@ -174,39 +192,23 @@ class ImageEmbedding(AbstractEmbedding):
 
     layers: list[eqx.nn.Conv2d]
     pool: _Pool
+    axes: ClassVar[tuple[str, ...]] = ("height", "width")
 
     def __init__(self, channels: int, size: int, *, key: PRNGKey):
-        check_key("key", key)
-        self.layers, self.pool = _convolutions(2, channels, size, key)
-
-    def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, " size"]:
-        _check_axes(x, 3, "(channels, height, width)", self.layers[0].in_channels, 0)
-        net = cast_floating(self, x.dtype)
-        return _convolved(net.layers, net.pool, x)
-
-    def scale(self, x: Float[np.ndarray, "n channels height width"]) -> Standardizer:
-        return _scale(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), (x.shape[1], 1, 1))
+        self.layers, self.pool = _convolutions(eqx.nn.Conv2d, 3, channels, size, key)
 
 
-def _convolutions(axes: int, channels: Any, size: Any, key: PRNGKey) -> tuple[list[Any], _Pool]:
+def _convolutions(
+    kind: Any, kernel: int, channels: Any, size: Any, key: PRNGKey
+) -> tuple[list[Any], _Pool]:
+    check_key("key", key)
     pool_key, *keys = jr.split(key, 1 + len(LAYERS))
-    kind, kernel = (eqx.nn.Conv1d, 5) if axes == 1 else (eqx.nn.Conv2d, 3)
     layers, before = [], whole("channels", channels)
     for (after, stride), layer_key in zip(LAYERS, keys, strict=True):
         layer = kind(before, after, kernel, stride=stride, padding=kernel // 2, key=layer_key)
         layers, before = [*layers, layer], after
-    return layers, _Pool(before + 2 * axes, whole("size", size), pool_key)
-
-
-def _convolved(layers: list[Any], pool: _Pool, x: Array) -> Array:
-    """The pooled output of the layers, with the place of each position among its features."""
-    for layer in layers:
-        x = jax.nn.silu(layer(x))
-    ends = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in x.shape[1:]]
-    places = np.stack(np.meshgrid(*ends, indexing="ij"))
-    features = jnp.concatenate([x, jnp.asarray([*places, *places**2], x.dtype)])
-    rows = features.reshape(len(features), -1).T
-    return pool(rows, jnp.ones(len(rows), x.dtype))
+    places = 2 * layers[0].num_spatial_dims  # of each position: along each axis, and squared
+    return layers, _Pool(before + places, whole("size", size), pool_key)
 
 
 def _scale(rows: np.ndarray, shape: tuple[int, ...], unscaled: int | None = None) -> Standardizer:

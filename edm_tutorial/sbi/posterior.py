@@ -38,6 +38,7 @@ from .transforms.standardize import Standardizer
 SOLVER = DPMSolverPP2M()
 AT_ONCE = 16_384  # draws that are in memory together
 STEPS_PER_E_FOLD = 5.5  # of the noise level, when sampling
+FARTHEST = 1e-6  # of the root of the largest number: from there on, (z / width)^2 overflows
 CANDIDATES = 64  # draws among which the search for a mode begins
 
 
@@ -60,9 +61,10 @@ class Weights(NamedTuple):
 class Posterior(eqx.Module):
     """q(theta given x) for every x: what `fit_posterior` returns.
 
-    Works under `jax.vmap`, over observations too. It can be pickled where your own network or
-    embedding can: `eqx.nn.MLP` with `final_activation=jax.nn.identity`, since its default is a
-    lambda.
+    Works under `jax.vmap`, over observations too, and `eqx.filter_jit(posterior.mode)` compiles a
+    method (`jax.jit` takes functions only: a module has no hash). It can be pickled where your own
+    network or embedding can: `eqx.nn.MLP` with `final_activation=jax.nn.identity`, since its
+    default is a lambda.
 
     Arguments:
         denoiser: of z, given the standardised observation.
@@ -136,7 +138,7 @@ class Posterior(eqx.Module):
         *,
         steps: int | None = None,
     ) -> Float[Array, "*n"]:
-        """ln q(theta given x_o) in nats; -inf outside the support.
+        """ln q(theta given x_o) in nats; -inf outside the support, or too far away for a float.
 
         By the exact trace along the probability-flow ODE, on a fixed grid of noise levels
         that all points share. Differentiable in `theta`.
@@ -359,9 +361,12 @@ def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> 
     def one(theta: Array) -> Array:
         inside = transform.bounds.contains(theta)
         theta = jnp.where(inside, theta, center)  # any point will do where the answer is -inf
+        z = transform.forward(theta, x)
+        inside &= jnp.max(jnp.abs(z)) < FARTHEST * jnp.finfo(z.dtype).max ** 0.5
+        z = jnp.where(inside, z, 0)
         value = log_likelihood(
             denoiser,
-            transform.forward(theta, x),
+            z,
             cond,
             sigmas=sigmas.astype(theta.dtype),
             solver=diffrax.Bosh3(),

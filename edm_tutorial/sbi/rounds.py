@@ -38,6 +38,7 @@ DRAWS, CENTERS = 10_000, 256  # of the fit; those at which kernels stand
 TAIL = 1e-4  # of the widened fit, left out
 LEAST_SHARE = 1e-4  # of prior draws that a truncation keeps
 AT_ONCE = 50_000  # prior draws
+JITTER = 0.01  # of a feature that is constant in the truncation, in its spread under the prior
 
 
 class Region(NamedTuple):
@@ -111,7 +112,7 @@ def fit_rounds(
 
     Truncated sequential inference (Deistler et al., 2022). The posterior under the full prior,
     right at `x_o` and nowhere else. Simulations of earlier rounds that lie in the truncation are
-    kept.
+    kept. A feature of x that is constant there tells nothing, and gets a little noise.
 
     Arguments:
         prior_sample: called as `prior_sample(key, n)`, draws of shape (n, d).
@@ -150,7 +151,7 @@ def fit_rounds(
     keys = jr.split(key, (rounds, 4))
     theta = _rows("prior_sample(key, n)", prior_sample(keys[0, 0], simulations), simulations)
     x = _rows("simulate(key, theta)", simulate(keys[0, 1], theta), simulations)
-    posterior, regions = fit(keys[0, 2], theta, x), []
+    posterior, regions, first = fit(keys[0, 2], theta, x), [], x
     for prior_key, simulate_key, fit_key, region_key in keys[1:]:
         regions = [*regions, Region.around(posterior, region_key, x_o)]
         new, regions, share = _truncated(prior_sample, prior_key, simulations, regions)
@@ -162,7 +163,7 @@ def fit_rounds(
                 f"{share:.2g} of the prior is left: {len(new)} simulations there, "
                 f"{len(theta)} in all\n"
             )
-        posterior = fit(fit_key, theta, x)
+        posterior = fit(fit_key, theta, _varied(x, first) if embedding is None else x)
     return posterior
 
 
@@ -196,6 +197,15 @@ def _truncated(
     )
     wider = [region._replace(least=region.least + lowest) for region in regions]
     return rows[best], wider, n / proposed
+
+
+def _varied(x: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The same, with noise in features that are constant, small beside their first spread."""
+    constant = np.nanmax(x, axis=0) == np.nanmin(x, axis=0)
+    if not constant.any():
+        return x
+    noise = np.random.default_rng(0).normal(size=x.shape) * np.nanstd(first, axis=0)
+    return np.where(constant, x + JITTER * noise, x).astype(np.result_type(x, np.float32))
 
 
 def _depth_in_all(regions: list[Region], theta: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def _low_enough() -> Exercise:
 
     narrow = float(ndtri((1 + 0.89) / 2) / ndtri((1 + 0.9) / 2))
     return Exercise(
-        needs="two ratios sigma_min / s: for 1% of the width, and for 89% in place of 90%",
+        needs="two ratios sigma_min / s: for a width 1% too small, and for 89% in place of 90%",
         right=[ratio(0.99), ratio(narrow)],
         lesson="coverage near 90% forgives more than the width does",
         mistakes={
@@ -57,12 +57,15 @@ def _low_enough() -> Exercise:
             "1% of coverage is not 1% of width: the normal law stands between them": [
                 *(ratio(0.99), ratio(0.99)),
             ],
+            "one percentage point is meant, 89% in place of 90%": [
+                *(ratio(0.99), ratio(float(ndtri((1 + 0.9 * 0.99) / 2) / ndtri(0.95)))),
+            ],
             "the interval is central: 5% lie above it and 5% below": [
                 *(ratio(0.99), ratio(float(ndtri(0.89) / ndtri(0.9)))),
             ],
         },
         hint="1 / sqrt(1 + r^2) is the factor of the width; which factor makes 89% of 90%?",
-        rtol=0.02,
+        rtol=0.035,  # a seventh and a quarter will do
     )
 
 
@@ -113,7 +116,7 @@ def _coverage() -> Exercise:
             "from 80 first, then from 10": calls[[2, 3, 0, 1]],
             "Heun first, then DPM++(2M)": calls[[1, 0, 3, 2]],
         },
-        hint="in_ten is the coverage of the region; the sizes are 8, 12, 18, 25, 36 and 60",
+        hint="widths r times too large cover F(F^-1(0.9) r^2), F the chi-square law of ten degrees",
         rtol=0.0,
     )
 
@@ -140,26 +143,69 @@ def _langevin() -> Exercise:
     )
 
 
+SHIFT, NARROWER = 0.3, 0.7  # of `suspect`, in widths of the exact posterior
+
+
+def suspect() -> tuple[np.ndarray, np.ndarray]:
+    """Truths (4000,) and draws (4000, 50) of a posterior that is wrong in some way."""
+    random = np.random.default_rng(66)
+    theta = random.normal(size=4000)
+    x = theta + 0.5 * random.normal(size=4000)
+    width = 0.2**0.5
+    middle = 0.8 * x + SHIFT * width
+    return theta, middle[:, None] + NARROWER * width * random.normal(size=(4000, 50))
+
+
+def _diagnosis() -> Exercise:
+    return Exercise(
+        needs="two numbers: the shift in exact widths, and the width over the exact one",
+        right=[SHIFT, NARROWER],
+        lesson="truths that rank low among the draws, and spread too far for them",
+        mistakes={
+            "the draws lie above the truths, so the posterior is shifted upwards": [
+                *(-SHIFT, NARROWER),
+            ],
+            "the shift is asked for in exact widths, not in those of the draws": [
+                *(SHIFT / NARROWER, NARROWER),
+            ],
+            "that is how far the truths spread, in widths of the draws; the width is its inverse": [
+                *(SHIFT, 1 / NARROWER),
+            ],
+            "the spread of truths about the middle of their draws is the exact width": [
+                *(SHIFT, 1.0),
+            ],
+        },
+        hint="measure each truth from the middle of its draws, in the width of these draws: what "
+        "are mean and standard deviation, if the posterior is shifted by a and b times too wide?",
+        rtol=0.0,
+        atol=0.05,  # 4,000 pairs and 50 draws: 0.016 and 0.008 are standard errors
+    )
+
+
 def _other_prior() -> Exercise:
-    draws = np.array([-0.6, 0.1, 0.4, 1.1, 1.7])
+    draws = np.array([[-0.6, 2.0], [0.1, 1.5], [0.4, 0.2], [1.1, -1.0], [1.7, 0.3]])
 
     def new(theta):
-        return np.exp(-((theta - 1.0) ** 2))
+        return np.exp(-((theta[:, 0] - 1.0) ** 2))
 
     def old(theta):
-        return 0.3 * np.exp(-(theta**2) / 4)
+        return 0.3 * np.exp(-(theta[:, 0] ** 2) / 4)
 
     def by(weight):
         def answer(draws, new, old):
             w = weight(draws, new, old)
-            return np.sum(w * draws) / np.sum(w), np.sum(w) ** 2 / np.sum(w**2)
+            return w @ draws / np.sum(w), np.sum(w) ** 2 / np.sum(w**2)
 
         return answer
 
+    def measure(answer):
+        calls = [answer(rows, new, old) for rows in (draws, draws + 0.3)]
+        return [np.concatenate([np.ravel(part) for part in call]) for call in calls]
+
     right = by(lambda draws, new, old: new(draws) / old(draws))
     return Exercise(
-        needs="a function of draws, the new prior and the old, that returns the mean and the "
-        "effective number of draws",
+        needs="a function of draws (n, d), the new prior and the old, that returns the mean, one "
+        "number a parameter, and the effective number of draws",
         right=right,
         lesson="the likelihood is in the draws already, and only the prior changes",
         mistakes={
@@ -170,13 +216,15 @@ def _other_prior() -> Exercise:
             "normalise the weights before you count draws": (
                 lambda *a: (right(*a)[0], 1 / np.sum((a[1](a[0]) / a[2](a[0])) ** 2))
             ),
-            "equal weights leave the prior as it was": by(lambda draws, new, old: 0 * draws + 1),
+            "equal weights leave the prior as it was": (
+                by(lambda draws, new, old: np.ones(len(draws)))
+            ),
         },
-        hint="weights w = new / old; the mean is sum(w theta) / sum(w), the number sum(w)^2 / "
-        "sum(w^2)",
-        measure=at((draws, new, old), (draws + 0.3, new, old)),
+        hint="weights w = new / old, one a draw; the mean is w @ draws / sum(w), the number "
+        "sum(w)^2 / sum(w^2)",
+        measure=measure,
         rtol=1e-3,
     )
 
 
-EXERCISES = (_pinned, _low_enough, _coverage, _langevin, _other_prior)
+EXERCISES = (_pinned, _low_enough, _coverage, _diagnosis, _langevin, _other_prior)
