@@ -136,16 +136,16 @@ def _chunks(
     state: TrainState, source: Examples | BatchOf, run: Run, steps: int, every: int
 ) -> Iterator[tuple[TrainState, Array]]:
     finite = True
-    looped = every > 1 and not _slow_in_a_loop(state, source, run)
+    looped = is_loop(state, source, run, every)
     for done in range(int(state.step), steps, every):
         length = min(every, steps - done)
-        if looped and isinstance(source, Examples):
-            state, losses = _scan(state, source, run, length)
+        if looped:
+            state, losses = scan_steps(state, source, run, length)
         else:
             parts = []
             for i in range(done, done + length):
                 drawn = source if isinstance(source, Examples) else source(i)
-                state, loss = _one_step(state, drawn, run)
+                state, loss = one_step(state, drawn, run)
                 parts.append(loss)
             losses = jnp.stack(parts)
         if finite and not cleaners(state):
@@ -155,18 +155,25 @@ def _chunks(
         yield state, losses
 
 
-def _slow_in_a_loop(state: TrainState, source: Examples | BatchOf, run: Run) -> bool:
-    """Whether a step convolves on a CPU, where compiled loops make it 7 to 30 times slower."""
-    if jax.default_backend() != "cpu" or not isinstance(source, Examples):
+def is_loop(state: TrainState, source: Examples | BatchOf, run: Run, every: int) -> bool:
+    """Whether a chunk is one compiled loop.
+
+    Not for batches from the host, nor on a CPU for convolutions: there loops make them 7 to 30
+    times slower.
+    """
+    if every == 1 or not isinstance(source, Examples):
         return False
+    if jax.default_backend() != "cpu":
+        return True
     jaxpr, *_ = eqx.filter_make_jaxpr(training_step)(state, source, run)
-    return "conv_general_dilated" in str(jaxpr)
+    return "conv_general_dilated" not in str(jaxpr)
 
 
 @eqx.filter_jit
-def _scan(
-    state: TrainState, examples: Examples, run: Run, length: int
+def scan_steps(
+    state: TrainState, examples: Any, run: Run, length: int
 ) -> tuple[TrainState, Float[Array, " length"]]:
+    """The state `length` steps on, and the losses on the way."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(dynamic: Any, _: None) -> tuple[Any, Array]:
@@ -251,7 +258,7 @@ def _average(ema: Averaging, state: TrainState, denoiser: Any, batch_size: int) 
     return denoiser if ema is None else update(ema, state.ema)
 
 
-_one_step = eqx.filter_jit(training_step)
+one_step = eqx.filter_jit(training_step)
 
 
 def check_parts(accumulate: int, batch_size: int, loss: Any) -> None:

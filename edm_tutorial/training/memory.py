@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import equinox as eqx
 import jax
 import optax
 
 from .._checks import whole
 from .averages import Averaging, HalfLifeEMA
 from .batches import load
-from .loop import Run, check_parts, training_step
+from .loop import Run, check_parts, is_loop, one_step, scan_steps
 from .state import init_state
 
 
@@ -21,14 +20,16 @@ def step_memory(
     optimizer: optax.GradientTransformation,
     *,
     batch_size: int,
+    every: int = 100,
     accumulate: int = 1,
     ema: Averaging = HalfLifeEMA(),
 ) -> int:
-    """Bytes on the device during a step of `train` with the same arguments.
+    """Bytes on the device while `train` takes its steps, given the same arguments.
 
-    All there is at its peak: data, weights, their average, the optimizer's state before and after
-    the step, and what is kept for the gradient. XLA's own analysis of the compiled step, which
-    is compiled for it, but not run. Where that is more than there is, raise `accumulate`.
+    All there is at the peak: data, weights, their average, the optimizer's state before and after,
+    and what is kept for the gradient. It is XLA's own plan of the code that `train` will run, which
+    is compiled for it, but not run; `train` then need not compile it again. Where that is more
+    memory than there is, raise `accumulate`.
 
     Arguments:
         data: as for `train`, but no iterator of batches, which would lose its first one.
@@ -47,10 +48,12 @@ def step_memory(
     state = init_state(denoiser, optimizer, ema)
     run = Run(loss, optimizer, jax.random.key(0), ema, batch_size, accumulate, None)
     source = load(data, batch_size, None)
-    if callable(source):
-        source = source(0)
-    compiled: Any = eqx.filter_jit(training_step).lower(state, source, run).compile()  # type: ignore
-    plan = compiled.compiled.memory_analysis()
+    if is_loop(state, source, run, whole("every", every)):
+        lowered: Any = scan_steps.lower(state, source, run, every)  # type: ignore  # jitted
+    else:
+        batch = source(0) if callable(source) else source
+        lowered = one_step.lower(state, batch, run)  # type: ignore
+    plan = lowered.compile().compiled.memory_analysis()
     if plan is None:
         raise NotImplementedError(f"{jax.default_backend()} does not say what a step needs")
     return (
