@@ -157,6 +157,7 @@ def test_flags_reach_the_training(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "draw", lambda d, mean, labels, key: np.zeros((len(labels), 1, 8, 8)))
     setup = cli.Setup(SaysItsClass(jnp.array(0.0)), None, optax.sgd(1.0))
     flags = ["--steps", "12", "--every", "4", "--batch-size", "16", "--sample-every", "8"]
+    flags += ["--accumulate", "2"]
     for seed in ("3", "4"):
         start = init_state(setup.denoiser, setup.optimizer)
         args = parsed(*flags, "--seed", seed, "--out", str(tmp_path))
@@ -166,7 +167,8 @@ def test_flags_reach_the_training(monkeypatch, tmp_path):
     one, other = (options.pop("key") for options in given)
     assert np.any(jax.random.key_data(one) != jax.random.key_data(other))
     for options in given:
-        assert {"steps": 12, "every": 4, "batch_size": 16}.items() <= options.items()
+        asked = {"steps": 12, "every": 4, "batch_size": 16, "accumulate": 2}
+        assert asked.items() <= options.items()
     assert saved == 2 * [4, 8, 12]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == [f"samples-{step:07d}.png" for step in (4, 8, 12)]
@@ -551,6 +553,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     told, progress = process.communicate()
     assert process.returncode == 0, progress
     assert "starts    afresh" in told and "finished  40 steps" in told
+    # A few thousand weights, their average and Adam's two: less than 1 MiB; the digits: 0.4.
+    assert 1 <= int(re.findall(r"memory    (\d+) MiB while it trains", told)[0]) < 100
     assert "loss=" in progress and re.search(r"40/40 \[\d\d:\d\d<00:00", progress)  # time left
     process = start(broken, "40", cache)
     while not any(folder.name.isdecimal() for folder in broken.glob("checkpoints/*")):

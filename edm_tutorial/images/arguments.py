@@ -32,6 +32,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     add("--out", required=True, help="folder for checkpoints and samples; resumed if there")
     add("--steps", type=_count, default=2000, help="in all; a resumed run stops there too")
     add("--batch-size", type=_count, default=128, help="examples a step, over all devices")
+    add("--accumulate", type=_count, default=1, help="parts of a batch, where memory is short")
     add("--width", type=_count, default=32, help="channels at full resolution, times 4")
     add("--learning-rate", type=_positive, default=1e-3, help="of Adam, after the ramp-up")
     add("--ramp-up", type=float, default=10_000, help="examples until the rate is reached")

@@ -29,6 +29,7 @@ from ..networks import ImageCondition
 from ..preconditioning import EDMPreconditioning
 from ..training import checkpoint
 from ..training.loop import train
+from ..training.memory import step_memory
 from ..training.optimizers import cleaned
 from ..training.sharding import data_parallel
 from ..training.state import TrainState, init_state
@@ -90,7 +91,18 @@ def _prepare(args: Namespace) -> Prepared | None:
     np.savez(folder / DATA, mean=mean, sigma_data=sigma_data, classes=about.classes)
     state = checkpoint.restore(folder / "checkpoints", template, batch_size=args.batch_size)
     print(f"starts    {'afresh' if state is None else f'from step {state.step}'}", flush=True)
-    return Prepared(setup, (x, ImageCondition(labels)), state or template, mean)
+    examples = x, ImageCondition(labels)
+    if jax.device_count() == 1 and args.steps >= args.every:
+        print(
+            f"memory    {_memory(args, setup, examples)} while it trains, by XLA's plan", flush=True
+        )
+    return Prepared(setup, examples, state or template, mean)
+
+
+def _memory(args: Namespace, setup: Setup, examples: Any) -> str:
+    sizes = {name: getattr(args, name) for name in ("batch_size", "every", "accumulate")}
+    needed = step_memory(setup.denoiser, setup.loss, examples, setup.optimizer, **sizes)
+    return f"{needed / 2**20:,.0f} MiB"
 
 
 def _run(args: Namespace, prepared: Prepared) -> TrainState:
@@ -104,6 +116,7 @@ def _run(args: Namespace, prepared: Prepared) -> TrainState:
         batch_size=args.batch_size,
         key=jr.key(args.seed + 1),
         every=args.every,
+        accumulate=args.accumulate,
         state=state,
         sharding=data_parallel() if jax.device_count() > 1 else None,
     )
@@ -199,7 +212,7 @@ def _about(args: Namespace, images: data.Images | None) -> About:
 
 def _settings(args: Namespace) -> dict[str, Any]:
     """What a run that goes on must have been started with."""
-    free = {"command", "out", "steps", "every", "sample_every", "cache", "dry_run"}
+    free = {"command", "out", "steps", "every", "sample_every", "cache", "dry_run", "accumulate"}
     return {name: value for name, value in vars(args).items() if name not in free}
 
 
