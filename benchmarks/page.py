@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, CHAPTER = ROOT / "book" / "benchmarks.md", ROOT / "notebooks" / "06_sbi.md"
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 TARGET = re.compile(r": (at most|at least) (?=\S+$)")
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?|-?\.\d+")
 CELL = re.compile(r"(\w+)\.(\w+) where (.+)")
 ABSENT = "not measured"
 # CPU seconds that 10,000 simulations may cost on two cores: training, draws, log-densities.
@@ -77,7 +78,7 @@ def judged(value: str, rule: str | None = None, bound: str | None = None, shown:
     if not bound:
         return shown
     if value not in ("", ABSENT):
-        number, goal = (float(re.findall(r"[-\d.]+", text)[0]) for text in (value, bound))
+        number, goal = (float(NUMBER.findall(text)[0]) for text in (value, bound))
         shown = red(shown) if (number > goal if rule == "at most" else number < goal) else shown
     return f"{shown} ({rule} {bound})"
 

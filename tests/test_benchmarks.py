@@ -226,3 +226,17 @@ def test_bugs_are_counted_and_survivors_are_red(results):
     assert {name: int(page.part(f"bugs {name}")) for name in counts} == counts
     share = page.part("share of bugs caught: at least 95%")  # 18 of 19
     assert share == f"{page.red('94%')} (at least 95%)"
+
+
+@pytest.mark.parametrize(
+    "value, rule, bound, missed",
+    [
+        ("5.8e-11", "at most", "1e-9", False),
+        ("1.7e-08", "at most", "1e-9", True),
+        ("-0.139", "at most", "0", False),
+        (".49", "at least", "0.3", False),
+        ("1 of 3", "at least", "15", True),
+    ],
+)
+def test_a_missed_target_is_red_and_no_other(value, rule, bound, missed):
+    assert ("danger" in page.judged(value, rule, bound)) == missed
