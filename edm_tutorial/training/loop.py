@@ -160,6 +160,8 @@ def is_loop(state: TrainState, source: Examples | BatchOf, run: Run, every: int)
 
     Not for batches from the host, nor on a CPU for convolutions: there loops make them 7 to 30
     times slower.
+
+    Raises: ValueError or TypeError as `training_step`, which is traced.
     """
     if every == 1 or not isinstance(source, Examples):
         return False
@@ -173,7 +175,10 @@ def is_loop(state: TrainState, source: Examples | BatchOf, run: Run, every: int)
 def scan_steps(
     state: TrainState, examples: Any, run: Run, length: int
 ) -> tuple[TrainState, Float[Array, " length"]]:
-    """The state `length` steps on, and the losses on the way."""
+    """The state `length` steps on, and the losses on the way.
+
+    Raises: ValueError or TypeError as `training_step`.
+    """
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(dynamic: Any, _: None) -> tuple[Any, Array]:

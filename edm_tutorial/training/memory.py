@@ -52,7 +52,7 @@ def step_memory(
         lowered: Any = scan_steps.lower(state, source, run, every)  # type: ignore  # jitted
     else:
         batch = source(0) if callable(source) else source
-        lowered = one_step.lower(state, batch, run)  # type: ignore
+        lowered = one_step.lower(state, batch, run)  # type: ignore  # jitted
     plan = lowered.compile().compiled.memory_analysis()
     if plan is None:
         raise NotImplementedError(f"{jax.default_backend()} does not say what a step needs")
