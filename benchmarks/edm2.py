@@ -49,13 +49,7 @@ def conditions(labels: Any) -> ImageCondition:
     return ImageCondition(class_labels=jax.nn.one_hot(jnp.asarray(labels), 10))
 
 
-def dropping(loss: Any, model: Any, x: Any, cond: Any, *, key: Any) -> Any:
-    """The loss with the class dropped one time in ten."""
-    drop_key, loss_key = jr.split(key)
-    kept = jr.bernoulli(drop_key, 0.9).astype(x.dtype)
-    return loss(model, x, ImageCondition(class_labels=kept * cond.class_labels), key=loss_key)
-
-
+NO_CLASS = ImageCondition(jnp.zeros(10))
 PRECONDITIONING = edm.EDMPreconditioning.from_data(PICTURES[TRAIN])
 LAW = edm.LogNormal()
 # The network, its blocks, its optimizer and its loss. The learning rates were the best of 1e-3,
@@ -65,13 +59,13 @@ NETWORKS = {
         partial(edm2_unet, (1, 8, 8), attention_points=0, **SIZES),
         edm2_blocks.Block,
         optax.chain(optax.adam(3e-2), forced_norms()),
-        partial(dropping, partial(weighted_loss, sigma_dist=LAW)),
+        partial(weighted_loss, sigma_dist=LAW, null=NO_CLASS),
     ),
     "DDPM++": (
         partial(song_unet, 8, 1, 1, attn_resolutions=(), **SIZES),
         unet_blocks.Block,
         optax.adam(3e-3),
-        partial(dropping, partial(edm.denoising_loss, sigma_dist=LAW)),
+        partial(edm.denoising_loss, sigma_dist=LAW, null=NO_CLASS),
     ),
 }
 
@@ -173,7 +167,7 @@ def drawn(denoiser: Any, noise: Any, labels: Any) -> Any:
 
 def guidance_rows(seed: int, main: Any, earlier: Any):
     """A row for each way to guide and weight."""
-    no_class = edm.Pinned(main, ImageCondition(jnp.zeros(10)))
+    no_class = edm.Pinned(main, NO_CLASS)
     ways = {
         "no class": (no_class, (0.0, np.inf)),
         "no class, interval": (no_class, INTERVAL),

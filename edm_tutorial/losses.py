@@ -101,13 +101,33 @@ def denoising_loss(
 
     Raises: ValueError as `weighted_error`, or if `null` is not shaped like `cond`.
     """
+    error, _ = error_at_random_level(
+        denoiser, x, cond, sigma_dist=sigma_dist, null=null, p_null=p_null, key=key
+    )
+    return error
+
+
+def error_at_random_level(
+    denoiser: Preconditioned,
+    x: Example,
+    cond: Condition = None,
+    *,
+    sigma_dist: Callable[[PRNGKey], Array],
+    null: Condition = None,
+    p_null: Scalar = 0.1,
+    key: PRNGKey,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of one example at a random noise level, as `denoising_loss`, and that level.
+
+    Raises: ValueError as `denoising_loss`.
+    """
     if null is not None:
         null_key, key = jr.split(key)
         cond = _told_or_null(cond, null, jr.bernoulli(null_key, 1 - p_null))
     sigma_key, noise_key, network_key = jr.split(key, 3)
     sigma = as_float(sigma_dist(sigma_key), x)
     n = sigma * jr.normal(noise_key, x.shape, x.dtype)
-    return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key))
+    return jnp.mean(weighted_error(denoiser, x, sigma, n, cond, key=network_key)), sigma
 
 
 def _told_or_null(cond: Condition, null: Condition, told: Array) -> Condition:

@@ -23,8 +23,8 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ..._checks import check_callable, check_key, whole
-from ..._types import Condition, Example, PRNGKey, as_float
-from ...losses import Preconditioned, weighted_error
+from ..._types import Condition, Example, PRNGKey, Scalar
+from ...losses import Preconditioned, error_at_random_level
 from .layers import MPFourier, MPLinear
 
 
@@ -70,15 +70,16 @@ def weighted_loss(
     cond: Condition = None,
     *,
     sigma_dist: Callable[[PRNGKey], Array],
+    null: Condition = None,
+    p_null: Scalar = 0.1,
     key: PRNGKey,
 ) -> Float[Array, ""]:
     """The training loss of one example, exp(-u) loss + u: `denoising_loss` with a learned weight.
 
     It can be negative. Arguments and errors are those of `denoising_loss`.
     """
-    sigma_key, noise_key, network_key = jr.split(key, 3)
-    sigma = as_float(sigma_dist(sigma_key), x)
-    n = sigma * jr.normal(noise_key, x.shape, x.dtype)
-    error = jnp.mean(weighted_error(model.denoiser, x, sigma, n, cond, key=network_key))
+    error, sigma = error_at_random_level(
+        model.denoiser, x, cond, sigma_dist=sigma_dist, null=null, p_null=p_null, key=key
+    )
     u = model.u(model.denoiser.preconditioning(sigma).c_noise)
     return jnp.exp(-u) * error + u
