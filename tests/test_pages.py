@@ -22,7 +22,7 @@ from edm_tutorial.book import double_precision
 ROOT = Path(__file__).resolve().parents[1]
 NOTATION = (ROOT / "book/notation.md").read_text()
 QUESTIONS = (ROOT / "book/questions.md").read_text()
-SECTIONS = QUESTIONS.split("\n## ")[1:]
+SECTIONS = [part.partition("\n## ")[0] for part in QUESTIONS.split("\n### ")[1:]]
 
 
 COLUMNS = {"VP": edm.designs.vp, "VE": edm.designs.ve, "iDDPM": edm.designs.iddpm,
@@ -80,6 +80,17 @@ def test_twenty_eight_questions_each_with_an_answer():
         assert title.startswith(f"{number}. ")
         text = re.sub(r"\.\.\.|i\.i\.d\.|\d\.\d", "", answer)
         assert len(re.findall(r"[.?!](?=\s|$)", text)) == 3, title
+
+
+def test_the_contents_list_each_question_under_its_group():
+    contents, *groups = QUESTIONS.split("\n## ")
+    cards = re.findall(r"^:::\{grid-item-card\} (.+)\n((?:\d+\. .+\n)+):::$", contents, re.M)
+    assert len(cards) == len(groups) == 6
+    for (name, lines), group in zip(cards, groups, strict=True):
+        headings = re.findall(r"^### (.+)$", group, re.M)
+        assert group.startswith(f"{name}\n")
+        links = [re.sub(r"^(\d+\. )", r"\1[", title) + f"](#{slug(title)})" for title in headings]
+        assert lines.splitlines() == links
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split(".")[0])

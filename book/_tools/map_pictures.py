@@ -68,8 +68,9 @@ def river(ax: Axes) -> None:
     ax.imshow(heat.T, cmap=HEAT, aspect="auto", origin="lower", extent=(0, n, -2.2, 2.2))
     for paths, line in ((rough, 0.7), (smooth, 1.8)):
         ax.plot((np.asarray(paths)[..., 0] / width).T, color="white", lw=line)
-    ax.set(xlim=(0, n), ylim=(-2.2, 2.2), xticks=[], yticks=[])
-    ax.set_xlabel("noise → data", fontsize=LABEL)
+    # The noise level rises to the right, as in the chapters.
+    ax.set(xlim=(n, 0), ylim=(-2.2, 2.2), xticks=[], yticks=[])
+    ax.set_xlabel("data ← noise", fontsize=LABEL)
 
 
 def recipes(ax: Axes) -> None:
@@ -79,7 +80,7 @@ def recipes(ax: Axes) -> None:
     for row, (name, design) in enumerate(columns.items()):
         sigmas = np.asarray(design().grid(18))
         ax.plot(sigmas, np.full(18, -row), "|", color=COLORS[name], ms=22, mew=2)
-    ax.set(xscale="log", ylim=(-3.6, 0.6), yticks=range(0, -4, -1), xlim=(150, 1e-3))
+    ax.set(xscale="log", ylim=(-3.6, 0.6), yticks=range(0, -4, -1), xlim=(1e-3, 200))
     ax.set_yticklabels(columns, fontsize=LABEL)
     ax.set_xlabel(r"noise level $\sigma$ of 18 steps", fontsize=LABEL)
 
