@@ -96,3 +96,11 @@ def test_what_is_not_stratified_is_not_right():
         lambda u: levels((jnp.arange(len(u), dtype=u.dtype) // 2 + u) / len(u)),
     ):
         assert not exercises.check("3.5", function)
+
+
+def test_one_array_twice_is_not_what_u_says():
+    scored = np.linspace(0.6, 1.0, 5)
+    assert exercises.check("3.6", ((1.1 * scored).tolist(), jnp.asarray(scored)))
+    assert "one array twice" in repr(exercises.check("3.6", (scored, scored)))
+    for said in (np.log(scored), 1 / scored, 1.3 * scored):
+        assert not exercises.check("3.6", (said, scored))

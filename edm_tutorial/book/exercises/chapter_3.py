@@ -141,11 +141,12 @@ def _learned_weight() -> Exercise:
     scored = np.linspace(0.6, 1.0, 5)
     return Exercise(
         needs="a pair of arrays, e^u and the loss at the same noise levels from 0.03 to 3",
-        right=(scored, scored),
+        right=(1.01 * scored, scored),
         lesson="u has learned the logarithm of the loss, as the calculus says",
         mistakes={
             "u is the logarithm of what is asked for": (np.log(scored), scored),
             "look at the sign of u: the loss is multiplied by e^-u": (1 / scored, scored),
+            "this is one array twice: e^u is what u says, and nobody measured it": (scored, scored),
         },
         hint="they differ by more than 15%: is u trained, and is it asked at ln(sigma)?",
         measure=_which_agree,
@@ -153,10 +154,11 @@ def _learned_weight() -> Exercise:
 
 
 def _which_agree(pair: Any) -> list:
-    """Whether the first is the second to 15%, or its logarithm, or one over it."""
+    """Whether the first is the second to 15%, or its logarithm, or one over it; or its copy."""
     said, scored = (np.asarray(part, float) for part in pair)
     guesses = (scored, np.log(scored), 1 / scored)
-    return [np.allclose(said, guess, rtol=0.15) for guess in guesses]
+    agree = [np.allclose(said, guess, rtol=0.15) for guess in guesses]
+    return [*agree, np.array_equal(said, scored)]
 
 
 EXERCISES = (_two_ends, _units, _bell, _fair_ve, _strata, _learned_weight)
