@@ -54,12 +54,12 @@ def _centre() -> Exercise:
 def _logarithm() -> Exercise:
     return Exercise(
         needs="the widths of the two narrowest principal axes, the narrowest first",
-        right=[0.0164, 0.109],
+        right=[0.0168, 0.1056],
         lesson="a thin sheet that is bent looks thick to a straight axis",
         mistakes={
             "those are the widths with logarithms": [0.014, 0.017],
-            "these are variances": [0.0164**2, 0.109**2],
-            "the narrowest first": [0.109, 0.0164],
+            "these are variances": [0.0168**2, 0.1056**2],
+            "the narrowest first": [0.1056, 0.0168],
         },
         hint="take the square roots of np.linalg.eigvalsh of the covariance of the scaled data",
         measure=np.ravel,
