@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import jax
 import jaxtyping
+import numpy as np
 import pytest
 from jaxtyping import PRNGKeyArray
 
@@ -30,6 +31,12 @@ jaxtyping.install_import_hook("edm_tutorial", "beartype.beartype")
 def key(request: pytest.FixtureRequest) -> PRNGKeyArray:
     """A random key of the test's own: the same in every run and in every worker."""
     return jax.random.key(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """NumPy's numbers, of the test's own likewise."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ from .edm2.layers import forced_norms as forced_norms
 from .edm2.network import edm2_unet as edm2_unet
 from .mlp import MLP as MLP, Embedded as Embedded
 from .precision import Cast as Cast
+from .tokens import TokenTransformer as TokenTransformer
 from .unet.configurations import (
     dhariwal_unet as dhariwal_unet,
     small_unet as small_unet,

@@ -12,6 +12,8 @@ from .embeddings import (
     SetEmbedding as SetEmbedding,
 )
 from .fit import fit_posterior as fit_posterior
+from .joint.conditionals import Conditional as Conditional, Joint as Joint
+from .joint.fit import fit_joint as fit_joint
 from .noise_levels import LikelihoodNoise as LikelihoodNoise, PosteriorNoise as PosteriorNoise
 from .posterior import Posterior as Posterior, Weights as Weights
 from .rounds import fit_rounds as fit_rounds

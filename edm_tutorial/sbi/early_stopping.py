@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple, final
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..training.state import TrainState
+from .settings import Settings
 
 
 class History(NamedTuple):
@@ -95,6 +97,26 @@ class FitState(NamedTuple):
         """Steps since the validation loss was last at its lowest."""
         held_out, step = self.history.held_out, self.history.step
         return step[-1] - step[int(np.argmin(held_out))] if step else 0
+
+
+def until_stale(
+    chunks: Iterator[tuple[TrainState, Array]],
+    state: FitState,
+    held_out: Callable[[Any], float],
+    settings: Settings,
+    *,
+    progress: bool,
+    callback: Callable[[FitState], Any] | None,
+) -> FitState:
+    """The last state of training, which ends when the validation loss has not fallen for long."""
+    bar = Progress(settings.steps, shown=progress)
+    while state.stale < settings.patience and (chunk := next(chunks, None)):
+        state = state.then(*chunk, held_out(chunk[0].ema))
+        bar.show(state)
+        if callback is not None:
+            callback(state)
+    bar.close(state)
+    return state
 
 
 @final

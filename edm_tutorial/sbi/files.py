@@ -32,19 +32,14 @@ from .transforms.linear import LinearRegression
 from .transforms.standardize import Standardizer
 
 KIND, VERSION = "edm_tutorial posterior", 3
-# What the first line says of a posterior, beside its kind; `density` came later.
+# What the first line says beside kind, version and checksum; `density` came later.
 FIELDS = {"size", "shape", "linear", "network", "embedded", "sigmas", "history", "offsets"}
 
 
 def save(posterior: Any, path: str | Path) -> None:
     """Write all fields of a `Posterior` to one file."""
-    body = io.BytesIO()
-    eqx.tree_serialise_leaves(body, _arrays(posterior))
     network = posterior.denoiser.network
     header = {
-        "kind": KIND,
-        "version": VERSION,
-        "checksum": zlib.crc32(body.getvalue()),
         "size": len(posterior.transform.bounds.low),
         "shape": posterior.x_scale.mean.shape,
         "linear": len(posterior.transform.steps) == 3,
@@ -55,7 +50,15 @@ def save(posterior: Any, path: str | Path) -> None:
         "offsets": [posterior.theta_offset, posterior.x_offset],
         "density": None if posterior.density is None else posterior.density.sizes,
     }
-    Path(path).write_bytes(json.dumps(header).encode() + b"\n" + body.getvalue())
+    write(path, {"kind": KIND, "version": VERSION}, header, _arrays(posterior))
+
+
+def write(path: str | Path, kind: dict[str, Any], header: dict[str, Any], arrays: Any) -> None:
+    """Write a line of JSON, with kind, version and checksum, then the numbers."""
+    body = io.BytesIO()
+    eqx.tree_serialise_leaves(body, arrays)
+    first = kind | {"checksum": zlib.crc32(body.getvalue())} | header
+    Path(path).write_bytes(json.dumps(first).encode() + b"\n" + body.getvalue())
 
 
 def load(
@@ -76,28 +79,27 @@ def load(
     if header["network"] is None and network is None:
         raise ValueError(f"{path} has a network of your own: pass network=")
     form = _form(header, network, embedding)
-    read = partial(_read, path, io.BytesIO(body))
+    filled = partial(read, path, io.BytesIO(body))
     if "version" in header:
-        fields = jax.tree.map(read, form)
+        fields = jax.tree.map(filled, form)
     else:
-        fields = _release_0_1().filled(form, read)
+        fields = _release_0_1().filled(form, filled)
         warnings.warn(
             f"{path} is of version 0.1.0, which the next release does not read: `save` writes it "
             "in the present format",
             DeprecationWarning,
             stacklevel=3,
         )
+    theta_offset, x_offset = map(tuple, header["offsets"])
+    return fields | of_sampling(header) | {"theta_offset": theta_offset, "x_offset": x_offset}
+
+
+def of_sampling(header: dict[str, Any]) -> dict[str, Any]:
+    """The noise levels, and how training went."""
     low, high = header["sigmas"]
     history: dict[str, Any] = header["history"]
     history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
-    theta_offset, x_offset = map(tuple, header["offsets"])
-    return fields | {
-        "sigma_min": low,
-        "sigma_max": high,
-        "history": History(**history),
-        "theta_offset": theta_offset,
-        "x_offset": x_offset,
-    }
+    return {"sigma_min": low, "sigma_max": high, "history": History(**history)}
 
 
 def _arrays(posterior: Any) -> dict[str, Any]:
@@ -111,14 +113,29 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
         header = json.loads(line)
         if "kind" not in header:
             return _release_0_1().header(header)
-        kind, version, checksum = header["kind"], header["version"], header["checksum"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a posterior that `Posterior.save` wrote") from None
-    if (kind, version) != (KIND, VERSION):
+    return first_line(path, line, body, KIND, VERSION, FIELDS)
+
+
+def first_line(
+    path: str | Path, line: bytes, body: bytes, kind: str, version: int, fields: set[str]
+) -> dict[str, Any]:
+    """The first line, once it says what the file is and that it is whole.
+
+    Raises:
+        ValueError: the file is of another kind or version, or damaged.
+    """
+    try:
+        header = json.loads(line)
+        found, number, checksum = header["kind"], header["version"], header["checksum"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a file that `save` wrote, of an {kind}") from None
+    if (found, number) != (kind, version):
         raise ValueError(
-            f"{path} is {kind!r}, version {version}; this package reads {KIND!r}, version {VERSION}"
+            f"{path} is {found!r}, version {number}; this reads {kind!r}, version {version}"
         )
-    if missing := FIELDS - header.keys():
+    if missing := fields - header.keys():
         raise ValueError(f"{path} is damaged: its first line lacks {sorted(missing)}")
     if zlib.crc32(body) != checksum:
         raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
@@ -162,8 +179,7 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
     if embedding is not None:
         network = Embedded(network, embedding)
     scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))
-    free = jnp.full(size, jnp.inf)
-    steps = Bounds(-free, free, jnp.ones(size)), scale(size)
+    steps = elementwise(size).steps
     if header["linear"]:
         linear = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))
         steps = (*steps, linear)
@@ -178,8 +194,19 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
     }
 
 
-def _read(path: str | Path, file: Any, leaf: Any) -> Any:
-    """One leaf, in the dtype it was saved in."""
+def elementwise(size: int) -> Chain:
+    """Bounds and a scale of numbers, to be filled from a file."""
+    free = jnp.full(size, jnp.inf)
+    scale = Standardizer(jnp.zeros(size), jnp.ones(size))
+    return Chain((Bounds(-free, free, jnp.ones(size)), scale))
+
+
+def read(path: str | Path, file: Any, leaf: Any) -> Any:
+    """One leaf, in the dtype it was saved in.
+
+    Raises:
+        ValueError: no such leaf follows in the file.
+    """
     array = eqx.is_array(leaf)
     try:
         value = np.load(file) if array else eqx.default_deserialise_filter_spec(file, leaf)

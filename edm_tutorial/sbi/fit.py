@@ -28,7 +28,7 @@ from ..preconditioning import EDMPreconditioning
 from ..training.averages import HalfLifeEMA
 from ..training.loop import BatchLoss, train
 from ..training.state import init_state
-from .early_stopping import FitState, Progress
+from .early_stopping import FitState, until_stale
 from .noise_levels import (
     LARGEST_SIGMA_MIN,
     HeldOut,
@@ -126,13 +126,7 @@ def fit_posterior(
         state=state.train,
         **settings.of_training(),
     )
-    bar = Progress(settings.steps, shown=progress)
-    while state.stale < settings.patience and (chunk := next(chunks, None)):
-        state = state.then(*chunk, held_out(chunk[0].ema))
-        bar.show(state)
-        if callback is not None:
-            callback(state)
-    bar.close(state)
+    state = until_stale(chunks, state, held_out, settings, progress=progress, callback=callback)
 
     posterior = Posterior(
         denoiser=state.best,
@@ -299,7 +293,7 @@ def _start(
     """A state to go on from, or that before the first step with the losses of no training."""
     fingerprint = given.fingerprint(kept)
     if state is not None:
-        _check_state(state, fingerprint, denoiser)
+        check_continues(state, fingerprint, denoiser)
         return state
     ignorant = Chain.fit(given.theta[kept], None, given.bounds)
     prior = gaussian_nats(*_transformed(ignorant, given.theta[held], given.x[held]))
@@ -307,8 +301,13 @@ def _start(
     return FitState.start(train, held_out(denoiser), prior, fingerprint)
 
 
-def _check_state(state: Any, fingerprint: int, denoiser: Denoiser) -> None:
-    """Refuse what is no state of this fit."""
+def check_continues(state: Any, fingerprint: int, denoiser: Denoiser) -> None:
+    """Refuse what is no state of a fit of these simulations with this denoiser.
+
+    Raises:
+        ValueError: other simulations, or another network.
+        TypeError: no state.
+    """
     check_kind("state", state, FitState)
     state.check(fingerprint)
     shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]

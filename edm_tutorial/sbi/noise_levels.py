@@ -104,7 +104,7 @@ class HeldOut(eqx.Module):
     """Simulations kept out of training, with noise drawn once, so that losses compare.
 
     Arguments:
-        z, x: standardised parameters and observations.
+        z, x: standardised parameters, and what the denoiser is told with each.
         sigmas: noise levels of each example, stratified over all of them.
         noise: unit noise for each.
         untrained: the loss of a network that returns 0, nats.
@@ -112,7 +112,7 @@ class HeldOut(eqx.Module):
     """
 
     z: Float[Array, "n d"]
-    x: Float[Array, " n *shape"]
+    x: Any
     sigmas: Float[Array, "m n"]
     noise: Float[Array, "m n d"]
     untrained: float
@@ -123,7 +123,7 @@ class HeldOut(eqx.Module):
         cls,
         key: PRNGKey,
         z: Float[ArrayLike, "n d"],
-        x: Float[ArrayLike, " n *shape"],
+        x: Any,
         log_det: Float[ArrayLike, " n"],
         levels: LikelihoodNoise,
     ) -> "HeldOut":
@@ -133,7 +133,7 @@ class HeldOut(eqx.Module):
             log_det: of each example's coordinates, nats.
         """
         order_key, noise_key = jr.split(key)
-        z, x = jnp.asarray(z), jnp.asarray(x)
+        z, x = jnp.asarray(z), jax.tree.map(jnp.asarray, x)
         n, d = z.shape
         m = -(-PAIRS // n)
         strata = (jr.permutation(order_key, m * n).astype(z.dtype) + 0.5) / (m * n)
@@ -164,8 +164,8 @@ class HeldOut(eqx.Module):
         far narrower than the rest, they lose 1 %. At least `sigma_min`, where training began.
         """
         levels = np.geomspace(sigma_min, LARGEST_SIGMA_MIN, 10)
-        fine = [self.gain(denoiser, level) <= LOST_VARIANCE for level in levels]
-        return float(levels[max(fine.index(False) - 1, 0) if False in fine else -1])
+        coarse = (i for i, s in enumerate(levels) if self.gain(denoiser, s) > LOST_VARIANCE)
+        return float(levels[max(next(coarse, len(levels)) - 1, 0)])
 
 
 def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -> float:
@@ -180,7 +180,7 @@ def _gains(held_out: HeldOut, denoiser: Any) -> Float[Array, "m n d"]:
     """Error of the untrained network minus that of `denoiser`, for the same noise."""
     untrained = Denoiser(lambda z, *_, key: jnp.zeros_like(z), denoiser.preconditioning)
 
-    def one(z: Array, sigma: Array, noise: Array, x: Array) -> Array:
+    def one(z: Array, sigma: Array, noise: Array, x: Any) -> Array:
         n = sigma * noise
         return weighted_error(untrained, z, sigma, n, x) - weighted_error(denoiser, z, sigma, n, x)
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._checks import check_key, concrete, whole
 from .._types import PRNGKey, as_traced
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, Pinned
 from ..grids import edm_sigmas
 from ..likelihood import log_likelihood
 from ..networks.mlp import Embedded
@@ -128,8 +128,8 @@ class Posterior(eqx.Module):
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
         x_o = self._looked_at(x_o)
         churn = as_traced(churn)  # one compilation for all amounts
-        draws = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
-        return with_offset(draws, self.theta_offset)
+        found = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
+        return with_offset(found, self.theta_offset)
 
     def log_prob(
         self,
@@ -299,13 +299,14 @@ class Posterior(eqx.Module):
             raise ValueError(f"theta must not be NaN, got {theta}")
         return less_offset("theta", theta, self.theta_offset, self.dtype)
 
-    def given(self, x_o: Float[Array, "*shape"]) -> tuple[Denoiser, Array, Array]:
-        """The denoiser of z, its condition (embedded once), and the scaled observation."""
+    def given(self, x_o: Float[Array, "*shape"]) -> tuple[Pinned, Array]:
+        """The denoiser of z at an observation, embedded once, and the scaled observation."""
         x = self.x_scale.forward(x_o)
         network, preconditioning = self.denoiser.network, self.denoiser.preconditioning
         if isinstance(network, Embedded):
-            return Denoiser(network.network, preconditioning), network.embedding(x), x
-        return self.denoiser, x, x
+            denoiser = Denoiser(network.network, preconditioning)
+            return Pinned(denoiser, network.embedding(x)), x
+        return Pinned(self.denoiser, x), x
 
 
 def _values(log_joint: Callable[[Any], Any] | Any, theta: Any) -> Float[np.ndarray, " n"]:
@@ -326,27 +327,35 @@ def _values(log_joint: Callable[[Any], Any] | Any, theta: Any) -> Float[np.ndarr
 
 @eqx.filter_jit
 def _draw(
-    posterior: Posterior,
+    posterior: Posterior, key: PRNGKey, x_o: Array, n: int, sigmas: Array, *how: Any
+) -> Array:
+    denoiser, x = posterior.given(x_o)
+    sigmas = sigmas.astype(posterior.dtype)
+    return draws(denoiser, posterior.transform, x, key, n, sigmas, *how)
+
+
+def draws(
+    denoiser: Pinned,
+    transform: Chain,
+    x: Array | None,
     key: PRNGKey,
-    x_o: Array,
     n: int,
     sigmas: Array,
-    solver: AbstractSolver,
-    schedule: AbstractSchedule,
-    churn: Churn | None,
-) -> Array:
-    denoiser, cond, x = posterior.given(x_o)
-    shape, dtype = posterior.transform.bounds.low.shape, posterior.dtype
-    first = sigmas[0].astype(dtype)
+    solver: AbstractSolver = SOLVER,
+    schedule: AbstractSchedule = Linear(),
+    churn: Churn | None = None,
+) -> Float[Array, "n d"]:
+    """Draws of z with a denoiser of z, in data units."""
+    shape, dtype = transform.bounds.low.shape, sigmas.dtype
     # Noise around 0 would pull the mean by width / sigma_max of itself; D(0) is that mean.
-    center = denoiser(jnp.zeros(shape, dtype), first, cond) / first
+    center = denoiser(jnp.zeros(shape, dtype), sigmas[0]) / sigmas[0]
 
     def one(key: PRNGKey) -> Array:
         start_key, churn_key = jr.split(key)
         noise = center + jr.normal(start_key, shape, dtype)
         options = {} if churn is None else {"churn": churn, "key": churn_key}
-        z = sample(denoiser, noise, sigmas, cond, solver=solver, schedule=schedule, **options)
-        return posterior.transform.inverse(z, x)
+        z = sample(denoiser, noise, sigmas, solver=solver, schedule=schedule, **options)
+        return transform.inverse(z, x)
 
     keys = jr.split(key, n)
     return jax.vmap(one)(keys) if n <= AT_ONCE else jax.lax.map(one, keys, batch_size=AT_ONCE)
@@ -354,8 +363,14 @@ def _draw(
 
 @eqx.filter_jit
 def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> Array:
-    denoiser, cond, x = posterior.given(x_o)
-    transform = posterior.transform
+    denoiser, x = posterior.given(x_o)
+    return log_densities(denoiser, posterior.transform, x, theta, sigmas)
+
+
+def log_densities(
+    denoiser: Pinned, transform: Chain, x: Array | None, theta: Array, sigmas: Array
+) -> Float[Array, "*n"]:
+    """ln q of one vector in data units, or of one a row, with a denoiser of z."""
     center = transform.inverse(jnp.zeros_like(transform.bounds.low, theta.dtype), x)
 
     def one(theta: Array) -> Array:
@@ -364,13 +379,8 @@ def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> 
         z = transform.forward(theta, x)
         inside &= jnp.max(jnp.abs(z)) < FARTHEST * jnp.finfo(z.dtype).max ** 0.5
         z = jnp.where(inside, z, 0)
-        value = log_likelihood(
-            denoiser,
-            z,
-            cond,
-            sigmas=sigmas.astype(theta.dtype),
-            solver=diffrax.Bosh3(),
-        ).log_prob
+        levels = sigmas.astype(theta.dtype)
+        value = log_likelihood(denoiser, z, sigmas=levels, solver=diffrax.Bosh3()).log_prob
         return jnp.where(inside, value + transform.log_det(theta, x), -jnp.inf)
 
     return jax.vmap(one)(theta) if theta.ndim == 2 else one(theta)
@@ -379,11 +389,11 @@ def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> 
 @eqx.filter_jit
 def _mode(posterior: Posterior, x_o: Array, sigmas: Array) -> Array:
     transform = posterior.transform
-    _, _, x = posterior.given(x_o)
+    _, x = posterior.given(x_o)
     levels = sigmas[:: max(len(sigmas) // (posterior.steps // 2), 1)]
     density = lambda theta: _log_prob(posterior, theta, x_o, levels)
-    draws = _draw(posterior, jr.key(0), x_o, CANDIDATES, sigmas, SOLVER, Linear(), None)
-    best = draws[jnp.argmax(density(draws))]
+    tried = _draw(posterior, jr.key(0), x_o, CANDIDATES, sigmas)
+    best = tried[jnp.argmax(density(tried))]
     start = transform.forward(best, x)
     found = minimize(lambda z: -density(transform.inverse(z, x)), start, method="BFGS").x
     better = density(transform.inverse(found, x)) > density(best)

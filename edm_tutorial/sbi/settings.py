@@ -20,6 +20,8 @@ class Settings(NamedTuple):
         learning_rate: at its highest, for Adam.
         weight_decay: decoupled, at first; over half the steps it falls to 0.3 % of it.
         width, depth, dropout: of the default network.
+        shares: of `fit_joint` alone: how often the parameters are hidden, the observation,
+            everything, or any numbers.
     """
 
     steps: int
@@ -29,6 +31,7 @@ class Settings(NamedTuple):
     width: int
     depth: int
     dropout: float
+    shares: tuple[float, float, float, float] = (0.5, 0.2, 0.1, 0.2)
 
     @property
     def patience(self) -> int:
@@ -63,14 +66,20 @@ ROWS = {
     10_000: Settings(12_800, 256, 1e-3, 0.2, 128, 3, 0.3),
     100_000: Settings(19_200, 256, 7e-4, 0.02, 256, 3, 0.15),
 }
+# The same for `fit_joint`, whose width and depth are those of a transformer.
+JOINT_ROWS = {
+    1_000: Settings(4_000, 256, 1e-3, 0.5, 64, 3, 0.1),
+    10_000: Settings(8_000, 256, 1e-3, 0.1, 64, 3, 0.1),
+    100_000: Settings(24_000, 256, 1e-3, 0.02, 64, 3, 0.05),
+}
 
 
-def default_settings(count: int) -> Settings:
-    """The settings for `count` simulations to train on: `ROWS`, interpolated in logarithms."""
-    at, known = np.log(max(count, 1)), np.log(list(ROWS))
+def default_settings(count: int, rows: dict[int, Settings] = ROWS) -> Settings:
+    """The settings for `count` simulations to train on: rows, interpolated in logarithms."""
+    at, known = np.log(max(count, 1)), np.log(list(rows))
 
     def between(name: str) -> float:
-        values = np.log([getattr(row, name) for row in ROWS.values()])
+        values = np.log([getattr(row, name) for row in rows.values()])
         return float(np.exp(np.interp(at, known, values)))
 
     return Settings(

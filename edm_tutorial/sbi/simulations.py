@@ -106,13 +106,20 @@ class Simulations(NamedTuple):
 
 
 def checked(
-    theta: Any, x: Any, prior_support: Any, *, structured: bool, invalid: str
+    theta: Any,
+    x: Any,
+    prior_support: Any,
+    *,
+    structured: bool,
+    invalid: str,
+    missing: bool = False,
 ) -> Simulations:
     """Simulations, once nothing speaks against them.
 
     Arguments:
         structured: x may have any shape.
         invalid: "raise" refuses rows that are not finite, "drop" leaves them out with a warning.
+        missing: a NaN in x is a missing number, unless a row has no other.
 
     Raises:
         ValueError: as `fit_posterior`.
@@ -120,7 +127,9 @@ def checked(
     if invalid not in ("raise", "drop"):
         raise ValueError(f'invalid must be "raise" or "drop", got {invalid!r}')
     theta, x = _arrays(theta, x, structured)
-    theta, x = _finite(theta, x, drop=invalid == "drop")
+    theta, x = _finite(theta, x, drop=invalid == "drop", missing=missing)
+    absent = np.isnan(x)
+    x = _filled(x, absent) if missing else x
     if len(theta) < FEWEST:
         raise ValueError(f"need at least {FEWEST} simulations, got {len(theta)}")
     refuse_columns("theta", "constant", (theta == theta[:1]).all(axis=0))
@@ -136,7 +145,7 @@ def checked(
         for name, rows, offset in zip(("theta", "x"), (theta, x), offsets, strict=True)
     ]
     bounds = Bounds.of(prior_support, theta, offsets[0])
-    theta, x = _off_the_bound(small[0], bounds), small[1]
+    theta, x = _off_the_bound(small[0], bounds), np.where(absent, np.nan, small[1])
     told = (tuple(offset.tolist()) if offset.any() else () for offset in offsets)
     return Simulations(theta, x, bounds, _groups(theta, x), *told)
 
@@ -162,10 +171,14 @@ def _arrays(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarra
     return theta.astype(known(theta)), x.astype(known(x))
 
 
-def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray, np.ndarray]:
+def _finite(
+    theta: np.ndarray, x: np.ndarray, *, drop: bool, missing: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The rows that are finite; others are refused, or left out with a warning."""
     flat = x.reshape(len(x), -1)
     bad = {"theta": ~np.isfinite(theta).all(axis=1), "x": ~np.isfinite(flat).all(axis=1)}
+    if missing:
+        bad["x"] = np.isinf(flat).any(axis=1) | np.isnan(flat).all(axis=1)
     if not (bad["theta"].any() or bad["x"].any()):
         return theta, x
     told = " and ".join(
@@ -188,6 +201,12 @@ def _finite(theta: np.ndarray, x: np.ndarray, *, drop: bool) -> tuple[np.ndarray
     )
     good = ~(bad["theta"] | bad["x"])
     return theta[good], x[good]
+
+
+def _filled(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    """The mean of its column where a number is missing, so that the others can be looked at."""
+    refuse_columns("x", "missing throughout", absent.all(axis=0))
+    return np.where(absent, np.nanmean(x, axis=0, dtype=float), x).astype(x.dtype)
 
 
 def _look_at_scales(name: str, rows: np.ndarray) -> None:

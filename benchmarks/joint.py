@@ -1,0 +1,232 @@
+"""One network for every conditional: its posteriors against reference posteriors, and its truth.
+
+    python -m benchmarks.joint [--only "slcp graph" two_moons] [--budgets 10000] [--seeds 1 2 3]
+                               [--hours 3]
+    python -m benchmarks.joint --gaussian
+
+Every observation adds its row to `results/joint.csv` as soon as its draws are judged; a row that is
+there is not measured again, so a run that was stopped goes on. Settings were chosen with seed 0, by
+held-out posterior loss. `--gaussian` measures conditionals of a joint Gaussian against the truth.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.random as jr
+import numpy as np
+import sklearn
+from scipy import stats
+from tqdm import tqdm
+
+from benchmarks.sbi import DRAWS, FRESH, OBSERVATIONS, cpu, reference, simulations
+from benchmarks.timing import machine, read, save, write
+from edm_tutorial.sbi import Joint, Settings, default_settings, fit_joint, tasks
+from edm_tutorial.sbi.calibration import c2st
+from edm_tutorial.sbi.joint.fit import transformed
+from edm_tutorial.sbi.joint.hidden import held_out
+from edm_tutorial.sbi.settings import JOINT_ROWS
+
+BUDGETS, SEEDS = (10_000,), (1, 2, 3)
+POSTERIOR = (1.0, 0.0, 0.0, 0.0)
+COLUMNS = ("variant", "budget", "seed", "observation", "c2st", "nats", "train_cpu_s")
+COLUMNS += ("sample_cpu_s", "machine")
+NAME = COLUMNS[:4]
+
+
+class Variant(NamedTuple):
+    """A task, what the network is told of its simulator, and what is hidden in training."""
+
+    task: str
+    points: tuple[int, int] | None = None  # the shape of x, where it is a set of points
+    graph: bool = False
+    shares: tuple[float, float, float, float] | None = None
+    steps: float = 1.0  # times the default
+
+    def settings(self, budget: int) -> Settings:
+        settings = default_settings(budget * 9 // 10, JOINT_ROWS)
+        if self.shares is not None:
+            settings = settings._replace(shares=self.shares)
+        return settings._replace(steps=round(settings.steps * self.steps))
+
+    def observed(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        return x if self.points is None else x.reshape(*x.shape[:-1], *self.points)
+
+    def depends(self, parameters: int) -> np.ndarray | None:
+        """Every point is simulated from all parameters, and from no other point."""
+        if not self.graph or self.points is None:
+            return None
+        tokens = parameters + self.points[0]
+        depends = np.zeros((tokens, tokens), bool)
+        depends[parameters:, :parameters] = True
+        return depends
+
+
+VARIANTS = {
+    "slcp graph": Variant("slcp", (4, 2), graph=True),
+    "slcp dense": Variant("slcp"),
+    "two_moons": Variant("two_moons"),
+    "gaussian_mixture": Variant("gaussian_mixture"),
+    "gaussian_linear": Variant("gaussian_linear"),
+    "slcp points, no graph": Variant("slcp", (4, 2)),
+    "slcp graph, posterior only": Variant("slcp", (4, 2), graph=True, shares=POSTERIOR),
+    "slcp graph, twice the steps": Variant("slcp", (4, 2), graph=True, steps=2.0),
+}
+# The mean C2ST of posteriors that we hold ourselves to, at 10,000 simulations.
+TARGETS = {
+    "slcp graph": 0.68,
+    "slcp dense": 0.77,
+    "two_moons": 0.53,
+    "gaussian_mixture": 0.53,
+    "gaussian_linear": 0.51,
+}
+
+
+def fitted(variant: Variant, budget: int, seed: int) -> tuple[Joint, float]:
+    """The fit, and CPU seconds of it, compilation included."""
+    theta, x = simulations(variant.task, budget, seed)
+    support = getattr(tasks, variant.task)().prior_support
+    return cpu(
+        lambda: fit_joint(
+            jr.key(100 + seed),
+            np.asarray(theta),
+            variant.observed(x),
+            prior_support=support,
+            depends=variant.depends(theta.shape[1]),
+            settings=variant.settings(budget),
+        )
+    )
+
+
+def posterior_nats(joint: Joint, variant: Variant) -> float:
+    """Upper bound on the mean of -ln q(theta given x) over fresh simulations."""
+    theta, x = tasks.draw(jr.key(999), getattr(tasks, variant.task)(), FRESH)
+    rows = transformed(joint.transform, np.asarray(theta), variant.observed(x))
+    return held_out(jr.key(998), *rows, joint.count, POSTERIOR)(joint.denoiser)
+
+
+def measure(name: str, budget: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows of one fit, each as soon as it is known."""
+    variant = VARIANTS[name]
+    joint, train = fitted(variant, budget, seed)
+    nats, known = posterior_nats(joint, variant), reference(variant.task)
+    for i, x_o in enumerate(variant.observed(known["observation"])):
+        given = joint.posterior(x_o)
+        draws, drawing = cpu(
+            lambda given=given, i=i: given.sample(jr.fold_in(jr.key(seed), i), DRAWS)
+        )
+        score = c2st(known["reference_samples"][i], np.asarray(draws))
+        values = (name, budget, seed, i + 1, score, nats, train, drawing)
+        told = f"{machine()}, scikit-learn {sklearn.__version__}"
+        row = dict(zip(COLUMNS, (*values, told), strict=True))
+        yield {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[key]) for key in NAME)
+
+
+def store(row: dict[str, Any]) -> None:
+    """Put the row in the table, in the place of an older one of its name."""
+    kept = [old for old in read("joint") if name_of(old) != name_of(row)]
+    order = {name: i for i, name in enumerate(VARIANTS)}
+    place = lambda r: (order[r["variant"]], *(int(r[key]) for key in NAME[1:]))
+    save("joint", sorted([*kept, row], key=place))
+
+
+def plan(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
+    """The fits still to be made, seed by seed."""
+    done = {name_of(row) for row in read("joint")}
+    for budget in sorted(options.budgets):
+        for seed in options.seeds:
+            for name in options.only:
+                names = {(name, str(budget), str(seed), str(i + 1)) for i in range(OBSERVATIONS)}
+                if not names <= done:
+                    yield name, budget, seed
+
+
+def gaussian(simulated: int = 50_000, questions: int = 20) -> Iterator[dict[str, Any]]:
+    """Errors of random conditionals of a joint Gaussian; beside them the sample covariance's.
+
+    In exact standard deviations (means), in shares of them (widths) and in nats (log-densities at
+    exact draws): the largest over questions and numbers, and the median.
+    """
+    rng, d = np.random.default_rng(1), 6
+    root = rng.standard_normal((d, d))
+    cov = root @ root.T / d + 0.1 * np.eye(d)
+    rows = rng.multivariate_normal(np.zeros(d), cov, simulated).astype(np.float32)
+    settings = default_settings(simulated, JOINT_ROWS)
+    fit = lambda: fit_joint(jr.key(1), rows[:, :3], rows[:, 3:], settings=settings)
+    joint, train = cpu(fit)
+    found: dict[str, list[tuple[float, float, float]]] = {"joint": [], "sample covariance": []}
+    for i in range(questions):
+        known = rng.random(d) < 0.5
+        known[rng.integers(d)] = False
+        values = rng.multivariate_normal(np.zeros(d), cov)
+        truth = conditional(np.zeros(d), cov, values, known)
+        points = rng.multivariate_normal(*truth, 200)
+        exact = stats.multivariate_normal(*truth).logpdf(points)
+        given = joint.given(values, known)
+        draws = np.asarray(given.sample(jr.key(i), DRAWS))
+        learned = draws.mean(axis=0), draws.std(axis=0), np.asarray(given.log_prob(points))
+        found["joint"].append(off(truth, exact, *learned))
+        mean, spread = conditional(rows.mean(axis=0), np.cov(rows.T), values, known)
+        sampled = stats.multivariate_normal(mean, spread).logpdf(points)
+        found["sample covariance"].append(
+            off(truth, exact, mean, np.sqrt(np.diag(spread)), sampled)
+        )
+    for name, errors in found.items():
+        worst, middle = np.max(errors, axis=0), np.median(errors, axis=0)
+        columns = ("mean", "width", "log_density")
+        cells = {f"{c}_worst": f"{v:.4f}" for c, v in zip(columns, worst, strict=True)}
+        cells |= {f"{c}_median": f"{v:.4f}" for c, v in zip(columns, middle, strict=True)}
+        seconds = f"{train:.0f}" if name == "joint" else "0"
+        yield (
+            {"method": name, "simulations": simulated, "questions": questions}
+            | cells
+            | {"train_cpu_s": seconds}
+        )
+
+
+def conditional(mean: Any, cov: Any, values: Any, known: Any) -> tuple[np.ndarray, np.ndarray]:
+    u, k = np.flatnonzero(~known), np.flatnonzero(known)
+    gain = cov[np.ix_(u, k)] @ np.linalg.inv(cov[np.ix_(k, k)])
+    return mean[u] + gain @ (values[k] - mean[k]), cov[np.ix_(u, u)] - gain @ cov[np.ix_(k, u)]
+
+
+def off(truth: Any, exact: Any, mean: Any, std: Any, log_prob: Any) -> tuple[float, float, float]:
+    """The largest error of a mean, of a width, of a log-density."""
+    width = np.sqrt(np.diag(truth[1]))
+    errors = np.abs(mean - truth[0]) / width, np.abs(std / width - 1), np.abs(log_prob - exact)
+    return float(errors[0].max()), float(errors[1].max()), float(errors[2].max())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Joint fits against reference posteriors.")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--hours", type=float, default=float("inf"), help="start no fit after them")
+    parser.add_argument("--gaussian", action="store_true", help="a joint Gaussian, nothing else")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options, start = arguments(), time.monotonic()
+    if options.gaussian:
+        write("joint_gaussian", gaussian())
+        return
+    for fit in tqdm(list(plan(options))):
+        if time.monotonic() - start > 3600 * options.hours:
+            break
+        for row in measure(*fit):
+            store(row)
+            values = "  ".join(f"{key}={row[key]}" for key in COLUMNS[3:-1])
+            tqdm.write(f"{' '.join(map(str, fit))}: {values}", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

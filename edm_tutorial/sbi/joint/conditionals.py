@@ -1,0 +1,246 @@
+"""Conditionals of one joint fit: draws and log-densities of the unknown, given the known."""
+
+from pathlib import Path
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
+
+from ..._checks import check_key, concrete, whole
+from ..._types import PRNGKey, as_traced
+from ...denoiser import Denoiser, Pinned
+from ...grids import edm_sigmas
+from ...sampling import Churn
+from ...schedules import AbstractSchedule, Linear
+from ...solvers import AbstractSolver
+from ..early_stopping import History
+from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities
+from ..simulations import less_offset, with_offset
+from ..transforms.chain import Chain
+from . import files
+from .network import Told, Unknown
+
+
+@final
+class Joint(eqx.Module):
+    """q of any numbers of (theta, x) given all others: what `fit_joint` returns.
+
+    Arguments:
+        denoiser: of z of all numbers, given `Told`.
+        transform: between the numbers and z, each by itself.
+        sigma_min, sigma_max: the noise levels between which to sample, in units of z.
+        count: of parameters.
+        x_shape: of one observation.
+        history: of the training; its losses are of what was hidden, nats a simulation.
+        offset: of every number, subtracted in float64 before anything else; empty where the
+            working dtype holds them as they are.
+    """
+
+    denoiser: Denoiser
+    transform: Chain
+    sigma_min: float = eqx.field(static=True)
+    sigma_max: float = eqx.field(static=True)
+    count: int = eqx.field(static=True)
+    x_shape: tuple[int, ...] = eqx.field(static=True)
+    history: History = eqx.field(static=True, default=History())
+    offset: tuple[float, ...] = eqx.field(static=True, default=())
+
+    def posterior(self, x_o: Real[ArrayLike, "*shape"]) -> "Conditional":
+        """q(theta given x_o). A NaN in `x_o` is a missing number: it is drawn too, after theta.
+
+        Raises:
+            ValueError: `x_o` of another shape, infinite, or NaN throughout.
+        """
+        x_o = _shaped("x_o", x_o, self.x_shape)
+        missing = np.isnan(x_o) if concrete(x_o) else np.zeros(self.x_shape, bool)
+        if missing.all():
+            raise ValueError("x_o is NaN throughout: nothing is observed")
+        known = np.concatenate([np.zeros(self.count, bool), ~missing.ravel()])
+        return self._given(_joined(np.zeros(self.count), x_o), known)
+
+    def likelihood(self, theta: Real[ArrayLike, " d"]) -> "Conditional":
+        """q(x given theta), whose draws have the shape of x.
+
+        Raises:
+            ValueError: `theta` of another shape or not finite.
+        """
+        theta = _shaped("theta", theta, (self.count,))
+        known = np.arange(self._numbers) < self.count
+        return self._given(_joined(theta, np.zeros(self.x_shape)), known, self.x_shape)
+
+    def given(
+        self, values: Real[ArrayLike, " numbers"], known: Bool[ArrayLike, " numbers"]
+    ) -> "Conditional":
+        """q of the numbers that are not known, given those that are.
+
+            joint.given([0.3, 0.0, 1.2], [True, False, True])  # of the second of three
+
+        Arguments:
+            values: parameters first, then x, flattened; ignored where they are not known.
+            known: which are; to be known outside of `jit`.
+
+        Raises:
+            ValueError: a wrong shape, no number left to draw, or known values that are not finite.
+            TypeError: `known` is not made of True and False.
+        """
+        known = np.asarray(known)
+        if known.dtype != bool:
+            raise TypeError(f"known must be made of True and False, got {known}")
+        if known.shape != (self._numbers,):
+            raise ValueError(
+                f"known needs an entry for each of {self._numbers} numbers, got {known.shape}"
+            )
+        if known.all():
+            raise ValueError("all numbers are known: leave at least one to draw")
+        return self._given(_shaped("values", values, (self._numbers,)), known)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one file: a line of JSON, then the numbers. No pickle."""
+        files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Joint":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is no joint fit, or is damaged.
+        """
+        return cls(**files.load(path))
+
+    @property
+    def _numbers(self) -> int:
+        return self.count + int(np.prod(self.x_shape))
+
+    def _given(
+        self, values: Any, known: np.ndarray, shape: tuple[int, ...] | None = None
+    ) -> "Conditional":
+        """The conditional of the numbers that are not known, in their order."""
+        if concrete(values):
+            values = np.where(known, values, self.offset or 0.0)  # NaN, where nothing is known
+            if not np.isfinite(values).all():
+                raise ValueError(f"what is known must be finite, got {values[known]}")
+        dtype = self.transform.bounds.low.dtype
+        z = self.transform.forward(less_offset("values", values, self.offset, dtype))
+        part = np.flatnonzero(~known)
+        network: Any = self.denoiser.network
+        unknown = Unknown(network, tuple(part.tolist()))
+        told = Told(z, jnp.asarray(known), jnp.ones(len(known), bool))
+        return Conditional(
+            denoiser=Pinned(Denoiser(unknown, self.denoiser.preconditioning), told),
+            transform=jax.tree.map(lambda leaf: leaf[part], self.transform),
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            offset=tuple(self.offset[i] for i in part) if self.offset else (),
+            shape=(len(part),) if shape is None else shape,
+        )
+
+
+@final
+class Conditional(eqx.Module):
+    """q(what is unknown given what is known): draws and log-densities.
+
+    Arguments:
+        denoiser: of z of the unknown numbers; the known ones are its fixed condition. Any sampler,
+            likelihood or guidance takes it.
+        transform: between the unknown numbers and z, each by itself.
+        sigma_min, sigma_max: the noise levels between which to sample, in units of z.
+        offset: what is subtracted in float64 before anything else; empty where nothing is.
+        shape: of one draw.
+    """
+
+    denoiser: Pinned
+    transform: Chain
+    sigma_min: float = eqx.field(static=True)
+    sigma_max: float = eqx.field(static=True)
+    offset: tuple[float, ...] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def steps(self) -> int:
+        """How many noise levels sampling takes, unless told otherwise."""
+        return round(STEPS_PER_E_FOLD * float(np.log(self.sigma_max / self.sigma_min)))
+
+    def sample(
+        self,
+        key: PRNGKey,
+        n: int,
+        *,
+        solver: AbstractSolver = SOLVER,
+        schedule: AbstractSchedule = Linear(),
+        churn: Churn | None = None,
+        steps: int | None = None,
+    ) -> Float[Array | np.ndarray, " n *shape"]:
+        """`n` independent draws of the unknown numbers, in data units.
+
+        Arguments:
+            solver, schedule, churn: as for `edm_tutorial.sample`; noise levels are in units of z.
+            steps: noise levels; as many as the narrowest conditional asked for unless given.
+
+        Raises:
+            ValueError: `n` or `steps` below 1.
+            TypeError: `n` or `steps` is not a whole number, or `key` is no random key.
+        """
+        check_key("key", key)
+        n, sigmas = whole("n", n), self._sigmas(steps)
+        found = _draw(self, key, n, sigmas, solver, schedule, as_traced(churn))
+        return with_offset(found, self.offset).reshape(n, *self.shape)
+
+    def log_prob(
+        self, v: Real[ArrayLike, "*n_and_shape"], *, steps: int | None = None
+    ) -> Float[Array, "*n"]:
+        """ln q of the unknown numbers in nats; -inf outside their bounds.
+
+        By the exact trace along the probability-flow ODE, on a fixed grid of noise levels.
+
+        Arguments:
+            v: the unknown numbers, shaped like one draw, or one such a row.
+            steps: noise levels; as many as for sampling unless given.
+
+        Raises:
+            ValueError: a wrong shape, or NaN.
+        """
+        array: Any = np.asarray(v) if concrete(v) else v
+        rows = array.shape[: array.ndim - len(self.shape)]
+        if array.shape != (*rows, *self.shape) or len(rows) > 1:
+            raise ValueError(
+                f"v must hold the unknown numbers, shaped {self.shape}, or one such a row, got "
+                f"{array.shape}"
+            )
+        if concrete(v) and np.any(np.isnan(array)):
+            raise ValueError(f"v must not be NaN, got {v}")
+        low = self.transform.bounds.low
+        flat = less_offset("v", array.reshape(*rows, len(low)), self.offset, low.dtype)
+        return _log_prob(self, flat, self._sigmas(steps))
+
+    def _sigmas(self, steps: int | None) -> Array:
+        steps = self.steps if steps is None else whole("steps", steps)
+        return edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
+
+
+def _shaped(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """An array of that shape: in float64 on the host, if it can be looked at."""
+    value = np.asarray(value, float) if concrete(value) else value
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+    return value
+
+
+def _joined(theta: Any, x: Any) -> Any:
+    """All numbers of one simulation: parameters first, then x, flattened."""
+    join = np if concrete(theta, x) else jnp
+    return join.concatenate([theta, x.reshape(-1)])
+
+
+@eqx.filter_jit
+def _draw(conditional: Conditional, key: PRNGKey, n: int, sigmas: Array, *how: Any) -> Array:
+    transform = conditional.transform
+    sigmas = sigmas.astype(transform.bounds.low.dtype)
+    return draws(conditional.denoiser, transform, None, key, n, sigmas, *how)
+
+
+@eqx.filter_jit
+def _log_prob(conditional: Conditional, v: Array, sigmas: Array) -> Array:
+    return log_densities(conditional.denoiser, conditional.transform, None, v, sigmas)

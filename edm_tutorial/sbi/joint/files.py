@@ -1,0 +1,61 @@
+"""Joint fits in files: as posteriors are, a line of JSON, then the numbers."""
+
+import io
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from ...denoiser import Denoiser
+from ...networks.tokens import TokenTransformer
+from ...preconditioning import EDMPreconditioning
+from ..files import elementwise, first_line, of_sampling, read, write
+from .network import GaussianPreconditioning, JointNetwork
+
+KIND, VERSION = "edm_tutorial joint fit", 1
+FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset"}
+
+
+def save(joint: Any, path: str | Path) -> None:
+    """Write all fields of a `Joint` to one file."""
+    transformer = joint.denoiser.network.transformer
+    header = {
+        "kinds": transformer.kinds,
+        "sizes": transformer.sizes,
+        "count": joint.count,
+        "shape": joint.x_shape,
+        "sigmas": [joint.sigma_min, joint.sigma_max],
+        "history": joint.history._asdict(),
+        "offset": joint.offset,
+    }
+    arrays = {"denoiser": joint.denoiser, "transform": joint.transform}
+    write(path, {"kind": KIND, "version": VERSION}, header, arrays)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The fields of the `Joint` that `save` wrote.
+
+    Raises:
+        ValueError: as `Joint.load`.
+    """
+    first, _, body = Path(path).read_bytes().partition(b"\n")
+    header = first_line(path, first, body, KIND, VERSION, FIELDS)
+    fields = jax.tree.map(partial(read, path, io.BytesIO(body)), _form(header))
+    told = {"count": header["count"], "x_shape": tuple(header["shape"])}
+    return fields | of_sampling(header) | told | {"offset": tuple(header["offset"])}
+
+
+def _form(header: dict[str, Any]) -> dict[str, Any]:
+    """A joint fit's parts with the right shapes, to be filled from the file."""
+    count, kinds = header["count"], header["kinds"]
+    numbers = count + math.prod(header["shape"])
+    transformer = TokenTransformer(kinds, **header["sizes"], key=jr.key(0))
+    gaussian = GaussianPreconditioning(jnp.eye(numbers))
+    mask = jnp.ones((len(kinds), len(kinds)), bool)
+    network = JointNetwork(gaussian, transformer, mask, count)
+    denoiser = Denoiser(network, EDMPreconditioning(1.0))
+    return {"denoiser": denoiser, "transform": elementwise(numbers)}

@@ -1,0 +1,109 @@
+"""The training game: which numbers of a simulation are hidden, and how well they are found."""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ..._types import PRNGKey
+from ...losses import weighted_error
+from ...noise_levels import AbstractNoiseDistribution
+from ..fit import LEVELS
+from ..noise_levels import HeldOut
+from .network import Told
+
+POSTERIOR, LIKELIHOOD, EVERYTHING, ANY = range(4)  # what is hidden
+
+
+def draw_known(
+    key: PRNGKey, kinds: Array, parameters: int, numbers: int
+) -> Bool[Array, "n numbers"]:
+    """What is shown of each simulation, by the kind of its game; at least one number is hidden.
+
+    Where any number may be hidden, each is shown with one probability, drawn from U(0, 1).
+    """
+    share_key, each_key, one_key = jr.split(key, 3)
+    n = len(kinds)
+    is_theta = np.arange(numbers)[None] < parameters
+    share = jr.uniform(share_key, (n, 1))
+    some = jr.uniform(each_key, (n, numbers)) < share
+    some &= ~jax.nn.one_hot(jr.randint(one_key, (n,), 0, numbers), numbers, dtype=bool)
+    kinds = kinds[:, None]
+    known = jnp.where(kinds == POSTERIOR, ~is_theta, is_theta & (kinds == LIKELIHOOD))
+    return jnp.where(kinds == ANY, some, known)
+
+
+def draw_kinds(key: PRNGKey, n: int, shares: tuple[float, ...]) -> Array:
+    """The kinds of n games, in numbers as close to their shares as can be, in random order."""
+    edges = np.cumsum(shares) / np.sum(shares)
+    strata = (np.arange(n) + 0.5) / n
+    return jr.permutation(key, jnp.asarray(np.searchsorted(edges[:-1], strata, side="right")))
+
+
+@final
+class HiddenLoss(eqx.Module):
+    """The denoising loss of what is hidden in a batch: the mean over its numbers.
+
+    Arguments:
+        sigma_dist: the law of the noise level, of which the batch gets one from every part.
+        parameters: how many numbers are parameters.
+        shares: of the games: posterior, likelihood, everything, any.
+    """
+
+    sigma_dist: AbstractNoiseDistribution
+    parameters: int = eqx.field(static=True)
+    shares: tuple[float, ...] = eqx.field(static=True)
+
+    def __call__(
+        self,
+        denoiser: Any,
+        z: Float[Array, "n numbers"],
+        present: Bool[Array, "n numbers"],
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, ""]:
+        """The mean over the batch."""
+        kind_key, known_key, level_key, noise_key, network_key = jr.split(key, 5)
+        n = len(z)
+        kinds = draw_kinds(kind_key, n, self.shares)
+        known = draw_known(known_key, kinds, self.parameters, z.shape[1])
+        strata = jnp.arange(n, dtype=z.dtype) + jr.uniform(level_key, (n,), z.dtype)
+        sigmas = jax.vmap(self.sigma_dist.from_uniform)(strata / n)
+        noise = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
+
+        def error(z: Array, sigma: Array, n: Array, told: Told, key: PRNGKey) -> Array:
+            hidden = told.present & ~told.known
+            found = weighted_error(denoiser, z, sigma, n, told, key=key)
+            count = jnp.sum(hidden, dtype=z.dtype)
+            return jnp.sum(jnp.where(hidden, found, 0)) / jnp.maximum(count, 1)
+
+        told, keys = Told(z, known, present), jr.split(network_key, n)
+        return jnp.mean(jax.vmap(error)(z, sigmas, noise, told, keys))
+
+
+def held_out(
+    key: PRNGKey,
+    z: Float[np.ndarray, "n numbers"],
+    present: Bool[np.ndarray, "n numbers"],
+    log_dets: Float[np.ndarray, "n numbers"],
+    parameters: int,
+    shares: tuple[float, ...],
+) -> HeldOut:
+    """Simulations kept out of training, with noise and games drawn once: -ln q of what is hidden.
+
+    Arguments:
+        log_dets: of every number's coordinate, nats.
+    """
+    kind_key, known_key, noise_key = jr.split(key, 3)
+    kinds = draw_kinds(kind_key, len(z), shares)
+    known = draw_known(known_key, kinds, parameters, z.shape[1])
+    told = Told(jnp.asarray(z), known, jnp.asarray(present))
+    nats = np.asarray(z, float) ** 2 / 2 + np.log(2 * np.pi) / 2 - log_dets
+    hidden = present & ~np.asarray(known)
+    untrained = float(np.mean(np.sum(np.where(hidden, nats, 0), axis=1)))
+    drawn = HeldOut.draw(noise_key, z, told, np.zeros(len(z)), LEVELS)
+    return eqx.tree_at(lambda held: held.untrained, drawn, untrained)

@@ -1,0 +1,104 @@
+"""The transformer of tokens: order, masks, and what an untrained one returns."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from edm_tutorial.networks import TokenTransformer
+
+
+def trained(key, kinds=(0, 1, 2, 3, 3), *, depth=2, size=2, out_size=1):
+    """One whose weights are all random, the last layer and the norms included."""
+    net = TokenTransformer(kinds, size, out_size, width=16, depth=depth, heads=2, key=key)
+    leaves, form = jax.tree.flatten(eqx.filter(net, eqx.is_array))
+    keys = jr.split(jr.fold_in(key, 1), len(leaves))
+    noise = [0.3 * jr.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return eqx.apply_updates(net, jax.tree.unflatten(form, noise))
+
+
+def with_kinds(net, kinds):
+    """The same weights, of tokens in another order."""
+    other = TokenTransformer(kinds, **net.sizes, key=jr.key(0))
+    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(net))
+
+
+def inputs(key, tokens=5, size=2, dtype=float):
+    value_key, known_key = jr.split(key)
+    values = jr.normal(value_key, (tokens, size), dtype)
+    known = jr.bernoulli(known_key, 0.5, (tokens, size)).astype(dtype)
+    return values, known, jnp.asarray(0.3, dtype), jnp.ones((tokens, tokens), bool)
+
+
+def test_untrained_it_returns_zero(key):
+    net_key, input_key = jr.split(key)
+    net = TokenTransformer(range(5), 2, 3, key=net_key)
+    found = net(*inputs(input_key))
+    assert found.shape == (5, 3)
+    np.testing.assert_array_equal(found, 0)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(jnp.float32, 1e-5), (jnp.float64, 1e-12)])
+def test_tokens_have_no_order_beside_their_kinds(dtype, allowed, key, rng):
+    net_key, input_key = jr.split(key)
+    net = trained(net_key)
+    values, known, c_noise, _ = inputs(input_key, dtype=dtype)
+    mask = jnp.asarray(rng.random((5, 5)) < 0.5)
+    before = net(values, known, c_noise, mask)
+    assert before.dtype == dtype
+    order = rng.permutation(5)
+    moved = with_kinds(net, [net.kinds[i] for i in order])
+    after = moved(values[order], known[order], c_noise, mask[np.ix_(order, order)])
+    np.testing.assert_allclose(after, before[order], atol=allowed)
+    # With the kinds left in place it is another function.
+    assert np.max(np.abs(net(values[order], known[order], c_noise, mask) - before[order])) > 1e-2
+
+
+def test_tokens_of_one_kind_can_change_places(key):
+    net_key, input_key = jr.split(key)
+    net = trained(net_key)
+    values, known, c_noise, mask = inputs(input_key)
+    swap = np.array([0, 1, 2, 4, 3])
+    before, after = net(values, known, c_noise, mask), net(values[swap], known[swap], c_noise, mask)
+    np.testing.assert_allclose(after, before[swap], atol=1e-12)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_nothing_passes_further_than_its_blocks_reach(depth, key):
+    """In a chain of six, token 0 is told of token j exactly where j is at most `depth` away."""
+    net_key, input_key = jr.split(key)
+    net = trained(net_key, range(6), depth=depth, size=1)
+    values, known, c_noise, _ = inputs(input_key, tokens=6, size=1)
+    chain = np.abs(np.subtract.outer(range(6), range(6))) <= 1
+    slope = jax.jacobian(lambda v: net(v, known, c_noise, jnp.asarray(chain))[0, 0])(values)
+    np.testing.assert_array_equal(slope[:, 0] == 0, np.arange(6) > depth)
+
+
+def test_what_it_is_told_matters(key):
+    net_key, input_key = jr.split(key)
+    net = trained(net_key)
+    values, known, c_noise, mask = inputs(input_key)
+    base = net(values, known, c_noise, mask)
+    for other in (
+        net(values, 1 - known, c_noise, mask),
+        net(values, known, c_noise + 1, mask),
+        net(values, known, c_noise, jnp.eye(5, dtype=bool)),
+    ):
+        assert np.max(np.abs(other - base)) > 1e-2
+
+
+def test_dropout_needs_a_key_and_changes_with_it(key):
+    net_key, input_key, one, two = jr.split(key, 4)
+    net = TokenTransformer(range(5), 2, width=16, heads=2, dropout=0.5, key=net_key)
+    net = eqx.tree_at(lambda net: net.output, net, replace_fn=lambda w: w + 1)
+    told = inputs(input_key)
+    assert not np.array_equal(net(*told, key=one), net(*told, key=two))
+    np.testing.assert_array_equal(net(*told), net(*told))
+
+
+def test_sizes_make_the_same_again(key):
+    net = TokenTransformer([0, 1, 1], 2, 3, width=24, depth=1, heads=3, dropout=0.2, key=key)
+    again = TokenTransformer(net.kinds, **net.sizes, key=jr.clone(key))
+    assert eqx.tree_equal(net, again)

@@ -1,0 +1,396 @@
+"""Every conditional by one network: against joint Gaussians, whose conditionals are known."""
+
+import pickle
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import expit
+
+import edm_tutorial as edm
+from edm_tutorial import sbi
+from edm_tutorial.losses import weighted_error
+from edm_tutorial.networks import TokenTransformer
+from edm_tutorial.sbi.joint import hidden
+from edm_tutorial.sbi.joint.graph import neighbours
+from edm_tutorial.sbi.joint.network import INDEPENDENT, GaussianPreconditioning, JointNetwork, Told
+from edm_tutorial.sbi.transforms.bounds import Bounds
+from edm_tutorial.sbi.transforms.chain import Chain
+from edm_tutorial.sbi.transforms.standardize import Standardizer
+
+EDM1 = edm.EDMPreconditioning(1.0)
+COUNT, NUMBERS = 2, 5
+MEAN, STD = np.arange(5.0), 1 + np.arange(5.0) / 2
+SMALL = sbi.Settings(2, 64, 1e-3, 0.1, 16, 1, 0.0)
+
+
+def correlation(rng, n=NUMBERS):
+    root = rng.normal(size=(n, n))
+    cov = root @ root.T / n + 0.2 * np.eye(n)
+    width = np.sqrt(np.diag(cov))
+    return cov / np.outer(width, width)
+
+
+def exact(rng, *, bounds=None, x_shape=(3,)):
+    """A joint Gaussian in standardised numbers: an untrained network whose correlation is known."""
+    corr = correlation(rng)
+    transformer = TokenTransformer(range(NUMBERS), 2, width=8, heads=2, depth=1, key=jr.key(0))
+    mask = jnp.ones((NUMBERS, NUMBERS), bool)
+    network = JointNetwork(GaussianPreconditioning(jnp.asarray(corr)), transformer, mask, COUNT)
+    free = jnp.full(NUMBERS, jnp.inf)
+    box = Bounds(-free, free, jnp.ones(NUMBERS)) if bounds is None else bounds
+    transform = Chain((box, Standardizer(jnp.asarray(MEAN), jnp.asarray(STD))))
+    denoiser = edm.Denoiser(network, EDM1)
+    return sbi.Joint(denoiser, transform, 5e-3, 40.0, COUNT, x_shape), corr
+
+
+def random_weights(network, key):
+    """The same network with a transformer that does something."""
+    transformer = network.transformer
+    output = 0.3 * jr.normal(key, transformer.output.shape)
+    return eqx.tree_at(lambda net: net.transformer.output, network, output)
+
+
+def conditional(corr, known, z):
+    """Mean and covariance of the unknown numbers of N(0, corr), given the known z."""
+    u, k = np.flatnonzero(~known), np.flatnonzero(known)
+    gain = corr[np.ix_(u, k)] @ np.linalg.inv(corr[np.ix_(k, k)])
+    return gain @ z[k], corr[np.ix_(u, u)] - gain @ corr[np.ix_(k, u)]
+
+
+def test_untrained_it_is_the_denoiser_of_every_conditional_of_a_gaussian(rng):
+    """D(v) = m + S (S + sigma^2)^-1 (v - m), with the mean m and covariance S given the known."""
+    joint, corr = exact(rng)
+    for _ in range(100):
+        known = rng.random(NUMBERS) < 0.5
+        known[rng.integers(NUMBERS)] = False
+        z, sigma = rng.normal(size=NUMBERS), 10 ** rng.uniform(-2, 1.5)
+        given = joint.given(MEAN + STD * z, known)
+        mean, cov = conditional(corr, known, z)
+        v = mean + rng.normal(size=len(mean)) * np.sqrt(1 + sigma**2)
+        pull = cov @ np.linalg.inv(cov + sigma**2 * np.eye(len(mean)))
+        found = given.denoiser(jnp.asarray(v), sigma)
+        np.testing.assert_allclose(found, mean + pull @ (v - mean), atol=1e-11)
+
+
+def test_draws_and_densities_of_posterior_likelihood_and_any_other(rng, key):
+    joint, corr = exact(rng)
+    z = rng.normal(size=NUMBERS)
+    values = MEAN + STD * z
+    some = np.array([True, False, True, False, False])
+    every = {
+        "posterior": (joint.posterior(values[COUNT:]), np.arange(NUMBERS) >= COUNT),
+        "likelihood": (joint.likelihood(values[:COUNT]), np.arange(NUMBERS) < COUNT),
+        "any": (joint.given(values, some), some),
+        "nothing known": (joint.given(values, np.zeros(NUMBERS, bool)), np.zeros(NUMBERS, bool)),
+    }
+    for i, (given, known) in enumerate(every.values()):
+        mean, cov = conditional(corr, known, z)
+        mean, cov = MEAN[~known] + STD[~known] * mean, cov * np.outer(STD[~known], STD[~known])
+        draws = np.asarray(given.sample(jr.fold_in(key, i), 4000))
+        off = (draws.mean(0) - mean) / np.sqrt(np.diag(cov) / 4000)
+        assert np.max(np.abs(off)) < 4.5  # of 13 numbers, 4 standard errors and some for the solver
+        np.testing.assert_allclose(np.cov(draws.T), cov, atol=0.12 * np.max(np.diag(cov)))
+        points = draws[:20]
+        truth = stats.multivariate_normal(mean, cov).logpdf(points)
+        # What is left is the solver's error, far below that in the tails.
+        np.testing.assert_allclose(given.log_prob(points), truth, atol=0.02)
+        np.testing.assert_allclose(given.log_prob(points[0]), truth[0], atol=0.02)
+
+
+def test_a_bound_adds_its_log_determinant(rng):
+    """The density of a parameter between -1 and 2, given all else, integrates to 1."""
+    low, high = np.full(NUMBERS, -np.inf), np.full(NUMBERS, np.inf)
+    low[0], high[0] = -1.0, 2.0
+    bounds = Bounds(jnp.asarray(low), jnp.asarray(high), jnp.full(NUMBERS, 0.1))
+    joint, _ = exact(rng, bounds=bounds)
+    given = joint.given(MEAN + 0.1, np.arange(NUMBERS) > 0)
+    grid = -1 + 3 * expit(np.linspace(-25, 25, 801))[:, None]  # fine towards the bounds
+    density = np.exp(np.asarray(given.log_prob(grid))).ravel()
+    # The solver's error in the tails, and that of the trapezoidal rule.
+    assert abs(np.trapezoid(density, grid[:, 0]) - 1) < 0.02
+    assert given.log_prob(np.array([2.1])) == -np.inf
+
+
+def told(rng, *, missing=0):
+    known = rng.random(NUMBERS) < 0.5
+    known[-1] = False
+    present = np.ones(NUMBERS, bool)
+    present[:missing] = False
+    return Told(jnp.asarray(rng.normal(size=NUMBERS)), jnp.asarray(known), jnp.asarray(present))
+
+
+def network(rng, key):
+    return random_weights(exact(rng)[0].denoiser.network, key)
+
+
+def test_what_is_not_known_may_be_nan_and_the_noise_of_the_known_does_not_matter(rng, key):
+    """To the last bit."""
+    net, given = network(rng, key), told(rng)
+    x, c_noise = jnp.asarray(rng.normal(size=NUMBERS)), jnp.asarray(0.2)
+    found = net(x, c_noise, given)
+    nan = given._replace(values=jnp.where(given.known, given.values, jnp.nan))
+    np.testing.assert_array_equal(net(x, c_noise, nan), found)
+    other = jnp.where(given.known, 1e6, x)
+    np.testing.assert_array_equal(net(other, c_noise, given), found)
+    np.testing.assert_array_equal(found[given.known], 0)
+    slope = jax.jacobian(lambda x: net(x, c_noise, nan))(x)
+    assert np.all(np.isfinite(slope)) and np.all(slope[:, given.known] == 0)
+
+
+def test_what_is_missing_reaches_nothing_and_nothing_is_asked_of_it(rng, key):
+    net, given = network(rng, key), told(rng, missing=2)
+    x, c_noise = jnp.asarray(rng.normal(size=NUMBERS)), jnp.asarray(0.2)
+    found = net(x, c_noise, given)
+    gone = given._replace(values=given.values.at[:2].set(jnp.nan))
+    np.testing.assert_array_equal(net(x.at[:2].set(99.0), c_noise, gone), found)
+    np.testing.assert_array_equal(found[:2], 0)
+
+
+def test_a_missing_number_leaves_the_marginal_of_the_others(rng):
+    """For a Gaussian it is the same whether a number is marginalised or was never there."""
+    net = exact(rng)[0].denoiser.network
+    given = told(rng, missing=1)
+    smaller = GaussianPreconditioning(net.preconditioning.correlation[1:, 1:])
+    t, sigma = jnp.asarray(rng.normal(size=NUMBERS)).at[0].set(0.0), jnp.asarray(0.7)
+    less = Told(given.values[1:], given.known[1:], given.present[1:])
+    for one, other in zip(
+        net.preconditioning(t, sigma, given), smaller(t[1:], sigma, less), strict=True
+    ):
+        np.testing.assert_allclose(one[1:], other, atol=1e-12)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_groups_that_do_not_depend_on_each_other_never_meet(rng, key):
+    """The Jacobian across two groups is exactly zero, for weights that are anything but."""
+    theta, x = rng.normal(size=(200, 2)), rng.normal(size=(200, 2))
+    x += theta  # x[0] from theta[0], x[1] from theta[1], and all correlated by chance
+    depends = np.zeros((4, 4), bool)
+    depends[2, 0] = depends[3, 1] = True
+    fit_key, weight_key = jr.split(key)
+    fit = sbi.fit_joint(fit_key, theta, x, depends=depends, settings=SMALL, progress=False)
+    net = random_weights(fit.denoiser.network, weight_key)
+    given = Told(jnp.zeros(4), jnp.zeros(4, bool), jnp.ones(4, bool))
+    slope = jax.jacobian(lambda x: net(x, jnp.asarray(0.1), given))(jnp.arange(4.0))
+    together = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]], bool)
+    np.testing.assert_array_equal(slope != 0, together)
+
+
+def test_neighbours_are_parents_children_and_parents_of_a_common_child():
+    """theta[0] -> x[0] <- theta[1] -> theta[2] -> x[1]."""
+    depends = np.zeros((5, 5), bool)
+    depends[3, [0, 1]] = depends[2, 1] = depends[4, 2] = True
+    edges = [(0, 3), (1, 3), (0, 1), (1, 2), (2, 4)]
+    truth = np.eye(5, dtype=bool)
+    for i, j in edges:
+        truth[i, j] = truth[j, i] = True
+    np.testing.assert_array_equal(neighbours(depends, 3, 5), truth)
+    np.testing.assert_array_equal(neighbours(None, 3, 5), True)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_what_each_game_hides(kind, key):
+    known = np.asarray(hidden.draw_known(key, jnp.full(4000, kind), COUNT, NUMBERS))
+    theta = np.arange(NUMBERS) < COUNT
+    if kind == hidden.ANY:
+        assert not known.all(axis=1).any()
+        # Shown with probability 1/2, but for the one in five that is always hidden.
+        np.testing.assert_allclose(known.mean(axis=0), 0.4, atol=4 * 0.5 / np.sqrt(4000))
+        assert 0.2 < np.corrcoef(known[:, 0], known[:, 1:].mean(axis=1))[0, 1]  # one p a row
+    else:
+        truth = {hidden.POSTERIOR: ~theta, hidden.LIKELIHOOD: theta, hidden.EVERYTHING: 0 * theta}
+        np.testing.assert_array_equal(known, np.tile(truth[kind], (4000, 1)))
+
+
+def test_games_are_played_in_their_shares(key):
+    kinds = np.asarray(hidden.draw_kinds(key, 200, (0.5, 0.25, 0.0, 0.25)))
+    np.testing.assert_array_equal(np.bincount(kinds, minlength=4), [100, 50, 0, 50])
+    assert np.any(np.diff(kinds) < 0)  # in no order, as noise levels are in order
+
+
+def test_the_loss_is_the_mean_error_of_what_is_hidden(rng, key):
+    """By hand, from the keys that the loss splits."""
+    weight_key, loss_key = jr.split(key)
+    net = network(rng, weight_key)
+    denoiser, shares = edm.Denoiser(net, EDM1), (0.0, 1.0, 0.0, 0.0)
+    z = jnp.asarray(rng.normal(size=(4, NUMBERS)))
+    present = jnp.ones((4, NUMBERS), bool).at[0, 2].set(False).at[1, 2:].set(False)
+    z = jnp.where(present, z, 0)
+    loss = hidden.HiddenLoss(sbi.PosteriorNoise(), COUNT, shares)
+    found = loss(denoiser, z, present, key=jr.clone(loss_key))
+    _, _, level_key, noise_key, _ = jr.split(loss_key, 5)
+    strata = jnp.arange(4.0) + jr.uniform(level_key, (4,))
+    sigmas = jax.vmap(sbi.PosteriorNoise().from_uniform)(strata / 4)
+    noise = sigmas[:, None] * jr.normal(noise_key, z.shape)
+    known = jnp.arange(NUMBERS) < COUNT
+    total = 0.0
+    for i in range(4):
+        error = weighted_error(denoiser, z[i], sigmas[i], noise[i], Told(z[i], known, present[i]))
+        asked = np.asarray(present[i] & ~known)
+        total += np.asarray(error)[asked].sum() / max(asked.sum(), 1)
+    np.testing.assert_allclose(found, total / 4, rtol=1e-12)
+
+
+def test_held_out_nats_are_those_of_the_conditionals(rng, key):
+    """Under N(0, C) the bound is tight: the mean entropy of what was hidden."""
+    joint, corr = exact(rng)
+    z = rng.multivariate_normal(np.zeros(NUMBERS), corr, 2000)
+    ones = np.ones(z.shape, bool)
+    shares = (1.0, 0.0, 0.0, 0.0)
+    held = hidden.held_out(key, z, ones, np.zeros(z.shape), COUNT, shares)
+    _, cov = conditional(corr, np.arange(NUMBERS) >= COUNT, z[0])
+    entropy = stats.multivariate_normal(np.zeros(COUNT), cov).entropy()
+    alone = stats.multivariate_normal(np.zeros(COUNT), np.eye(COUNT)).entropy()
+    # 4 standard errors of a mean of 2,000 squares, and of the levels below 0.001.
+    assert abs(held.untrained - alone) < 4 * np.sqrt(COUNT / 2 / 2000)
+    assert abs(held(joint.denoiser) - entropy) < 0.1
+
+
+def simulated(rng, n=300):
+    theta = rng.uniform(-1, 1, size=(n, 2))
+    return theta, theta @ rng.normal(size=(2, 3)) + 0.3 * rng.normal(size=(n, 3))
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sbi.FitWarning)
+        yield
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_fit_with_missing_numbers_saves_loads_and_pickles(rng, key, tmp_path):
+    theta, x = simulated(rng)
+    x[rng.random(x.shape) < 0.2] = np.nan
+    x[np.isnan(x).all(axis=1)] = 0.0
+    box = (-np.ones(2), np.ones(2))
+    fit_key, draw_key, other_key = jr.split(key, 3)
+    fit = sbi.fit_joint(fit_key, theta, x, prior_support=box, settings=SMALL, progress=False)
+    x_o = np.array([0.1, np.nan, -0.2])
+    draws = fit.posterior(x_o).sample(jr.clone(draw_key), 50)
+    assert draws.shape == (50, 3)  # two parameters, then what is missing
+    assert np.all(np.isfinite(draws)) and np.max(np.abs(draws[:, :2])) <= 1
+    assert fit.likelihood(theta[0]).sample(other_key, 4).shape == (4, 3)
+    fit.save(tmp_path / "joint")
+    for again in (sbi.Joint.load(tmp_path / "joint"), pickle.loads(pickle.dumps(fit))):
+        assert again.history == fit.history and again.offset == fit.offset
+        same = again.posterior(x_o).sample(jr.clone(draw_key), 50)
+        np.testing.assert_array_equal(same, draws)
+    raw = bytearray((tmp_path / "joint").read_bytes())
+    raw[-5] ^= 1
+    (tmp_path / "damaged").write_bytes(raw)
+    with pytest.raises(ValueError, match="checksum"):
+        sbi.Joint.load(tmp_path / "damaged")
+    with pytest.raises(ValueError, match="is not a file that `save` wrote"):
+        (tmp_path / "foreign").write_bytes(b"PNG")
+        sbi.Joint.load(tmp_path / "foreign")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_points_have_no_order(rng, key):
+    """(n, m, k): the posterior is the same for every order of the points, in float64."""
+    theta = rng.normal(size=(200, 1))
+    x = theta[:, None] + rng.normal(size=(200, 4, 2))
+    fit_key, weight_key, draw_key = jr.split(key, 3)
+    fit = sbi.fit_joint(fit_key, theta, x, settings=SMALL, progress=False)
+    net = random_weights(fit.denoiser.network, weight_key)
+    fit = eqx.tree_at(lambda fit: fit.denoiser.network, fit, net)
+    one, other = (fit.posterior(points).denoiser for points in (x[0], x[0][[2, 0, 3, 1]]))
+    z = jnp.asarray([0.3])
+    np.testing.assert_allclose(one(z, 0.5), other(z, 0.5), atol=1e-12)
+    likelihood = fit.likelihood(theta[0])
+    assert likelihood.sample(draw_key, 3).shape == (3, 4, 2)
+    assert likelihood.log_prob(x[0]).shape == () and likelihood.log_prob(x[:3]).shape == (3,)
+    moved = fit.likelihood(theta[0]).log_prob(x[0][[3, 1, 0, 2]])
+    np.testing.assert_allclose(likelihood.log_prob(x[0]), moved, atol=1e-8)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_offset_beyond_float32_is_kept(rng, key, single_precision):
+    """A date of 2.4 million days, known to a second."""
+    theta, x = simulated(rng)
+    date = 2_460_000.5
+    fit_key, draw_key = jr.split(key)
+    fit = sbi.fit_joint(jr.clone(fit_key), theta + [date, 0.0], x, settings=SMALL, progress=False)
+    assert fit.offset[0] == pytest.approx(date, abs=1.0)
+    x_o = x[0]
+    draws = np.asarray(fit.posterior(x_o).sample(draw_key, 200))
+    assert draws.dtype == np.float64 and 0.05 < draws[:, 0].std() < 1
+    near = fit.posterior(x_o).log_prob(draws[:5])
+    other = sbi.fit_joint(fit_key, theta, x, settings=SMALL, progress=False)
+    less = other.posterior(x_o).log_prob(draws[:5] - [date, 0.0])
+    np.testing.assert_allclose(near, less, atol=0.02)
+
+
+def test_failed_simulations_are_not_missing_numbers(rng, key):
+    theta, x = simulated(rng)
+    x[7] = np.nan
+    with pytest.raises(ValueError, match=r"x is not finite in 1 of 300 .*row 7"):
+        sbi.fit_joint(jr.clone(key), theta, x)
+    x[7], x[9, 1] = 0.0, np.inf
+    with pytest.raises(ValueError, match=r"x is not finite in 1 of 300 .*row 9"):
+        sbi.fit_joint(jr.clone(key), theta, x)
+    x[9, 1], theta[3, 0] = np.nan, np.nan
+    with pytest.raises(ValueError, match=r"theta is not finite in 1 of 300 .*row 3"):
+        sbi.fit_joint(jr.clone(key), theta, x)
+    theta[3, 0], x[:, 2] = 0.0, np.nan
+    with pytest.raises(ValueError, match="x is missing throughout in 1 of 3 columns"):
+        sbi.fit_joint(jr.clone(key), theta, x)
+
+
+REFUSED = {
+    "wrong shape": (np.zeros((3, 3), bool), ValueError, r"\[2:, :2\] set to True"),
+    "transposed": (np.eye(5, k=2, dtype=bool), ValueError, r"theta\[0\] is simulated from x\[0\]"),
+    "a circle": (np.array([[0, 1], [1, 0]]), ValueError, "circle"),
+    "numbers": (np.zeros((5, 5)), TypeError, "True and False"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("unchecked")
+def test_a_wrong_graph_is_refused(name, rng, key):
+    depends, kind, words = REFUSED[name]
+    if name == "a circle":
+        corner, depends = depends, np.zeros((5, 5), bool)
+        depends[:2, :2] = corner
+    with pytest.raises(kind, match=words):
+        sbi.fit_joint(key, *simulated(rng), depends=depends)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_questions_that_make_no_sense_are_refused(rng):
+    joint, _ = exact(rng)
+    ask = [
+        (lambda: joint.posterior(np.zeros(2)), r"x_o must have shape \(3,\), got \(2,\)"),
+        (lambda: joint.posterior(np.full(3, np.nan)), "nothing is observed"),
+        (lambda: joint.posterior([0.0, np.inf, 0.0]), "must be finite"),
+        (lambda: joint.likelihood([0.0, np.nan]), "must be finite"),
+        (lambda: joint.given(np.zeros(5), np.ones(5, bool)), "at least one to draw"),
+        (lambda: joint.given(np.zeros(5), np.ones(4, bool)), "each of 5 numbers"),
+        (lambda: joint.posterior(np.zeros(3)).log_prob(np.zeros(3)), r"shaped \(2,\)"),
+        (lambda: joint.posterior(np.zeros(3)).log_prob([0.0, np.nan]), "must not be NaN"),
+    ]
+    for call, words in ask:
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(TypeError, match="True and False"):
+        joint.given(np.zeros(5), np.ones(5))
+
+
+def test_correlation_is_that_of_the_simulations_and_of_points_without_order(rng):
+    z = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
+    z = (z - z.mean(0)) / z.std(0)
+    full = np.ones((5, 5), bool)
+    found = GaussianPreconditioning.fit(z, full, 1, None).correlation
+    truth = np.corrcoef(z.T)
+    off = ~np.eye(5, dtype=bool)
+    np.testing.assert_allclose(found[off], (1 - INDEPENDENT) * truth[off], atol=1e-12)
+    swapped = np.concatenate([z, z[:, [0, 3, 4, 1, 2]]])  # both orders of two points of two
+    both = GaussianPreconditioning.fit(z, full, 1, 2).correlation
+    moments = (1 - INDEPENDENT) * swapped.T @ swapped / 100
+    np.testing.assert_allclose(both[off], moments[off], atol=1e-12)
