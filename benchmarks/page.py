@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import plots
+from benchmarks import joint, plots
 from benchmarks.sbi import BUDGETS, OBSERVATIONS, OURS, PEERS, TARGETS
 from benchmarks.timing import read
 
@@ -156,10 +156,15 @@ def posteriors() -> str:
 
 
 def told(name: tuple[str, str, str], runs: list[list[dict[str, str]]]) -> list[str]:
-    """Mean C2ST and its spread over seeds, the median over everything, -ln q."""
-    values, goal = scores(runs), target_of(name)
-    if not values:
+    """What `beside_goal` says, or why a method failed."""
+    if not scores(runs):
         return [runs[0][0]["note"], "-", "-"]
+    return beside_goal(runs, target_of(name))
+
+
+def beside_goal(runs: list[list[dict[str, str]]], goal: float | None) -> list[str]:
+    """Mean C2ST and its spread over seeds, the median over everything, -ln q."""
+    values = scores(runs)
     shown = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if values[1:] else "")
     shown = shown if goal is None or met(values, goal) else red(shown)
     beside = "" if goal is None else f" (at most {goal})"
@@ -172,6 +177,34 @@ def posteriors_met() -> str:
     named = fits().items()
     goals = [(scores(runs), goal) for name, runs in named if (goal := target_of(name)) is not None]
     return f"{sum(met(*pair) for pair in goals)} of {len(goals)}"
+
+
+def joint_posteriors() -> str:
+    """A row for each joint fit, all its seeds together: C2ST beside its target, nats, seconds."""
+    found: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
+    for row in read("joint"):
+        fit = found.setdefault((row["variant"], row["budget"]), {})
+        fit.setdefault(row["seed"], []).append(row)
+    cells = []
+    for (variant, budget), fit in found.items():
+        runs = [rows for rows in fit.values() if len(rows) == OBSERVATIONS]
+        goal = joint.TARGETS.get(variant) if budget == "10000" else None
+        if runs:
+            costs = [np.mean([mean_of(rows, column) for rows in runs]) for column in COSTS[:2]]
+            seeds = " ".join(rows[0]["seed"] for rows in runs)
+            named = [variant.replace("_", " "), f"{int(budget):,}", seeds]
+            cells.append([*named, *beside_goal(runs, goal), *(f"{cost:.3g}" for cost in costs)])
+    heads = [
+        "joint fit",
+        "simulations",
+        "seeds",
+        "C2ST, mean",
+        "median",
+        "nats",
+        "training",
+        "draws",
+    ]
+    return markdown(heads, cells) + machines(read("joint"))
 
 
 def beside_npse(task: str, column: str) -> str:
@@ -272,6 +305,7 @@ PARTS = {
     "gpu rows right": gpu_right,
     "gpu share of peak": partial(gpu_training, ", batch 256: of the measured peak"),
     "gpu over torch.compile": partial(gpu_training, ", over torch.compile, batch 256"),
+    "joint": joint_posteriors,
     "posteriors": posteriors,
     "posteriors met": posteriors_met,
     "bugs": bugs,

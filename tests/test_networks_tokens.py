@@ -102,3 +102,31 @@ def test_sizes_make_the_same_again(key):
     net = TokenTransformer([0, 1, 1], 2, 3, width=24, depth=1, heads=3, dropout=0.2, key=key)
     again = TokenTransformer(net.kinds, **net.sizes, key=jr.clone(key))
     assert eqx.tree_equal(net, again)
+
+
+REFUSED = {
+    "no token": (lambda key: TokenTransformer([], key=key), ValueError, "at least one token"),
+    "width": (
+        lambda key: TokenTransformer([0], width=10, heads=4, key=key),
+        ValueError,
+        "multiple",
+    ),
+    "dropout": (lambda key: TokenTransformer([0], dropout=1.0, key=key), ValueError, "below 1"),
+    "size": (lambda key: TokenTransformer([0], 0, key=key), ValueError, "size must be at least 1"),
+    "half a token": (lambda key: TokenTransformer([0.5], key=key), TypeError, "whole number"),
+    "another shape": (
+        lambda key: TokenTransformer([0], key=key)(
+            jnp.zeros((1, 1)), jnp.zeros((1, 2)), jnp.zeros(()), jnp.ones((1, 1), bool)
+        ),
+        ValueError,
+        "known must have the shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("unchecked")
+def test_what_makes_no_transformer_is_refused(name, key):
+    call, kind, words = REFUSED[name]
+    with pytest.raises(kind, match=words):
+        call(key)

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -289,6 +290,22 @@ def test_a_fit_with_missing_numbers_saves_loads_and_pickles(rng, key, tmp_path):
     with pytest.raises(ValueError, match="is not a file that `save` wrote"):
         (tmp_path / "foreign").write_bytes(b"PNG")
         sbi.Joint.load(tmp_path / "foreign")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_fit_goes_on_where_it_stopped(rng, key):
+    """Two steps and two more are four, to the last bit; another network is refused."""
+    theta, x = simulated(rng)
+    four, states = SMALL._replace(steps=4), []
+    fit = partial(sbi.fit_joint, theta=theta, x=x, settings=four, progress=False)
+    whole = fit(jr.clone(key), callback=states.append)
+    again = fit(jr.clone(key), state=states[1])
+    assert [state.history.step[-1] for state in states] == [1, 2, 3, 4]
+    assert eqx.tree_equal(again, whole)
+    with pytest.raises(ValueError, match="state is of another network"):
+        fit(jr.clone(key), settings=four._replace(width=8), state=states[1])
+    with pytest.raises(ValueError, match="state is of other simulations"):
+        fit(jr.clone(key), theta=theta + 1, state=states[1])
 
 
 @pytest.mark.usefixtures("quiet")
