@@ -68,9 +68,9 @@ ROWS = {
 }
 # The same for `fit_joint`, whose width and depth are those of a transformer.
 JOINT_ROWS = {
-    1_000: Settings(5_000, 128, 1e-3, 0.5, 64, 3, 0.1),
-    10_000: Settings(10_000, 128, 1e-3, 0.1, 64, 3, 0.1),
-    100_000: Settings(40_000, 128, 1e-3, 0.02, 64, 3, 0.1),
+    1_000: Settings(3_000, 256, 1e-3, 0.5, 64, 3, 0.1),
+    10_000: Settings(6_000, 256, 1e-3, 0.1, 64, 3, 0.1),
+    100_000: Settings(24_000, 256, 1e-3, 0.02, 64, 3, 0.1),
 }
 
 
