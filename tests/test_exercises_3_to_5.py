@@ -104,3 +104,31 @@ def test_one_array_twice_is_not_what_u_says():
     assert "one array twice" in repr(exercises.check("3.6", (scored, scored)))
     for said in (np.log(scored), 1 / scored, 1.3 * scored):
         assert not exercises.check("3.6", (said, scored))
+
+
+def off_diagonal(a):
+    return np.asarray(a) - np.diag(np.diag(np.asarray(a)))
+
+
+PROBES = {
+    "by the matrix": lambda a, wanted: 2 * np.sum(off_diagonal(a) ** 2) / wanted**2,
+    "by pairs": lambda a, wanted: 4 * np.sum(np.triu(a, 1) ** 2) / wanted**2,
+    "in JAX": lambda a, wanted: 2 * jnp.sum(jnp.asarray(off_diagonal(a)) ** 2) / wanted**2,
+}
+
+
+@pytest.mark.parametrize("function", PROBES.values(), ids=PROBES)
+def test_every_way_to_count_probes_is_right(function):
+    assert exercises.check("5.2", function)
+
+
+def test_another_number_of_probes_is_not_right():
+    by_matrix = PROBES["by the matrix"]
+    for function, hint in (
+        (lambda a, wanted: np.sqrt(by_matrix(a, wanted)), "square root"),
+        (lambda a, wanted: 2 * np.sum(np.square(a)) / wanted**2, "diagonal"),
+        (lambda a, wanted: by_matrix(a, wanted) / 2, "meets twice"),
+        (lambda one, wanted: (17.3 / wanted) ** 2, ""),
+    ):
+        verdict = exercises.check("5.2", function)
+        assert not verdict and hint in repr(verdict)

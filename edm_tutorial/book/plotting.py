@@ -38,7 +38,7 @@ def use_style() -> None:
     """Set matplotlib up for the book: sizes readable at 375 px, opaque, twice the pixels."""
     plt.rcParams.update(
         {
-            "figure.figsize": (6.4, 3.8),
+            "figure.figsize": (6.0, 3.6),
             "figure.dpi": 110,
             "savefig.dpi": 220,
             "figure.facecolor": "white",

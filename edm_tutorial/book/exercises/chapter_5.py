@@ -10,6 +10,8 @@ import numpy as np
 from ...likelihood import bits_per_dim
 from .verdict import Exercise, at
 
+_MATRIX = np.array([[1.0, 0.5, -0.2], [0.5, 2.0, 0.3], [-0.2, 0.3, -1.0]])
+
 
 def _bits() -> Exercise:
     gained = 64 * np.log(2)
@@ -39,21 +41,31 @@ def _bits() -> Exercise:
 
 
 def _probes() -> Exercise:
+    def variance(a):
+        return 2 * np.sum(np.square(a)) - 2 * np.sum(np.square(np.diag(np.asarray(a))))
+
     return Exercise(
-        needs="a function of the standard error of one probe and of the error wanted",
-        right=lambda one, wanted: (one / wanted) ** 2,
+        needs="a function of a symmetric matrix A and of the standard error wanted",
+        right=lambda a, wanted: variance(a) / wanted**2,
         lesson="ten times the accuracy costs a hundred times the probes",
         mistakes={
             "errors of a mean fall with the square root of the number": (
-                lambda one, wanted: one / wanted
+                lambda a, wanted: np.sqrt(variance(a)) / wanted
             ),
-            "the other way round": lambda one, wanted: (wanted / one) ** 2,
-            "more accuracy cannot cost less than one probe": lambda one, wanted: np.sqrt(
-                one / wanted
+            "the other way round": lambda a, wanted: wanted**2 / variance(a),
+            "a smaller error needs more probes, with its square": (
+                lambda a, wanted: variance(a) / wanted
+            ),
+            "the diagonal does not count for signs: their squares are 1": (
+                lambda a, wanted: 2 * np.sum(np.square(a)) / wanted**2
+            ),
+            "each pair i, j meets twice, as A_ij and as A_ji": (
+                lambda a, wanted: variance(a) / 2 / wanted**2
             ),
         },
-        hint="the mean of n probes has the standard error of one over sqrt(n)",
-        measure=at((17.3, 0.1), (4.0, 2.0)),
+        hint="the mean of n probes has the variance of one over n; take that of one from the "
+        "equation",
+        measure=at((_MATRIX, 0.1), (_MATRIX[:2, :2], 2.0)),
         rtol=0.02,
     )
 
@@ -65,7 +77,6 @@ def _signs() -> Exercise:
     def diagonal(a):
         return np.sum(np.diag(np.asarray(a)) ** 2)
 
-    a = np.array([[1.0, 0.5, -0.2], [0.5, 2.0, 0.3], [-0.2, 0.3, -1.0]])
     return Exercise(
         needs="a function of a symmetric matrix A that returns two variances, of signs and of "
         "normal draws",
@@ -86,7 +97,7 @@ def _signs() -> Exercise:
             ),
         },
         hint="write the estimate as the sum of A_ij e_i e_j, and ask which terms vary",
-        measure=at((a,), (np.diag([1.0, 2.0]),)),
+        measure=at((_MATRIX,), (np.diag([1.0, 2.0]),)),
         rtol=0.05,
     )
 

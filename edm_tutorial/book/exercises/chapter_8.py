@@ -41,21 +41,35 @@ def _which_time() -> Exercise:
 
 
 def _its_loss() -> Exercise:
+    def weight(sigma):
+        return (1 + sigma) ** 2 / sigma**2
+
+    values = at((0.1,), (1.0,), (7.0,))
     return Exercise(
-        needs="the weight of |D - y|^2, a function of sigma",
-        right=lambda sigma: (1 + sigma) ** 2 / sigma**2,
-        lesson="a weight and a law of sigma are all that tells two such losses apart",
+        needs="a pair: the weight of |D - y|^2 as a function, and the sigma that counts most",
+        right=(weight, 0.5),
+        lesson="it trains hardest at sigma_data, where signal and noise are equal",
         mistakes={
-            "the error is squared, and so is its factor": lambda sigma: (1 + sigma) / sigma,
-            "D is a guess of y, not of x_t: mind the scale 1 - t": lambda sigma: 1 / sigma**2,
-            "that divides where it should multiply": lambda sigma: sigma**2 / (1 + sigma) ** 2,
-            "that is the weight in EDM, for sigma_data = 1": (
-                lambda sigma: (1 + sigma**2) / sigma**2
+            "the error is squared, and so is its factor": (
+                lambda sigma: (1 + sigma) / sigma,
+                0.5,
             ),
+            "D is a guess of y, not of x_t: mind the scale 1 - t": (
+                lambda sigma: 1 / sigma**2,
+                0.5,
+            ),
+            "that divides where it should multiply": (lambda sigma: 1 / weight(sigma), 0.5),
+            "that is the weight in EDM, for sigma_data = 1": (
+                lambda sigma: (1 + sigma**2) / sigma**2,
+                0.5,
+            ),
+            "the weight is right; where t = 1/2 the *law* of ln(sigma) is largest, not yet times "
+            "the weight and c_out^2": (weight, 1.0),
         },
-        hint="with x_t given, v and D are linear in each other: v - (n - y) is a multiple of D - y",
-        measure=at((0.1,), (1.0,), (7.0,)),
-        rtol=1e-3,
+        hint="with x_t given, v and D are linear in each other: v - (n - y) is a multiple of "
+        "D - y; what counts is law times weight times c_out^2, over ln(sigma)",
+        measure=lambda pair: [*values(pair[0]), np.ravel(pair[1]).item()],
+        rtol=1e-2,
     )
 
 
