@@ -56,10 +56,13 @@ def machine() -> str:
 
 
 def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Write `results/name.csv`, and show each row as soon as it is measured."""
+    """Write `results/name.csv`, and show each row as soon as it is measured.
+
+    A row that says on which machine it was measured, an older one, keeps that.
+    """
     start, kept = time.monotonic(), []
     for row in rows:
-        kept.append(row | {"machine": machine()})
+        kept.append(row | {"machine": row.get("machine", machine())})
         values = "  ".join(f"{key}={value}" for key, value in row.items())
         print(f"{name} {time.monotonic() - start:4.0f} s  {values}", flush=True)
     save(name, kept)

@@ -72,7 +72,7 @@ def test_nothing_passes_further_than_its_blocks_reach(depth, key):
     net = trained(net_key, range(6), depth=depth, size=1)
     values, known, c_noise, _ = inputs(input_key, tokens=6, size=1)
     chain = np.abs(np.subtract.outer(range(6), range(6))) <= 1
-    slope = jax.jacobian(lambda v: net(v, known, c_noise, jnp.asarray(chain))[0, 0])(values)
+    slope = jax.jit(jax.grad(lambda v: net(v, known, c_noise, jnp.asarray(chain))[0, 0]))(values)
     np.testing.assert_array_equal(slope[:, 0] == 0, np.arange(6) > depth)
 
 

@@ -65,7 +65,7 @@ class Joint(eqx.Module):
         """q(x given theta), whose draws have the shape of x.
 
         Raises:
-            ValueError: `theta` of another shape or not finite.
+            ValueError: `theta` of another shape, not finite, or outside `prior_support`.
         """
         theta = _shaped("theta", theta, (self.count,))
         known = np.arange(self._numbers) < self.count
@@ -83,7 +83,8 @@ class Joint(eqx.Module):
             known: which are; to be known outside of `jit`.
 
         Raises:
-            ValueError: a wrong shape, no number left to draw, or known values that are not finite.
+            ValueError: a wrong shape, no number left to draw, or known values that are not finite
+                or outside `prior_support`.
             TypeError: `known` is not made of True and False.
         """
         known = np.asarray(known)
@@ -122,11 +123,14 @@ class Joint(eqx.Module):
             values = np.where(known, values, self.offset or 0.0)  # NaN, where nothing is known
             if not np.isfinite(values).all():
                 raise ValueError(f"what is known must be finite, got {values[known]}")
-        dtype = self.transform.bounds.low.dtype
-        z = self.transform.forward(less_offset("values", values, self.offset, dtype))
+        box = self.transform.bounds
+        values = less_offset("values", values, self.offset, box.low.dtype)
+        if concrete(values) and np.any(known & ((values < box.low) | (values > box.high))):
+            raise ValueError(f"theta must be inside prior_support, got {values[: self.count]}")
+        z = self.transform.forward(values)
         part = np.flatnonzero(~known)
         network: Any = self.denoiser.network
-        unknown = Unknown(network, tuple(part.tolist()))
+        unknown = Unknown(network, jnp.asarray(part))
         told = Told(z, jnp.asarray(known), jnp.ones(len(known), bool))
         return Conditional(
             denoiser=Pinned(Denoiser(unknown, self.denoiser.preconditioning), told),

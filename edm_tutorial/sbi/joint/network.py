@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, final
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..._types import PRNGKey
 from ...networks.tokens import TokenTransformer
@@ -134,13 +134,15 @@ class JointNetwork(eqx.Module):
 class Unknown(eqx.Module):
     """A joint network as one of the unknown numbers alone, so that every sampler can use it.
 
+    What is compiled for one question serves all with as many unknown numbers.
+
     Arguments:
         network: called with all numbers.
         places: of the unknown ones among them.
     """
 
     network: JointNetwork
-    places: tuple[int, ...] = eqx.field(static=True)
+    places: Int[Array, " u"]
 
     def __call__(
         self,
@@ -151,9 +153,8 @@ class Unknown(eqx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, " u"]:
         """The raw network output for the unknown numbers; `cond` is `Told`."""
-        where = np.asarray(self.places)
-        everything = jnp.zeros(cond.values.shape, x.dtype).at[where].set(x)
-        return self.network(everything, c_noise, cond, key=key)[where]
+        everything = jnp.zeros(cond.values.shape, x.dtype).at[self.places].set(x)
+        return self.network(everything, c_noise, cond, key=key)[self.places]
 
 
 def _without_order(moments: np.ndarray, count: int, size: int) -> np.ndarray:
