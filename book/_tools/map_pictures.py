@@ -184,6 +184,21 @@ def window(ax: Axes) -> None:
     ax.set_ylabel("best loss", fontsize=LABEL)
 
 
+def two_lines(ax: Axes) -> None:
+    """Chapter 10: a Gaussian cloud, and the mean of each number given the other."""
+    cov = jnp.array([[1.0, 0.8], [0.8, 1.0]])
+    pair = edm.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), cov[None])
+    points = np.asarray(jax.vmap(pair.sample)(jr.split(jr.key(0), 600)))
+    ax.plot(*points.T, ".", color=COLORS["data"], ms=3, alpha=0.6)
+    line = np.array([-2.6, 2.6])
+    ax.plot(line, 0.8 * line, color=COLORS["EDM"], lw=2.5, label="x given the parameter")
+    ax.plot(0.8 * line, line, color=COLORS["error"], lw=2.5, label="the parameter given x")
+    ax.set(xticks=[], yticks=[], xlim=(-3.9, 3.9), ylim=(-3, 4))
+    ax.set_xlabel("parameter", fontsize=LABEL)
+    ax.set_ylabel("x", fontsize=LABEL)
+    ax.legend(frameon=False, fontsize=LABEL - 1, loc="upper left")
+
+
 def halves(ax: Axes) -> None:
     """Chapter 11: the upper half of a digit, and what the whole could have been."""
     scans, labels = load_digits(return_X_y=True)
@@ -217,6 +232,7 @@ PICTURES: dict[str, Callable[[Axes], None]] = {
     "07": copies,
     "08": straight,
     "09": window,
+    "10": two_lines,
     "11": halves,
 }
 

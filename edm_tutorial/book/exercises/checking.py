@@ -21,6 +21,7 @@ from . import (
     chapter_7,
     chapter_8,
     chapter_9,
+    chapter_10,
     chapter_11,
 )
 from .verdict import Verdict
@@ -29,8 +30,9 @@ _CHAPTERS = dict(
     enumerate(
         (chapter_0, chapter_1, chapter_2, chapter_3, chapter_4)
         + (chapter_5, chapter_6, chapter_7, chapter_8, chapter_9)
+        + (chapter_10, chapter_11)
     )
-) | {11: chapter_11}
+)
 EXERCISES = {
     f"{chapter}.{number}": cache(exercise)  # made when first asked for
     for chapter, module in _CHAPTERS.items()
