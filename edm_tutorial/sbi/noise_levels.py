@@ -175,17 +175,21 @@ def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -
     return float(square / 2 + rows.shape[1] / 2 * np.log(2 * np.pi) - np.mean(log_dets))
 
 
-@eqx.filter_jit
-def _gains(held_out: HeldOut, denoiser: Any) -> Float[Array, "m n d"]:
+def _gains(held_out: HeldOut, denoiser: DenoiserFn) -> Float[Array, "m n d"]:
     """Error of the untrained network minus that of `denoiser`, for the same noise."""
+    return _differences(held_out.z, held_out.x, held_out.sigmas, held_out.noise, denoiser)
+
+
+@eqx.filter_jit  # of the arrays alone: another number in `HeldOut` must not compile it again
+def _differences(z: Array, x: Any, sigmas: Array, noise: Array, denoiser: Any) -> Array:
     untrained = Denoiser(lambda z, *_, key: jnp.zeros_like(z), denoiser.preconditioning)
 
     def one(z: Array, sigma: Array, noise: Array, x: Any) -> Array:
         n = sigma * noise
         return weighted_error(untrained, z, sigma, n, x) - weighted_error(denoiser, z, sigma, n, x)
 
-    row = lambda args: jax.vmap(one)(held_out.z, args[0], args[1], held_out.x)
-    return jax.lax.map(row, (held_out.sigmas, held_out.noise))
+    row = lambda args: jax.vmap(one)(z, args[0], args[1], x)
+    return jax.lax.map(row, (sigmas, noise))
 
 
 def _primitive(sigma: Array) -> Array:
