@@ -76,6 +76,16 @@ def test_nothing_passes_further_than_its_blocks_reach(depth, key):
     np.testing.assert_array_equal(slope[:, 0] == 0, np.arange(6) > depth)
 
 
+def test_the_row_of_the_mask_is_who_looks(key):
+    """Token 0 looks at token 1, which does not look back."""
+    net_key, input_key = jr.split(key)
+    net = trained(net_key, range(2), depth=1, size=1)
+    values, known, c_noise, _ = inputs(input_key, tokens=2, size=1)
+    mask = jnp.array([[False, True], [False, False]])
+    slope = jax.jit(jax.jacobian(lambda v: net(v, known, c_noise, mask)[:, 0]))(values)[..., 0]
+    np.testing.assert_array_equal(slope == 0, [[False, False], [True, False]])
+
+
 def test_what_it_is_told_matters(key):
     net_key, input_key = jr.split(key)
     net = trained(net_key)

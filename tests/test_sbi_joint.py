@@ -275,12 +275,15 @@ def test_a_fit_with_missing_numbers_saves_loads_and_pickles(rng, key, tmp_path):
     fit = sbi.fit_joint(fit_key, theta, x, prior_support=box, settings=SMALL, progress=False)
     x_o = np.array([0.1, np.nan, -0.2])
     draws = fit.posterior(x_o).sample(jr.clone(draw_key), 50)
+    with pytest.warns(sbi.UnlikelyObservation, match="unlike all simulations"):
+        fit.posterior(np.array([0.0, 60.0, 0.0]))
     assert draws.shape == (50, 3)  # two parameters, then what is missing
     assert np.all(np.isfinite(draws)) and np.max(np.abs(draws[:, :2])) <= 1
     assert fit.likelihood(theta[0]).sample(other_key, 4).shape == (4, 3)
     fit.save(tmp_path / "joint")
     for again in (sbi.Joint.load(tmp_path / "joint"), pickle.loads(pickle.dumps(fit))):
         assert again.history == fit.history and again.offset == fit.offset
+        assert eqx.tree_equal(again.density, fit.density)
         same = again.posterior(x_o).sample(jr.clone(draw_key), 50)
         np.testing.assert_array_equal(same, draws)
     raw = bytearray((tmp_path / "joint").read_bytes())

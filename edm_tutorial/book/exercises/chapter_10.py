@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from scipy.stats import multivariate_normal, norm
 
 from .verdict import Exercise, at
 
@@ -107,9 +106,13 @@ def _moralise() -> Exercise:
     )
 
 
-def _normal(mean: Any, cov: Any) -> Any:
-    law = multivariate_normal(np.asarray(mean, float), cov)
-    return SimpleNamespace(log_prob=lambda v: law.logpdf(np.asarray(v, float).ravel()))
+def _log_normal(v: Any, mean: Any, variance: float) -> Any:
+    squares = np.square(np.asarray(v, float) - mean) / variance
+    return -np.sum(squares + np.log(2 * np.pi * variance)) / 2
+
+
+def _normal(mean: Any, variance: float) -> Any:
+    return SimpleNamespace(log_prob=lambda v: _log_normal(np.ravel(v), mean, variance))
 
 
 _JOINT = SimpleNamespace(  # theta ~ N(0, 4), x = theta + n: exact, in place of a fit
@@ -119,7 +122,7 @@ _JOINT = SimpleNamespace(  # theta ~ N(0, 4), x = theta + n: exact, in place of 
 
 
 def _log_prior(theta: Any) -> Any:
-    return norm.logpdf(theta, 0, 2).sum()
+    return _log_normal(theta, 0, 4.0)
 
 
 def _bayes(prior: float = 1.0, posterior: float = -1.0, likelihood: float = 1.0) -> Any:

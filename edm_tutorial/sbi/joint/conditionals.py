@@ -19,6 +19,7 @@ from ...solvers import AbstractSolver
 from ..early_stopping import History
 from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities
 from ..simulations import less_offset, with_offset
+from ..surprise import ObservationDensity, look_at
 from ..transforms.chain import Chain
 from . import files
 from .network import Told, Unknown
@@ -37,6 +38,7 @@ class Joint(eqx.Module):
         history: of the training; its losses are of what was hidden, nats a simulation.
         offset: of every number, subtracted in float64 before anything else; empty where the
             working dtype holds them as they are.
+        density: of observations, by which an odd one is noticed; None where hardly any is whole.
     """
 
     denoiser: Denoiser
@@ -47,9 +49,14 @@ class Joint(eqx.Module):
     x_shape: tuple[int, ...] = eqx.field(static=True)
     history: History = eqx.field(static=True, default=History())
     offset: tuple[float, ...] = eqx.field(static=True, default=())
+    density: ObservationDensity | None = None
 
     def posterior(self, x_o: Real[ArrayLike, "*shape"]) -> "Conditional":
         """q(theta given x_o). A NaN in `x_o` is a missing number: it is drawn too, after theta.
+
+        Warns:
+            UnlikelyObservation: nothing is missing, and `x_o` is far beyond all held-out
+                simulations.
 
         Raises:
             ValueError: `x_o` of another shape, infinite, or NaN throughout.
@@ -59,7 +66,10 @@ class Joint(eqx.Module):
         if missing.all():
             raise ValueError("x_o is NaN throughout: nothing is observed")
         known = np.concatenate([np.zeros(self.count, bool), ~missing.ravel()])
-        return self._given(_joined(np.zeros(self.count), x_o), known)
+        given = self._given(_joined(np.zeros(self.count), x_o), known)
+        if not missing.any():
+            look_at(self.density, self.denoiser, given.denoiser.cond.values[self.count :])
+        return given
 
     def likelihood(self, theta: Real[ArrayLike, " d"]) -> "Conditional":
         """q(x given theta), whose draws have the shape of x.

@@ -14,10 +14,11 @@ from ...denoiser import Denoiser
 from ...networks.tokens import TokenTransformer
 from ...preconditioning import EDMPreconditioning
 from ..files import elementwise, first_line, of_sampling, read, write
+from ..surprise import ObservationDensity
 from .network import GaussianPreconditioning, JointNetwork
 
 KIND, VERSION = "edm_tutorial joint fit", 1
-FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset"}
+FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset", "density"}
 
 
 def save(joint: Any, path: str | Path) -> None:
@@ -31,8 +32,9 @@ def save(joint: Any, path: str | Path) -> None:
         "sigmas": [joint.sigma_min, joint.sigma_max],
         "history": joint.history._asdict(),
         "offset": joint.offset,
+        "density": None if joint.density is None else joint.density.sizes,
     }
-    arrays = {"denoiser": joint.denoiser, "transform": joint.transform}
+    arrays = {name: getattr(joint, name) for name in ("denoiser", "transform", "density")}
     write(path, {"kind": KIND, "version": VERSION}, header, arrays)
 
 
@@ -58,4 +60,6 @@ def _form(header: dict[str, Any]) -> dict[str, Any]:
     mask = jnp.ones((len(kinds), len(kinds)), bool)
     network = JointNetwork(gaussian, transformer, mask, count)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
-    return {"denoiser": denoiser, "transform": elementwise(numbers)}
+    sizes = header["density"]
+    density = None if sizes is None else ObservationDensity.blank(*sizes)
+    return {"denoiser": denoiser, "transform": elementwise(numbers), "density": density}

@@ -27,7 +27,8 @@ from ..early_stopping import FitState, until_stale
 from ..fit import LEVELS, check_continues, optimizer_of
 from ..noise_levels import HeldOut, PosteriorNoise
 from ..settings import JOINT_ROWS, Settings, default_settings
-from ..simulations import PoorFit, Simulations, checked, warn
+from ..simulations import FEWEST, PoorFit, Simulations, checked, warn
+from ..surprise import ObservationDensity
 from ..transforms.bounds import Bounds
 from ..transforms.chain import Chain, rows
 from ..transforms.standardize import Standardizer
@@ -123,6 +124,7 @@ def fit_joint(
         x_shape=given.x.shape[1:],
         history=state.history,
         offset=_offset(given),
+        density=_density(state.best, z[:, count:], present[:, count:], kept, held),
     )
 
 
@@ -207,6 +209,16 @@ def _look_at_losses(state: FitState) -> None:
             "numbers are independent. The joint Gaussian of the simulations is returned. More "
             "simulations may help",
         )
+
+
+def _density(
+    denoiser: Denoiser, x: np.ndarray, present: np.ndarray, kept: np.ndarray, held: np.ndarray
+) -> ObservationDensity | None:
+    """The density of observations of which nothing is missing, if there are enough of them."""
+    whole = np.asarray(present.all(axis=1))
+    kept, held = kept[whole[kept]], held[whole[held]]
+    enough = min(len(kept), 4 * len(held)) >= FEWEST
+    return ObservationDensity.fit(denoiser, x[kept], x[held]) if enough else None
 
 
 def _offset(given: Simulations) -> tuple[float, ...]:
