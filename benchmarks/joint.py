@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.sbi import DRAWS, FRESH, OBSERVATIONS, cpu, reference, simulations
 from benchmarks.timing import machine, read, save, write
-from edm_tutorial.sbi import Joint, Settings, default_settings, fit_joint, tasks
+from edm_tutorial.sbi import Joint, JointSettings, default_settings, fit_joint, tasks
 from edm_tutorial.sbi.calibration import c2st
 from edm_tutorial.sbi.joint.fit import transformed
 from edm_tutorial.sbi.joint.hidden import held_out
@@ -48,11 +48,11 @@ class Variant(NamedTuple):
     shares: tuple[float, float, float, float] | None = None
     steps: float = 1.0  # times the default
 
-    def settings(self, budget: int) -> Settings:
+    def settings(self, budget: int) -> JointSettings:
         settings = default_settings(budget * 9 // 10, JOINT_ROWS)
-        if self.shares is not None:
-            settings = settings._replace(shares=self.shares)
-        return settings._replace(steps=round(settings.steps * self.steps))
+        settings = settings._replace(steps=round(settings.steps * self.steps))
+        given = JointSettings(settings)
+        return given if self.shares is None else given._replace(shares=self.shares)
 
     def observed(self, x: Any) -> np.ndarray:
         x = np.asarray(x)

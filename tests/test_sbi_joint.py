@@ -291,7 +291,7 @@ def test_a_fit_with_missing_numbers_saves_loads_and_pickles(rng, key, tmp_path):
     (tmp_path / "damaged").write_bytes(raw)
     with pytest.raises(ValueError, match="checksum"):
         sbi.Joint.load(tmp_path / "damaged")
-    with pytest.raises(ValueError, match="is not a file that `save` wrote"):
+    with pytest.raises(ValueError, match="is not a joint fit that `save` wrote"):
         (tmp_path / "foreign").write_bytes(b"PNG")
         sbi.Joint.load(tmp_path / "foreign")
 

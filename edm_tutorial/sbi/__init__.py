@@ -17,7 +17,11 @@ from .joint.fit import fit_joint as fit_joint
 from .noise_levels import LikelihoodNoise as LikelihoodNoise, PosteriorNoise as PosteriorNoise
 from .posterior import Posterior as Posterior, Weights as Weights
 from .rounds import fit_rounds as fit_rounds
-from .settings import Settings as Settings, default_settings as default_settings
+from .settings import (
+    JointSettings as JointSettings,
+    Settings as Settings,
+    default_settings as default_settings,
+)
 from .simulations import (
     DiscreteParameter as DiscreteParameter,
     DroppedSimulations as DroppedSimulations,

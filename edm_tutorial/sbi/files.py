@@ -130,10 +130,11 @@ def first_line(
         header = json.loads(line)
         found, number, checksum = header["kind"], header["version"], header["checksum"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a file that `save` wrote, of an {kind}") from None
+        what = kind.removeprefix("edm_tutorial ")
+        raise ValueError(f"{path} is not a {what} that `save` wrote") from None
     if (found, number) != (kind, version):
         raise ValueError(
-            f"{path} is {found!r}, version {number}; this reads {kind!r}, version {version}"
+            f"{path} is {found!r}, version {number}; this package reads {kind!r}, version {version}"
         )
     if missing := fields - header.keys():
         raise ValueError(f"{path} is damaged: its first line lacks {sorted(missing)}")

@@ -20,8 +20,6 @@ class Settings(NamedTuple):
         learning_rate: at its highest, for Adam.
         weight_decay: decoupled, at first; over half the steps it falls to 0.3 % of it.
         width, depth, dropout: of the default network.
-        shares: of `fit_joint` alone: how often the parameters are hidden, the observation,
-            everything, or any numbers.
     """
 
     steps: int
@@ -31,7 +29,6 @@ class Settings(NamedTuple):
     width: int
     depth: int
     dropout: float
-    shares: tuple[float, float, float, float] = (0.5, 0.2, 0.1, 0.2)
 
     @property
     def patience(self) -> int:
@@ -66,7 +63,21 @@ ROWS = {
     10_000: Settings(12_800, 256, 1e-3, 0.2, 128, 3, 0.3),
     100_000: Settings(19_200, 256, 7e-4, 0.02, 256, 3, 0.15),
 }
-# The same for `fit_joint`, whose width and depth are those of a transformer.
+
+
+class JointSettings(NamedTuple):
+    """The hyperparameters of a joint fit.
+
+    Arguments:
+        training: as for `fit_posterior`; width and depth are those of a transformer.
+        shares: how often the parameters are hidden, the observation, everything, or any numbers.
+    """
+
+    training: Settings
+    shares: tuple[float, float, float, float] = (0.5, 0.2, 0.1, 0.2)
+
+
+# The training of `fit_joint`, whose width and depth are those of a transformer.
 JOINT_ROWS = {
     1_000: Settings(3_000, 256, 1e-3, 0.5, 64, 3, 0.1),
     10_000: Settings(6_000, 256, 1e-3, 0.1, 64, 3, 0.1),

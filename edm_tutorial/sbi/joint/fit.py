@@ -26,7 +26,7 @@ from ...training.state import init_state
 from ..early_stopping import FitState, until_stale
 from ..fit import LEVELS, check_continues, optimizer_of
 from ..noise_levels import HeldOut, PosteriorNoise
-from ..settings import JOINT_ROWS, Settings, default_settings
+from ..settings import JOINT_ROWS, JointSettings, Settings, default_settings
 from ..simulations import FEWEST, PoorFit, Simulations, checked, warn
 from ..surprise import ObservationDensity
 from ..transforms.bounds import Bounds
@@ -49,7 +49,7 @@ def fit_joint(
     prior_support: tuple[Any, Any] | None = None,
     depends: Bool[ArrayLike, "tokens tokens"] | None = None,
     steps: int | None = None,
-    settings: Settings | None = None,
+    settings: Settings | JointSettings | None = None,
     invalid: str = "raise",
     progress: bool = True,
     callback: Callable[[FitState], Any] | None = None,
@@ -73,7 +73,8 @@ def fit_joint(
             then the numbers of x (or its points). Each then looks only at its parents, its
             children, and its children's other parents. All look at all unless given.
         steps: optimizer steps at most; a smooth function of n unless given.
-        settings: all hyperparameters, `default_settings(n, JOINT_ROWS)` unless given.
+        settings: all hyperparameters, or those of training alone, with the usual shares of what
+            is hidden; `default_settings(n, JOINT_ROWS)` unless given.
         invalid: what to do with simulations that are infinite, or whose x is NaN throughout:
             "raise", or "drop" them with a warning.
         progress, callback: as for `fit_posterior`.
@@ -89,9 +90,8 @@ def fit_joint(
     structured = np.ndim(x) == 3
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid, missing=True)
     kept, held = given.split(split_key)
-    settings = default_settings(len(kept), JOINT_ROWS) if settings is None else settings
-    check_kind("settings", settings, Settings)
-    settings, count = settings.with_steps(steps), given.theta.shape[1]
+    settings, shares = _settings(settings, len(kept), steps)
+    count = given.theta.shape[1]
 
     transform = _coordinates(given, kept)
     z, present, log_dets = transformed(transform, given.theta, given.x)
@@ -99,13 +99,13 @@ def fit_joint(
     network = _network(network_key, z[kept], mask, given, settings)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     held_rows = z[held], present[held], log_dets[held], count
-    judge = held_out(held_keys[0], *held_rows, settings.shares)
+    judge = held_out(held_keys[0], *held_rows, shares)
     denoiser = _no_worse_than_independent(denoiser, judge)
     state = _start(state, denoiser, settings, judge, given.fingerprint(kept))
 
     chunks = train(
         denoiser,
-        BatchLoss(HiddenLoss(PosteriorNoise(), count, settings.shares)),
+        BatchLoss(HiddenLoss(PosteriorNoise(), count, shares)),
         (z[kept], present[kept]),
         optimizer_of(settings),
         key=train_key,
@@ -126,6 +126,16 @@ def fit_joint(
         offset=_offset(given),
         density=_density(state.best, z[:, count:], present[:, count:], kept, held),
     )
+
+
+def _settings(settings: Any, count: int, steps: int | None) -> JointSettings:
+    """The user's settings, or the default ones for `count` simulations."""
+    if settings is None:
+        settings = default_settings(count, JOINT_ROWS)
+    if not isinstance(settings, JointSettings):
+        check_kind("settings", settings, Settings)
+        settings = JointSettings(settings)
+    return settings._replace(training=settings.training.with_steps(steps))
 
 
 def _coordinates(given: Simulations, kept: np.ndarray) -> Chain:
