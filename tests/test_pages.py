@@ -251,3 +251,14 @@ def found_in_package(path: str) -> object:
         return getattr(import_module(module), name)
     except ModuleNotFoundError:  # a method: its class is one name up
         return getattr(found_in_package(module), name)
+
+
+PROSE = sorted([*ROOT.glob("notebooks/*.md"), *ROOT.glob("book/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.stem)
+def test_no_line_of_a_paragraph_becomes_a_list(page):
+    """Where a formula is wrapped before its plus, Markdown sees a bullet and the formula breaks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    inside = r"^(?![-+*#|:`\s]|\d+[.)] )[^\n]*\S[^\n]*\n[+*] .*"
+    assert not re.findall(inside, text, re.MULTILINE)
