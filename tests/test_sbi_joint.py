@@ -17,9 +17,10 @@ import edm_tutorial as edm
 from edm_tutorial import sbi
 from edm_tutorial.losses import weighted_error
 from edm_tutorial.networks import TokenTransformer
-from edm_tutorial.sbi.joint import hidden
+from edm_tutorial.sbi.joint import fit as joint_fit, hidden
 from edm_tutorial.sbi.joint.graph import neighbours
 from edm_tutorial.sbi.joint.network import INDEPENDENT, GaussianPreconditioning, JointNetwork, Told
+from edm_tutorial.sbi.settings import JOINT_ROWS
 from edm_tutorial.sbi.transforms.bounds import Bounds
 from edm_tutorial.sbi.transforms.chain import Chain
 from edm_tutorial.sbi.transforms.standardize import Standardizer
@@ -207,6 +208,16 @@ def test_what_each_game_hides(kind, key):
     else:
         truth = {hidden.POSTERIOR: ~theta, hidden.LIKELIHOOD: theta, hidden.EVERYTHING: 0 * theta}
         np.testing.assert_array_equal(known, np.tile(truth[kind], (4000, 1)))
+
+
+def test_settings_are_those_of_training_with_shares():
+    whole = joint_fit._settings(None, 10_000, None)
+    assert whole == sbi.JointSettings(sbi.default_settings(10_000, JOINT_ROWS))
+    assert joint_fit._settings(SMALL, 10_000, None) == sbi.JointSettings(SMALL)
+    given = sbi.JointSettings(SMALL, (1.0, 0.0, 0.0, 0.0))
+    assert joint_fit._settings(given, 10_000, 7) == given._replace(training=SMALL.with_steps(7))
+    with pytest.raises(TypeError, match="settings must be an instance of Settings"):
+        joint_fit._settings({"steps": 7}, 10_000, None)
 
 
 def test_games_are_played_in_their_shares(key):
