@@ -12,8 +12,6 @@ from .embeddings import (
     SetEmbedding as SetEmbedding,
 )
 from .fit import fit_posterior as fit_posterior
-from .joint.conditionals import Conditional as Conditional, Joint as Joint
-from .joint.fit import fit_joint as fit_joint
 from .noise_levels import LikelihoodNoise as LikelihoodNoise, PosteriorNoise as PosteriorNoise
 from .posterior import Posterior as Posterior, Weights as Weights
 from .rounds import fit_rounds as fit_rounds
@@ -39,9 +37,13 @@ from .transforms.standardize import Standardizer as Standardizer
 # These need more than the core (`pip install "edm-tutorial[sbi]"`): imported when asked for.
 _CHECKS = ("sbc_ranks", "hpd_ranks", "tarp_ranks", "linear_references", "expected_coverage")
 _CHECKS += ("local_calibration", "posterior_predictive", "c2st")
+# Imported when asked for, too: a folder copied for `fit_posterior` needs no transformer.
+_JOINT = {"fit_joint": "fit", "Joint": "conditionals", "Conditional": "conditionals"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _JOINT:
+        return getattr(import_module(f".joint.{_JOINT[name]}", __name__), name)
     if name == "calibration" or name in _CHECKS:
         calibration = import_module(".calibration", __name__)
         return calibration if name == "calibration" else getattr(calibration, name)
