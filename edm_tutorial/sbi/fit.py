@@ -35,6 +35,7 @@ from .noise_levels import (
     LikelihoodNoise,
     PosteriorNoise,
     gaussian_nats,
+    stratified,
 )
 from .posterior import Posterior
 from .settings import Settings, default_settings
@@ -164,8 +165,7 @@ class StratifiedLoss(eqx.Module):
     ) -> Float[Array, ""]:
         """The mean over the batch."""
         level_key, noise_key, network_key = jr.split(key, 3)
-        strata = jnp.arange(len(z), dtype=z.dtype) + jr.uniform(level_key, (len(z),), z.dtype)
-        sigmas = jax.vmap(self.sigma_dist.from_uniform)(strata / len(z))
+        sigmas = stratified(level_key, self.sigma_dist, len(z), z.dtype)
         n = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
 
         def error(z: Array, sigma: Array, n: Array, x: Array, key: PRNGKey) -> Array:

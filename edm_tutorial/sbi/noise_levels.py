@@ -99,6 +99,14 @@ class PosteriorNoise(AbstractNoiseDistribution):
         return jnp.where(r < share, wide, self.bulk.from_variate(jax.scipy.special.ndtri(inner)))
 
 
+def stratified(
+    key: PRNGKey, sigma_dist: AbstractNoiseDistribution, n: int, dtype: Any
+) -> Float[Array, " n"]:
+    """Noise levels of a batch, the i-th of which is from the i-th part of their law."""
+    strata = jnp.arange(n, dtype=dtype) + jr.uniform(key, (n,), dtype)
+    return jax.vmap(sigma_dist.from_uniform)(strata / n)
+
+
 @final
 class HeldOut(eqx.Module):
     """Simulations kept out of training, with noise drawn once, so that losses compare.

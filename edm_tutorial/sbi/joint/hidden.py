@@ -13,7 +13,7 @@ from ..._types import PRNGKey
 from ...losses import weighted_error
 from ...noise_levels import AbstractNoiseDistribution
 from ..fit import LEVELS
-from ..noise_levels import HeldOut
+from ..noise_levels import HeldOut, stratified
 from .network import Told
 
 POSTERIOR, LIKELIHOOD, EVERYTHING, ANY = range(4)  # what is hidden
@@ -71,8 +71,7 @@ class HiddenLoss(eqx.Module):
         n = len(z)
         kinds = draw_kinds(kind_key, n, self.shares)
         known = draw_known(known_key, kinds, self.parameters, z.shape[1])
-        strata = jnp.arange(n, dtype=z.dtype) + jr.uniform(level_key, (n,), z.dtype)
-        sigmas = jax.vmap(self.sigma_dist.from_uniform)(strata / n)
+        sigmas = stratified(level_key, self.sigma_dist, n, z.dtype)
         noise = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
 
         def error(z: Array, sigma: Array, n: Array, told: Told, key: PRNGKey) -> Array:
