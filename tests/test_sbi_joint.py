@@ -1,5 +1,6 @@
 """Every conditional by one network: against joint Gaussians, whose conditionals are known."""
 
+import dataclasses
 import pickle
 import warnings
 from functools import partial
@@ -224,6 +225,27 @@ def test_games_are_played_in_their_shares(key):
     kinds = np.asarray(hidden.draw_kinds(key, 200, (0.5, 0.25, 0.0, 0.25)))
     np.testing.assert_array_equal(np.bincount(kinds, minlength=4), [100, 50, 0, 50])
     assert np.any(np.diff(kinds) < 0)  # in no order, as noise levels are in order
+
+
+def test_a_question_that_was_never_asked_in_training_warns(rng):
+    """The posterior with a number missing, and one parameter given the rest: of the last kind."""
+    joint, _ = exact(rng)
+    only = dataclasses.replace(joint, shares=(1.0, 0.0, 0.0, 0.0))
+    x_o, theta = np.zeros(NUMBERS - COUNT), np.zeros(COUNT)
+    part = np.where(np.arange(len(x_o)) == 0, np.nan, x_o)
+    nothing, one = np.zeros(NUMBERS, bool), np.arange(NUMBERS) != 1
+    questions = [
+        (1, lambda fit: fit.likelihood(theta)),
+        (2, lambda fit: fit.given(np.zeros(NUMBERS), nothing)),
+        (3, lambda fit: fit.posterior(part)),
+        (3, lambda fit: fit.given(np.zeros(NUMBERS), one)),
+    ]
+    only.posterior(x_o)
+    for kind, ask in questions:
+        with pytest.warns(sbi.UntrainedQuestion, match=r"shares .* are \(1.0, 0.0, 0.0, 0.0\)"):
+            ask(only)
+        for asked in {kind, 3}:
+            ask(dataclasses.replace(joint, shares=tuple(np.eye(4)[asked].tolist())))
 
 
 def test_the_loss_is_the_mean_error_of_what_is_hidden(rng, key):

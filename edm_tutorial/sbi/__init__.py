@@ -29,6 +29,7 @@ from .simulations import (
     PoorFit as PoorFit,
     SupportOrder as SupportOrder,
     UnlikelyObservation as UnlikelyObservation,
+    UntrainedQuestion as UntrainedQuestion,
     WideScales as WideScales,
 )
 from .surprise import Surprise as Surprise

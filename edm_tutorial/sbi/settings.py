@@ -65,16 +65,20 @@ ROWS = {
 }
 
 
+SHARES = (0.5, 0.2, 0.1, 0.2)  # of posterior, likelihood, everything, any, in a joint fit
+
+
 class JointSettings(NamedTuple):
     """The hyperparameters of a joint fit.
 
     Arguments:
         training: as for `fit_posterior`; width and depth are those of a transformer.
-        shares: how often the parameters are hidden, the observation, everything, or any numbers.
+        shares: how often the parameters are hidden, the observation, everything, or any numbers. A
+            question that is never asked in training is not learned.
     """
 
     training: Settings
-    shares: tuple[float, float, float, float] = (0.5, 0.2, 0.1, 0.2)
+    shares: tuple[float, float, float, float] = SHARES
 
 
 # The training of `fit_joint`, whose width and depth are those of a transformer.

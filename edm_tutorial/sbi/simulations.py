@@ -57,6 +57,10 @@ class UnlikelyObservation(FitWarning):
     """An observation is unlike all simulations."""
 
 
+class UntrainedQuestion(FitWarning):
+    """A conditional that a joint fit was never trained on."""
+
+
 class NarrowTruncation(FitWarning):
     """Less than 1 in 10,000 prior draws lie where a round of simulations should be."""
 

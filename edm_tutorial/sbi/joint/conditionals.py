@@ -18,16 +18,20 @@ from ...schedules import AbstractSchedule, Linear
 from ...solvers import AbstractSolver
 from ..early_stopping import History
 from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities
-from ..simulations import less_offset, with_offset
+from ..settings import SHARES
+from ..simulations import UntrainedQuestion, less_offset, warn, with_offset
 from ..surprise import ObservationDensity, look_at
 from ..transforms.chain import Chain
 from . import files
+from .hidden import is_asked
 from .network import Told, Unknown
 
 
 @final
 class Joint(eqx.Module):
     """q of any numbers of (theta, x) given all others: what `fit_joint` returns.
+
+    Whatever is asked: UntrainedQuestion is warned of where training never hid those numbers.
 
     Arguments:
         denoiser: of z of all numbers, given `Told`.
@@ -39,6 +43,7 @@ class Joint(eqx.Module):
         offset: of every number, subtracted in float64 before anything else; empty where the
             working dtype holds them as they are.
         density: of observations, by which an odd one is noticed; None where hardly any is whole.
+        shares: of what was hidden in training, as in `JointSettings`.
     """
 
     denoiser: Denoiser
@@ -50,6 +55,7 @@ class Joint(eqx.Module):
     history: History = eqx.field(static=True, default=History())
     offset: tuple[float, ...] = eqx.field(static=True, default=())
     density: ObservationDensity | None = None
+    shares: tuple[float, ...] = eqx.field(static=True, default=SHARES)
 
     def posterior(self, x_o: Real[ArrayLike, "*shape"]) -> "Conditional":
         """q(theta given x_o). A NaN in `x_o` is a missing number: it is drawn too, after theta.
@@ -137,6 +143,13 @@ class Joint(eqx.Module):
         values = less_offset("values", values, self.offset, box.low.dtype)
         if concrete(values) and np.any(known & ((values < box.low) | (values > box.high))):
             raise ValueError(f"theta must be inside prior_support, got {values[: self.count]}")
+        if not is_asked(known, self.count, self.shares):
+            warn(
+                UntrainedQuestion,
+                "no game with these numbers hidden was played in training, whose shares "
+                f"(posterior, likelihood, everything, any) are {self.shares}: fit again with more "
+                "of it",
+            )
         z = self.transform.forward(values)
         part = np.flatnonzero(~known)
         network: Any = self.denoiser.network

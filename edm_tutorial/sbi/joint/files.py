@@ -18,7 +18,7 @@ from ..surprise import ObservationDensity
 from .network import GaussianPreconditioning, JointNetwork
 
 KIND, VERSION = "edm_tutorial joint fit", 1
-FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset", "density"}
+FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset", "density", "shares"}
 
 
 def save(joint: Any, path: str | Path) -> None:
@@ -32,6 +32,7 @@ def save(joint: Any, path: str | Path) -> None:
         "sigmas": [joint.sigma_min, joint.sigma_max],
         "history": joint.history._asdict(),
         "offset": joint.offset,
+        "shares": joint.shares,
         "density": None if joint.density is None else joint.density.sizes,
     }
     arrays = {name: getattr(joint, name) for name in ("denoiser", "transform", "density")}
@@ -47,8 +48,9 @@ def load(path: str | Path) -> dict[str, Any]:
     first, _, body = Path(path).read_bytes().partition(b"\n")
     header = first_line(path, first, body, KIND, VERSION, FIELDS)
     fields = jax.tree.map(partial(read, path, io.BytesIO(body)), _form(header))
-    told = {"count": header["count"], "x_shape": tuple(header["shape"])}
-    return fields | of_sampling(header) | told | {"offset": tuple(header["offset"])}
+    told = {name: tuple(header[name]) for name in ("offset", "shares")}
+    told |= {"count": header["count"], "x_shape": tuple(header["shape"])}
+    return fields | of_sampling(header) | told
 
 
 def _form(header: dict[str, Any]) -> dict[str, Any]:

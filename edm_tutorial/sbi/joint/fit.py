@@ -125,6 +125,7 @@ def fit_joint(
         history=state.history,
         offset=_offset(given),
         density=_density(state.best, z[:, count:], present[:, count:], kept, held),
+        shares=tuple(map(float, shares)),
     )
 
 

@@ -44,6 +44,16 @@ def draw_kinds(key: PRNGKey, n: int, shares: tuple[float, ...]) -> Array:
     return jr.permutation(key, jnp.asarray(np.searchsorted(edges[:-1], strata, side="right")))
 
 
+def is_asked(
+    known: Bool[np.ndarray, " numbers"], parameters: int, shares: tuple[float, ...]
+) -> bool:
+    """Whether games with these shares ever show exactly these numbers."""
+    is_theta = np.arange(len(known)) < parameters
+    shown = {POSTERIOR: ~is_theta, LIKELIHOOD: is_theta, EVERYTHING: np.zeros_like(known)}
+    games = [kind for kind, those in shown.items() if np.array_equal(known, those)]
+    return any(shares[kind] > 0 for kind in (*games, ANY))
+
+
 @final
 class HiddenLoss(eqx.Module):
     """The denoising loss of what is hidden in a batch: the mean over its numbers.
