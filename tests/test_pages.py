@@ -213,6 +213,20 @@ def sections(cells: list[dict]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("chapter", NAMES_OF_CHAPTERS)
+def test_each_chapter_has_its_parts(chapter):
+    """A question, the diagram, a prediction, what can go wrong, six lines on a card, exercises."""
+    text = (ROOT / "notebooks" / f"{chapter}.md").read_text()
+    for part in (":::{whole}", ":::{admonition} Predict, then run", ":::{admonition} Before you"):
+        assert f"\n{part}" in text, part
+    assert re.search(r"^# .*\?$", text, re.M)
+    for heading in ("What can go wrong", "Exercises"):
+        assert re.search(rf"^## {heading}", text, re.M), heading
+    card = re.findall(r"^:::\{admonition\} The chapter on a card\n(.*?)^:::$", text, re.M | re.S)
+    assert len(card) == 1 and card[0].startswith(":class: important\n- ")
+    assert len(re.findall(r"^- ", card[0], re.M)) == 6
+
+
+@pytest.mark.parametrize("chapter", NAMES_OF_CHAPTERS)
 def test_what_a_reader_sees_is_the_idea(chapter):
     """In the open: one assert a section at most, cells of at most 15 lines of 80 characters."""
     cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]
