@@ -40,6 +40,20 @@ def test_untrained_it_returns_zero(key):
     np.testing.assert_array_equal(found, 0)
 
 
+def test_attention_is_that_of_equinox(key, rng):
+    """With the same weights, where every token may look at one at least."""
+    net_key, other_key, h_key = jr.split(key, 3)
+    block = trained(net_key).blocks[0]
+    other = eqx.nn.MultiheadAttention(2, 16, key=other_key)
+    where = lambda mha: [mha.query_proj, mha.key_proj, mha.value_proj, mha.output_proj]
+    where_weights = lambda mha: [layer.weight for layer in where(mha)]
+    weights = [*jnp.split(block.projections.weight, 3), block.attended.weight]
+    other = eqx.tree_at(where_weights, other, weights)
+    h, mask = jr.normal(h_key, (5, 16)), (rng.random((5, 5)) < 0.5) | np.eye(5, dtype=bool)
+    found = block.attention(h, jnp.asarray(mask))
+    np.testing.assert_allclose(found, other(h, h, h, mask=jnp.asarray(mask)), atol=1e-12)
+
+
 @pytest.mark.parametrize(("dtype", "allowed"), [(jnp.float32, 1e-5), (jnp.float64, 1e-12)])
 def test_tokens_have_no_order_beside_their_kinds(dtype, allowed, key, rng):
     net_key, input_key = jr.split(key)

@@ -34,16 +34,20 @@ class _Block(eqx.Module):
     """Attention between tokens, then a layer for each, both modulated by the noise level."""
 
     modulation: eqx.nn.Linear
-    attention: eqx.nn.MultiheadAttention
+    projections: eqx.nn.Linear
+    attended: eqx.nn.Linear
     inner: eqx.nn.Linear
     outer: eqx.nn.Linear
     dropout: eqx.nn.Dropout
+    heads: int = eqx.field(static=True)
 
     def __init__(self, width: int, heads: int, dropout: float, key: PRNGKey):
-        modulation_key, attention_key, inner_key, outer_key = jr.split(key, 4)
+        modulation_key, key_1, key_2, inner_key, outer_key = jr.split(key, 5)
         modulation = eqx.nn.Linear(NOISE_WIDTH, MODULATIONS * width, key=modulation_key)
         self.modulation = jax.tree.map(jnp.zeros_like, modulation)
-        self.attention = eqx.nn.MultiheadAttention(heads, width, key=attention_key)
+        self.projections = eqx.nn.Linear(width, 3 * width, use_bias=False, key=key_1)
+        self.attended = eqx.nn.Linear(width, width, use_bias=False, key=key_2)
+        self.heads = heads
         self.inner = eqx.nn.Linear(width, 2 * width, key=inner_key)
         self.outer = eqx.nn.Linear(2 * width, width, key=outer_key)
         self.dropout = eqx.nn.Dropout(dropout)
@@ -58,12 +62,23 @@ class _Block(eqx.Module):
         parts = jnp.split(self.modulation(noise)[None], MODULATIONS, axis=1)
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = parts
         normal = (1 + scale_1) * _normalised(h) + shift_1
-        h = h + (1 + gate_1) * self.attention(normal, normal, normal, mask=mask)
+        h = h + (1 + gate_1) * self.attention(normal, mask)
         normal = (1 + scale_2) * _normalised(h) + shift_2
         inside = self.dropout(
             jax.nn.silu(jax.vmap(self.inner)(normal)), key=key, inference=key is None
         )
         return h + (1 + gate_2) * jax.vmap(self.outer)(inside)
+
+    def attention(
+        self, h: Float[Array, "tokens width"], mask: Bool[Array, "tokens tokens"]
+    ) -> Float[Array, "tokens width"]:
+        """What each token gathers from those it may look at, by several heads side by side."""
+        heads = jax.vmap(self.projections)(h).reshape(len(h), 3 * self.heads, -1)
+        query, key, value = jnp.split(heads, 3, axis=1)
+        match = jnp.einsum("ihc,jhc->hij", query, key) * query.shape[2] ** -0.5
+        weights = jax.nn.softmax(jnp.where(mask[None], match, -jnp.inf), axis=2)
+        gathered = jnp.einsum("hij,jhc->ihc", weights, value)
+        return jax.vmap(self.attended)(gathered.reshape(h.shape))
 
 
 @final
@@ -135,7 +150,7 @@ class TokenTransformer(eqx.Module):
             "out_size": self.output.shape[2],
             "width": self.name.shape[1],
             "depth": len(self.blocks),
-            "heads": block.attention.num_heads,
+            "heads": block.heads,
             "dropout": block.dropout.p,
         }
 
@@ -179,6 +194,5 @@ def _told(values: Float[Array, " size"], known: Float[Array, " size"]) -> Float[
 
 
 def _normalised(h: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
-    """Each token with mean 0 and variance 1."""
-    centred = h - jnp.mean(h, axis=1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 1e-5)
+    """Each token with numbers of mean square 1."""
+    return h * jax.lax.rsqrt(jnp.mean(h**2, axis=1, keepdims=True) + 1e-5)

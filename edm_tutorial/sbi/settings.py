@@ -83,19 +83,24 @@ class JointSettings(NamedTuple):
 
 # The training of `fit_joint`, whose width and depth are those of a transformer.
 JOINT_ROWS = {
-    1_000: Settings(3_000, 256, 1e-3, 0.5, 64, 3, 0.1),
-    10_000: Settings(6_000, 256, 1e-3, 0.1, 64, 3, 0.1),
-    100_000: Settings(24_000, 256, 1e-3, 0.02, 64, 3, 0.1),
+    1_000: Settings(3_000, 256, 2e-3, 0.5, 64, 3, 0.0),
+    10_000: Settings(8_000, 256, 2e-3, 0.1, 64, 3, 0.0),
+    100_000: Settings(24_000, 256, 2e-3, 0.02, 64, 3, 0.0),
 }
 
 
 def default_settings(count: int, rows: dict[int, Settings] = ROWS) -> Settings:
-    """The settings for `count` simulations to train on: rows, interpolated in logarithms."""
+    """The settings for `count` simulations to train on: rows, interpolated in logarithms.
+
+    A setting that is 0 in one of the rows is interpolated as it is.
+    """
     at, known = np.log(max(count, 1)), np.log(list(rows))
 
     def between(name: str) -> float:
-        values = np.log([getattr(row, name) for row in rows.values()])
-        return float(np.exp(np.interp(at, known, values)))
+        values = [getattr(row, name) for row in rows.values()]
+        if not all(values):
+            return float(np.interp(at, known, values))
+        return float(np.exp(np.interp(at, known, np.log(values))))
 
     return Settings(
         steps=40 * round(between("steps") / 40),
