@@ -24,7 +24,7 @@ book: $(STAMP) ## Run every notebook once and build the book in _build/html
 test: lint ## Everything: static checks, all tests, the book, the browser (cheap ones first)
 	$(BIN)/python -m pytest -n $(JOBS) -m "$(UNIT)"
 	$(BIN)/python book/_tools/build.py
-	$(BIN)/python -m pytest -m "book or browser"
+	$(BIN)/python -m pytest -n $(JOBS) -m "book or browser"
 
 check: lint ## The fast part, about four minutes: static checks and short tests
 	$(BIN)/python -m pytest -n $(JOBS) -m "$(FAST)"

@@ -55,6 +55,14 @@ def single_precision() -> Iterator[None]:
 
 
 @pytest.fixture
+def optimized() -> Iterator[None]:
+    """Code as fast as a user's, for tests that compute longer than they compile."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
 def unchecked() -> Iterator[None]:
     """Without the run-time type checks: what a user sees."""
     jaxtyping.config.update("jaxtyping_disable", True)

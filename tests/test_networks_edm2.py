@@ -310,6 +310,7 @@ def test_sizes_are_the_published_ones(channels, millions):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_training_keeps_norms_and_magnitudes(key, single_precision):
     """200 steps of `train` beside a DDPM++ of as many parameters, trained alike. (45 s)"""
     net_key, x_key, train_key = jr.split(key, 3)

@@ -542,6 +542,7 @@ def hundred_features(seed, n):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_few_simulations_of_many_features_are_not_overconfident(key):
     """150 simulations of 100 features: 90 % intervals once covered 34 %."""
     fit_key, key = jr.split(key)
@@ -581,6 +582,7 @@ def test_where_held_out_simulations_prefer_the_prior_it_is_returned(key):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_draws_do_not_pile_up_on_a_bound(key):
     """Where the posterior lies beside a bound, as with few simulations of a hard problem."""
     task = tasks.slcp()

@@ -454,6 +454,7 @@ def test_correlation_is_that_of_the_simulations_and_of_points_without_order(rng)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.usefixtures("optimized")
 def test_random_questions_to_a_trained_fit_of_a_gaussian(rng, key):
     """Means within 0.4 exact widths, widths within 20 %, densities within 0.4 nats; medians half.
 
