@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from edm_tutorial.networks import TokenTransformer
+from edm_tutorial.networks import TokenTransformer, tokens
 
 
 def trained(key, kinds=(0, 1, 2, 3, 3), *, depth=2, size=2, out_size=1):
@@ -38,6 +38,15 @@ def test_untrained_it_returns_zero(key):
     found = net(*inputs(input_key))
     assert found.shape == (5, 3)
     np.testing.assert_array_equal(found, 0)
+
+
+@pytest.mark.parametrize("size", [0, 1e-3, 1, 30])
+def test_the_norm_is_nowhere_steep(size, key):
+    """A token near zero would make it so, and with it the denoiser."""
+    h = size * jr.normal(key, (1, 16))
+    slope = jax.jacobian(lambda h: tokens._normalised(h[None])[0])(h[0])
+    assert np.linalg.norm(slope, 2) <= 1 + 1e-12
+    assert jnp.mean(tokens._normalised(h) ** 2) < 1
 
 
 def test_attention_is_that_of_equinox(key, rng):
