@@ -46,6 +46,14 @@ async () => {
   };
   const scrolls = document.documentElement.scrollWidth > width + 1;
 
+  // A formula in a line of text does not break: beyond its paragraph it is cut off.
+  const cut = (formula) => {
+    const around = formula.closest("p, li, dd, figcaption");
+    if (!around || formula.closest("table") || !formula.offsetParent) return false;
+    const right = (element) => element.getBoundingClientRect().right;
+    return right(formula.querySelector("mjx-math") ?? formula) > right(around) + 2;
+  };
+
   const found = [...document.querySelectorAll("[id]")].map((element) => element.id);
   const folded = (solution) =>
     solution.classList.contains("toggle-hidden") ||
@@ -61,6 +69,9 @@ async () => {
       .filter((m) => !m.querySelector("mjx-container"))
       .map((m) => m.textContent.slice(0, 80)),
     math_errors: all('mjx-merror, mjx-mtext[style*="color: red"]').map((e) => e.textContent),
+    cut_formulas: all("mjx-container:not([display])")
+      .filter(cut)
+      .map((f) => f.closest("p, li, dd, figcaption").textContent.slice(0, 80)),
     too_wide: scrolls
       ? ["page", ...everything.filter(sticks).map(name)]
       : [],

@@ -90,6 +90,7 @@ def test_page(window, site, name):
     assert not seen["missing_icons"]
     assert not seen["untypeset"], "mathematics is shown as it was typed"
     assert not seen["math_errors"]
+    assert not seen["cut_formulas"], "a formula in a line is longer than the line"
     assert not seen["too_wide"], "the page scrolls sideways"
     assert not seen["open_solutions"], "a solution is not folded"
     assert not seen["duplicate_ids"]
