@@ -877,7 +877,7 @@ def iddpm_table(
 ) -> Float[Array, " {levels}+1"]:
     r"""The noise levels $u_0 > \dots > u_M = 0$ that improved DDPM was trained on.
 
-    $u_{j-1}^2 = (u_j^2 + 1) / \max(\bar\alpha_{j-1}/\bar\alpha_j, C_1) - 1$ with
+    $u_{j-1}^2 = (u_j^2 + 1)$ $/ \max(\bar\alpha_{j-1}/\bar\alpha_j, C_1) - 1$ with
     $\bar\alpha_j = \sin^2(\tfrac\pi2 \, j / (M (C_2+1)))$ (Table 1, column "iDDPM").
 
     Raises: ValueError if levels < 1 or C_1, C_2 are outside (0, 1); TypeError if `levels` is not a
@@ -1177,7 +1177,7 @@ class VPPreconditioning(AbstractPreconditioning):
 
 @final
 class IDDPMPreconditioning(AbstractPreconditioning):
-    r"""$1,\ -\sigma,\ 1/\sqrt{1+\sigma^2},\ M-1-\arg\min_j|u_j-\sigma|$ (column "iDDPM").
+    r"""$1,\ -\sigma,\ 1/\sqrt{1+\sigma^2}$, $M-1-\arg\min_j|u_j-\sigma|$ (column "iDDPM").
 
     Arguments:
         levels, c_1, c_2: those of `iddpm_table`, whose index labels the noise level.

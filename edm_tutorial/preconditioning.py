@@ -163,7 +163,7 @@ class VPPreconditioning(AbstractPreconditioning):
 
 @final
 class IDDPMPreconditioning(AbstractPreconditioning):
-    r"""$1,\ -\sigma,\ 1/\sqrt{1+\sigma^2},\ M-1-\arg\min_j|u_j-\sigma|$ (column "iDDPM").
+    r"""$1,\ -\sigma,\ 1/\sqrt{1+\sigma^2}$, $M-1-\arg\min_j|u_j-\sigma|$ (column "iDDPM").
 
     Arguments:
         levels, c_1, c_2: those of `iddpm_table`, whose index labels the noise level.

@@ -109,7 +109,7 @@ class PowerEMA(AbstractEMA):
     def from_sigma_rel(cls, sigma_rel: float) -> "PowerEMA":
         r"""The rule whose profile has standard deviation `sigma_rel`, in units of the training.
 
-        $\sigma_{rel}^2 = (\gamma+1)\,(\gamma+2)^{-2}\,(\gamma+3)^{-1}$ is solved for $\gamma$.
+        $\sigma_{rel}^2 = (\gamma+1)$ $(\gamma+2)^{-2}\,(\gamma+3)^{-1}$ is solved for $\gamma$.
         EDM2 keeps the averages of 0.05 and 0.10 for a reconstruction.
 
         Raises: ValueError for `sigma_rel` outside (0, 1/sqrt(12)], the width of the plain mean.

@@ -1,6 +1,6 @@
 r"""Chapter 5, Likelihood: nats, probes, and the area under the denoising loss.
 
-$h(\sigma_{max}) - h(\sigma_{min}) = \int (d - \mathrm{mmse}(\sigma)/\sigma^2)\, d\ln\sigma$, the
+$h(\sigma_{max}) - h(\sigma_{min})$ $= \int (d - \mathrm{mmse}(\sigma)/\sigma^2)\, d\ln\sigma$, the
 entropy of noisy data as an area.
 """
 
