@@ -144,8 +144,7 @@ def test_messages(change, told, key):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("single_precision")
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("single_precision", "optimized")
 def test_a_truncation_holds_two_moons():
     """At most 4 of 5,000 exact draws outside that of a short fit, one ten-thousandth by design."""
     moons = tasks.two_moons()

@@ -196,6 +196,6 @@ def _told(values: Float[Array, " size"], known: Float[Array, " size"]) -> Float[
 def _normalised(h: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
     """Each token with a mean square below 1, by a function that is nowhere steep.
 
-    With 1e-5 in its place the denoiser is steep wherever a token passes near zero.
+    With 1e-5 in place of the 1 the denoiser is steep wherever a token passes near zero.
     """
     return h * jax.lax.rsqrt(jnp.mean(h**2, axis=1, keepdims=True) + 1)

@@ -31,7 +31,7 @@ from .network import Told, Unknown
 class Joint(eqx.Module):
     """q of any numbers of (theta, x) given all others: what `fit_joint` returns.
 
-    Whatever is asked: UntrainedQuestion is warned of where training never hid those numbers.
+    Warns: UntrainedQuestion, whatever is asked, where training never hid just those numbers.
 
     Arguments:
         denoiser: of z of all numbers, given `Told`.

@@ -33,8 +33,12 @@ def draw_known(
     some = jr.uniform(each_key, (n, numbers)) < share
     some &= ~jax.nn.one_hot(jr.randint(one_key, (n,), 0, numbers), numbers, dtype=bool)
     kinds = kinds[:, None]
-    known = jnp.where(kinds == POSTERIOR, ~is_theta, is_theta & (kinds == LIKELIHOOD))
-    return jnp.where(kinds == ANY, some, known)
+    return jnp.where(kinds == ANY, some, _shown(kinds, is_theta))
+
+
+def _shown(kind: Any, is_theta: Any) -> Any:
+    """What a game shows whose kind leaves nothing to chance."""
+    return ((kind == POSTERIOR) & ~is_theta) | ((kind == LIKELIHOOD) & is_theta)
 
 
 def draw_kinds(key: PRNGKey, n: int, shares: tuple[float, ...]) -> Array:
@@ -49,8 +53,8 @@ def is_asked(
 ) -> bool:
     """Whether games with these shares ever show exactly these numbers."""
     is_theta = np.arange(len(known)) < parameters
-    shown = {POSTERIOR: ~is_theta, LIKELIHOOD: is_theta, EVERYTHING: np.zeros_like(known)}
-    games = [kind for kind, those in shown.items() if np.array_equal(known, those)]
+    kinds = (POSTERIOR, LIKELIHOOD, EVERYTHING)
+    games = [kind for kind in kinds if np.array_equal(known, _shown(kind, is_theta))]
     return any(shares[kind] > 0 for kind in (*games, ANY))
 
 
