@@ -78,6 +78,23 @@ def test_equal_rows_are_on_one_side_of_the_split(rng):
     assert sorted([*kept, *held]) == list(range(600))
 
 
+@pytest.mark.parametrize("which", ["theta", "x"])
+def test_what_varies_in_one_simulation_only_is_trained_on(which, rng):
+    """A column that is constant in training has no scale; the others are split as before."""
+    plain = {"theta": rng.normal(size=(300, 2)), "x": rng.normal(size=(300, 3))}
+    kept, held = look(*plain.values()).split(jr.key(0))
+    for row in (held[0], kept[0]):
+        count = np.zeros((300, 1))
+        count[row] = 1.0
+        given = plain | {which: np.column_stack([plain[which], count])}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sbi.DiscreteParameter)
+            now_kept, now_held = look(*given.values()).split(jr.key(0))
+        assert row in now_kept
+        assert set(now_held) == set(held) - {row}
+        assert sorted([*now_kept, *now_held]) == list(range(300))
+
+
 def test_distinct_rows_are_split_by_chance():
     given = look(*pairs(1000))
     kept, held = given.split(jr.key(0))

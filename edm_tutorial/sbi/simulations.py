@@ -97,7 +97,8 @@ class Simulations(NamedTuple):
     def split(self, key: PRNGKey) -> tuple[np.ndarray, np.ndarray]:
         """Which rows to train on, and which to hold out: a tenth, within limits.
 
-        Rows that are the same simulation are on one side.
+        Rows that are the same simulation are on one side. Those without which a column would be
+        constant in training, as a count that is hardly ever above zero, are trained on.
         """
         count = len(self.theta)
         held = min(max(count // 10, FEWEST_HELD_OUT), count // 4, MOST_HELD_OUT)
@@ -106,7 +107,12 @@ class Simulations(NamedTuple):
         order = np.argsort(rank, kind="stable")
         while 0 < held < count and rank[order[held - 1]] == rank[order[held]]:
             held += 1
-        return order[held:], order[:held]
+        kept, held = order[held:], order[:held]
+        numbers = self.theta if self.x.ndim > 2 else np.column_stack([self.theta, self.x])
+        usual = np.fmax.reduce(numbers[kept])  # of what is not missing
+        constant = usual == np.fmin.reduce(numbers[kept])
+        rare = np.any(constant & (numbers[held] != usual) & ~np.isnan(numbers[held]), axis=1)
+        return np.append(kept, held[rare]), held[~rare]
 
 
 def checked(
