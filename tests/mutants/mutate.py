@@ -3,8 +3,9 @@
     python tests/mutants/mutate.py [count [seed]]        lists what would be drawn
 
 The sites of all files are found by `ast`, shuffled with a fixed seed and drawn from the
-files in turn, so that no file is left out. A message, an annotation or a text is never changed:
-what a mutation alters is what the package computes or refuses.
+files in turn, in an order of the seed's too: each file has its chance, whatever the count. A
+message, an annotation or a text is never changed: what a mutation alters is what the package
+computes or refuses.
 """
 
 import ast
@@ -42,6 +43,7 @@ NEAR = {
     "training/averages": ["ema", "training"],
     "training": ["training"],
     "networks/unet": ["networks_unet", "networks_import"],
+    "networks/edm2": ["networks_edm2"],
     "networks": ["networks_mlp", "networks_posterior", "networks_unet"],
     "images/command_line": ["cli"],
     "images/drawing": ["cli"],
@@ -50,6 +52,7 @@ NEAR = {
     "sbi/transforms": ["sbi_transforms"],
     "sbi/tasks": ["sbi_tasks"],
     "sbi/files": ["sbi_posterior"],
+    "sbi/joint": ["sbi_joint"],
     "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations", "sbi_awkward", "sbi_progress"],
 }
 SWAPS: dict[type, tuple[type, ...]] = {
@@ -170,8 +173,9 @@ def mutation(file: str, site: tuple[int, int]) -> Mutation:
 
 def drawn(count: int, seed: int = 0) -> list[Mutation]:
     """`count` mutations: from each file in turn, in an order fixed by the seed."""
-    shuffled = []
-    for file in FILES:
+    files, shuffled = list(FILES), []
+    random.Random(seed).shuffle(files)
+    for file in files:
         found = sites(file)
         random.Random(f"{file} {seed}").shuffle(found)
         shuffled.append([(file, site) for site in found])

@@ -81,7 +81,8 @@ def _with_unit() -> Exercise:
     return Exercise(
         needs="three ratios, flow matching's error over EDM's at c = 0.01, 1 and 100",
         right=[1.0, 0.4, 1.0],
-        lesson="a clock with a unit helps data of about that size, and is EDM's clock for others",
+        lesson="a clock with a unit helps data of about that size; much smaller data see EDM's "
+        "clock, much larger ones another method with about its error",
         mistakes={
             "divide flow matching's error by EDM's": [1.0, 2.7, 1.0],
             "EDM's clock cannot notice c; does your denoiser see flow matching's?": [1.0, 1.0, 1.0],
