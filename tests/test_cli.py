@@ -44,6 +44,12 @@ def test_help_names_every_argument(capsys):
     assert "{digits,fashion-mnist,cifar10}" in told.replace("\n", "").replace(" ", "")
 
 
+def test_a_sample_is_drawn_at_18_levels_by_heun_without_guidance():
+    """Unless told: 35 calls, as published for small pictures."""
+    args = cli.parser().parse_args(["sample", "--run", "x", "--out", "y"])
+    assert (args.steps, args.solver, args.guidance, args.seed) == (18, "heun", 1.0, 0)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -93,6 +93,21 @@ def test_check_seldom_cries_wolf_over_few_examples():
     edm.check_initial_loss(denoiser, jnp.zeros((10, 1)), sigmas=np.linspace(0.1, 1, 300))
 
 
+@pytest.mark.parametrize("errors, refused", [(3.9, False), (4.1, True)])
+def test_check_allows_four_standard_errors(errors, refused, monkeypatch):
+    """Losses of spread 1, whose mean is so many standard errors from 1."""
+    spread = np.resize([-1.0, 1.0], 400) * np.sqrt(399 / 400)  # of 400, with ddof=1
+    losses = 1 + spread[None] + errors / np.sqrt(400)
+    monkeypatch.setattr(edm.losses, "_errors_by_sigma", lambda *args, **known: losses)
+    x, sigmas = jnp.zeros((400, 4)), jnp.ones(1)
+    check = lambda: edm.check_initial_loss(edm.Denoiser(zero, edm.VEPreconditioning()), x, sigmas)
+    if refused:
+        with pytest.raises(ValueError, match="but scores"):
+            check()
+    else:
+        np.testing.assert_allclose(check(), 1 + errors / 20)
+
+
 def test_check_notices_data_that_are_not_centred_when_sigma_data_is_a_std(key):
     x = skewed_data(key, (20_000, 4)) + 1.5
     denoiser = edm.Denoiser(zero, edm.EDMPreconditioning(1.5))

@@ -103,6 +103,27 @@ def test_a_layer_keeps_the_magnitude_of_unit_normals(layer, key):
     assert abs(magnitude(layer(jr.normal(x_key, X), layer_key)) - 1) < 0.02
 
 
+def test_fourier_features_are_their_formula(key):
+    """Eq. 75: sqrt(2) cos(2 pi (f c + phi)), with phases from the whole circle."""
+    layer, c = MPFourier(512, key=key), 0.7
+    told = np.sqrt(2) * np.cos(2 * np.pi * (np.array(layer.frequencies) * c + layer.phases))
+    np.testing.assert_allclose(layer(jnp.array(c)), told, rtol=1e-10, atol=1e-12)
+    # 6 standard errors of the mean and the variance of uniform numbers
+    assert abs(np.mean(layer.phases) - 1 / 2) < 6 / np.sqrt(12 * 512)
+    assert abs(np.var(layer.phases) - 1 / 12) < 6 / np.sqrt(180 * 512)
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+def test_a_branch_has_a_share_of_three_tenths(encodes, key):
+    """The published 0.3; that of attention is the same number."""
+    block_key, x_key, emb_key = jr.split(key, 3)
+    block = Block(8, 8, 16, encodes=encodes, key=block_key)
+    x, emb = jr.normal(x_key, (4, 4, 8)), jr.normal(emb_key, (16,))
+    x_in = pixel_norm(x) if encodes else x
+    mixed = (0.7 * x_in + 0.3 * block.branch(x_in, emb)) / math.hypot(0.7, 0.3)
+    np.testing.assert_allclose(block(x, emb), mixed, rtol=1e-10)
+
+
 def test_concatenated_parts_weigh_as_in_a_sum(key):
     """A linear map of the concatenation has the shares (1 - t)^2 : t^2 of the two parts."""
     a_key, b_key, w_key = jr.split(key, 3)
@@ -255,6 +276,24 @@ def test_the_weighted_loss_is_its_formula(key):
     told = u(jnp.log(2.0) / 4)
     found = weighted_loss(Weighted(denoiser, u), x, sigma_dist=at_2, key=jr.clone(loss_key))
     assert np.isclose(found, jnp.exp(-told) * plain + told, rtol=1e-12)
+
+
+def test_a_tenth_of_the_labels_is_left_out_for_guidance():
+    """The default; the same draws as when it is asked for, and other ones at 0.2."""
+    seen = lambda x, c_noise, cond=None, *, key=None: jnp.full_like(x, cond)
+    denoiser, zero = edm.Denoiser(seen, edm.EDMPreconditioning(0.5)), lambda c_noise: 0 * c_noise
+    at_2 = lambda key: jnp.array(2.0)
+
+    def losses(**p_null):
+        one = lambda key: weighted_loss(
+            Weighted(denoiser, zero), jnp.zeros(1), jnp.array(1e3), sigma_dist=at_2,
+            null=jnp.array(0.0), key=key, **p_null
+        )  # fmt: skip
+        return np.array(jax.vmap(one)(jr.split(jr.key(0), 500)))
+
+    default = losses()
+    np.testing.assert_array_equal(default, losses(p_null=0.1))
+    assert np.mean(default < 1e3) < np.mean(losses(p_null=0.2) < 1e3)
 
 
 def test_the_learned_weight_becomes_the_logarithm_of_the_loss(key):

@@ -335,7 +335,6 @@ def test_convolution_and_derivatives_are_those_of_jax(size, pad, key):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
 
 
-@pytest.mark.slow
 def test_convolution_of_every_pairing_of_batches(key):
     """One example and its own weight gradient; an ensemble of weights; both at once."""
     x, weights = jr.normal(key, (2, 4, 4, 2)), jr.normal(jr.fold_in(key, 1), (2, 3, 3, 2, 4))

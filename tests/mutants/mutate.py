@@ -53,7 +53,7 @@ NEAR = {
     "sbi/tasks": ["sbi_tasks"],
     "sbi/files": ["sbi_posterior"],
     "sbi/joint": ["sbi_joint"],
-    "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations", "sbi_awkward", "sbi_progress"],
+    "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations", "sbi_weights", "sbi_progress"],
 }
 SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,),

@@ -230,7 +230,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{len(results) - len(alive)} of {len(results)} caught, {len(excused)} excused")
     for result in alive:
         print(f"  {result.caught_by}: {result.mutant}  {excuses().get(result.mutant, '')}")
-    if whole:
+    if not options.wanted:  # who survives the tests near it may yet be caught by others
         save(RESULTS, results)
     counted = [result for result in results if result not in excused]
     return 0 if enough(counted, options.share) else 1
