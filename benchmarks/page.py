@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import joint, plots
+from benchmarks import joint, line, plots
 from benchmarks.sbi import BUDGETS, OBSERVATIONS, OURS, PEERS, TARGETS
 from benchmarks.timing import read
 
@@ -207,6 +207,29 @@ def joint_posteriors() -> str:
     return markdown(heads, cells) + machines(read("joint"))
 
 
+def line_posteriors() -> str:
+    """A row for each way of fitting the spectral line: medians over observations, over seeds."""
+    rows, cells = read("line"), []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        seeds = sorted({row["seed"] for row in own})
+        found = [line.medians(line.rows_of(method, seed)) for seed in seeds]
+        shifts, widths = [shift for shift, _ in found], np.mean([width for _, width in found], 0)
+        most, *ends = line.TARGETS.get(method, (None, None, None))
+        spread = f" ± {np.std(shifts, ddof=1):.2f}" if shifts[1:] else ""
+        shift = f"{np.mean(shifts):.2f}{spread}"
+        shift = shift if most is None or met(shifts, most) else red(shift)
+        shift += "" if most is None else f" (at most {most})"
+        shown = " ".join(f"{width:.2f}" for width in widths)
+        if ends[0] is not None:
+            right = ends[0] <= widths.min() and widths.max() <= ends[1]
+            shown = (shown if right else red(shown)) + f" ({ends[0]} to {ends[1]})"
+        training = np.mean([float(row["train_cpu_s"]) for row in own])
+        cells.append([method, " ".join(seeds), shift, shown, f"{training:.0f}"])
+    heads = ["told", "seeds", "worst shift", "widths", "training"]
+    return markdown(heads, cells) + machines(rows)
+
+
 def beside_npse(task: str, column: str) -> str:
     """At 10,000 simulations: how many times our CPU seconds theirs are, or our C2ST less theirs."""
     known = fits()
@@ -306,6 +329,7 @@ PARTS = {
     "gpu share of peak": partial(gpu_training, ", batch 256: of the measured peak"),
     "gpu over torch.compile": partial(gpu_training, ", over torch.compile, batch 256"),
     "joint": joint_posteriors,
+    "line": line_posteriors,
     "posteriors": posteriors,
     "posteriors met": posteriors_met,
     "bugs": bugs,
