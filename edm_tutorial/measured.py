@@ -139,7 +139,7 @@ def _solve(matrix: Callable[[Array], Array], b: Array, least: Array, iterations:
     """
     dot = lambda a, b: jnp.sum(a * b)
     norm = lambda a: jnp.sqrt(dot(a, a))
-    small = 10 * jnp.finfo(b.dtype).eps
+    small = 10 * float(jnp.finfo(b.dtype).eps)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         v, r, p, image_p, size, more = carry

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 from scipy.stats import norm
 
 import edm_tutorial as edm
@@ -52,8 +53,8 @@ def two_signs() -> tuple[float, float, float]:
     of that in 2,000 draws, by quadrature."""
     theta = np.linspace(-1, 1, 20_001)
     joint = norm.pdf(0.25, theta**2, 0.1) / 2
-    evidence = np.trapezoid(joint, theta)
-    size, square = (np.trapezoid(joint * np.abs(theta) ** n, theta) / evidence for n in (1, 2))
+    evidence = trapezoid(joint, theta)
+    size, square = (trapezoid(joint * np.abs(theta) ** n, theta) / evidence for n in (1, 2))
     return np.log(evidence), size, np.sqrt((square - size**2) / 2000)
 
 

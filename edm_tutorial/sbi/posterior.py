@@ -377,7 +377,7 @@ def log_densities(
         inside = transform.bounds.contains(theta)
         theta = jnp.where(inside, theta, center)  # any point will do where the answer is -inf
         z = transform.forward(theta, x)
-        inside &= jnp.max(jnp.abs(z)) < FARTHEST * jnp.finfo(z.dtype).max ** 0.5
+        inside &= jnp.max(jnp.abs(z)) < FARTHEST * float(jnp.finfo(z.dtype).max) ** 0.5
         z = jnp.where(inside, z, 0)
         levels = sigmas.astype(theta.dtype)
         value = log_likelihood(denoiser, z, sigmas=levels, solver=diffrax.Bosh3()).log_prob

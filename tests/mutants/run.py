@@ -1,6 +1,6 @@
 """Does the suite notice bugs? Each one, planted in a copy of the package, must turn it red.
 
-    python tests/mutants/run.py [--drawn 32] [--seed 0] [--share 1] [--jobs 2] [part ...]
+    python tests/mutants/run.py [--drawn 32] [--seed 0] [--share 1] [--jobs 2] [--near] [part ...]
 
 Two kinds. Each `NN_name.patch` of this folder is a bug found in a public implementation: its
 first line says what it breaks, its second which test modules should notice. Others are small

@@ -38,7 +38,7 @@ from .hidden import HiddenLoss, held_out
 from .network import GaussianPreconditioning, JointNetwork
 
 # The games by whose gain the last noise level is chosen, each alone: posterior, likelihood.
-ENDS = np.eye(len(SHARES))[:2]
+ENDS = tuple(map(tuple, np.eye(len(SHARES)).tolist()))[:2]
 
 
 def fit_joint(
