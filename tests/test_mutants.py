@@ -45,6 +45,18 @@ def test_header_says_what_breaks_and_which_tests_notice(name):
         assert (HERE / f"{module}.py").exists()
 
 
+def test_what_the_tests_import_is_in_the_copy(tmp_path):
+    """Else a module fails before its first test, and every bug seems to be caught."""
+    runner.copy_package(tmp_path)
+    copied = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")}
+    assert {path for path in copied if path.name == "conftest.py"}
+    for test in (tmp_path / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(test.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edm_tutorial"):
+                place = Path(*node.module.split("."))
+                assert {place.with_suffix(".py"), place / "__init__.py"} & copied, (test, place)
+
+
 # The mutations that are drawn
 
 

@@ -111,8 +111,9 @@ def nothing(folder: Path) -> None:
 
 def copy_package(folder: Path) -> None:
     """What the tests need, and no more, into `folder`."""
-    skip = shutil.ignore_patterns("__pycache__", "book", "mutants", *LEFT_OUT)
-    for name in ("edm_tutorial", "tests"):
+    left_out = {"edm_tutorial": (), "tests": ("book", "mutants", *LEFT_OUT)}
+    for name, names in left_out.items():
+        skip = shutil.ignore_patterns("__pycache__", *names)
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     for name in ("pyproject.toml", "conftest.py"):
         shutil.copy(ROOT / name, folder / name)
