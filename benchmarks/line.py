@@ -150,8 +150,10 @@ def compared(truth: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return shift.round(3), (draws.std(axis=0) / width).round(3)
 
 
-def one_fit(method: str, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict]]:
-    """One posterior for all x: for each observation the exact draws and the fit's."""
+def one_fit(method: str, seed: int, there: set[int]) -> Iterator[tuple[int, Any, Any, dict]]:
+    """One posterior for all x: for each observation not `there` the exact draws and the fit's."""
+    if len(there) == OBSERVATIONS:
+        return
     random = np.random.default_rng([seed, 77])
     theta = prior(random, SIMULATIONS)
     x = simulate(random, theta)
@@ -165,8 +167,9 @@ def one_fit(method: str, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarra
     cells["nats"] = round(nats(posterior, told), 3)
     observed = np.random.default_rng(OBSERVED)
     for i, x_o in enumerate(simulate(observed, prior(observed, OBSERVATIONS))):
-        truth, _ = posterior_draws(i, x_o)
-        yield i + 1, truth, np.asarray(posterior.sample(jr.key(i), told(x_o), DRAWS)), cells
+        if i + 1 not in there:
+            truth, _ = posterior_draws(i, x_o)
+            yield i + 1, truth, np.asarray(posterior.sample(jr.key(i), told(x_o), DRAWS)), cells
 
 
 def nats(posterior: Posterior, told: Any) -> float:
@@ -178,7 +181,7 @@ def nats(posterior: Posterior, told: Any) -> float:
     return -float(np.mean(np.concatenate(parts)))
 
 
-def rounds(seed: int, there: set[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict]]:
+def rounds(seed: int, there: set[int]) -> Iterator[tuple[int, Any, Any, dict]]:
     """Three rounds for each observation of the reference file that is not `there`."""
     with np.load(REFERENCE) as file:
         known = {name: file[name] for name in file.files}
@@ -218,7 +221,8 @@ def main() -> None:
 def measure(method: str, seed: int) -> None:
     """The rows of one seed that are not there yet, each saved as soon as it is measured."""
     there = {int(row["observation"]) for row in rows_of(method, seed)}
-    for i, truth, draws, cells in parts(method, seed, there):
+    parts = rounds(seed, there) if method == "rounds" else one_fit(method, seed, there)
+    for i, truth, draws, cells in parts:
         shift, width = compared(truth, draws)
         numbers = {f"shift_{j + 1}": s for j, s in enumerate(shift)}
         numbers |= {f"width_{j + 1}": w for j, w in enumerate(width)}
@@ -226,14 +230,6 @@ def measure(method: str, seed: int) -> None:
         save("line", [*read("line"), row | {"machine": machine()}])
     worst, widths = medians(rows_of(method, seed))
     print(f"{method}, seed {seed}: worst shift {worst:.2f}, widths {widths} (medians)")
-
-
-def parts(method: str, seed: int, there: set[int]) -> Iterator[tuple[int, Any, Any, dict]]:
-    """Draws for each observation that is not `there`; nothing is fitted where none is left."""
-    if method == "rounds":
-        return rounds(seed, there)
-    left = set(range(1, OBSERVATIONS + 1)) - there
-    return (part for part in one_fit(method, seed) if part[0] in left) if left else iter(())
 
 
 def rows_of(method: str, seed: Any) -> list[dict[str, str]]:

@@ -213,7 +213,7 @@ def line_posteriors() -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         seeds = sorted({row["seed"] for row in own})
-        found = [line.medians(line.rows_of(method, seed)) for seed in seeds]
+        found = [line.medians([row for row in own if row["seed"] == seed]) for seed in seeds]
         shifts, widths = [shift for shift, _ in found], np.mean([width for _, width in found], 0)
         most, *ends = line.TARGETS.get(method, (None, None, None))
         spread = f" ± {np.std(shifts, ddof=1):.2f}" if shifts[1:] else ""

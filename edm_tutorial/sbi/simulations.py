@@ -109,9 +109,10 @@ class Simulations(NamedTuple):
             held += 1
         kept, held = order[held:], order[:held]
         numbers = self.theta if self.x.ndim > 2 else np.column_stack([self.theta, self.x])
-        usual = np.fmax.reduce(numbers[kept])  # of what is not missing
-        constant = usual == np.fmin.reduce(numbers[kept])
-        rare = np.any(constant & (numbers[held] != usual) & ~np.isnan(numbers[held]), axis=1)
+        trained, judged = numbers[kept], numbers[held]
+        usual = np.fmax.reduce(trained)  # of what is not missing
+        constant = usual == np.fmin.reduce(trained)
+        rare = np.any(constant & (judged != usual) & ~np.isnan(judged), axis=1)
         return np.append(kept, held[rare]), held[~rare]
 
 
