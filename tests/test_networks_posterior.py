@@ -71,6 +71,19 @@ def test_every_number_matters(key):
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("far", [1e2, 1e4, 1e6])
+def test_an_observation_far_out_overflows_nothing(far, key):
+    """Its widths grow like exp(x) otherwise; the gradient trains on whatever is in a batch."""
+    network = made(key)
+    squared = lambda net, z: jnp.sum(net(z, jnp.float32(0.2), jnp.full(K, far, "f")) ** 2)
+    z = jnp.ones(D, "f")
+    assert np.isfinite(squared(network, z)) and np.all(
+        np.isfinite(jax.grad(squared, 1)(network, z))
+    )
+    gradient = jax.tree.leaves(eqx.filter_grad(squared)(network, z))
+    assert all(np.all(np.isfinite(leaf)) for leaf in gradient)
+
+
 def test_it_drops_units_only_where_a_key_is_given(key):
     network = made(key)
     z, c_noise, x = jnp.ones(D), jnp.array(0.1), jnp.ones(K)

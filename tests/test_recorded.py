@@ -33,7 +33,8 @@ def test_recorded_values(path, stored):
     for name, value in found.items():
         # Of the largest entry, so that what is 0 but for round-off does not count.
         scale = np.max(np.abs(stored[name]))
-        tolerance = 1e-6 if value.dtype == np.float32 else 1e-13
+        # Another processor rounds otherwise: float32 by up to 1.3e-6 (SSE4 to AVX-512).
+        tolerance = 4e-6 if value.dtype == np.float32 else 1e-13
         np.testing.assert_allclose(
             value, stored[name], rtol=0, atol=tolerance * scale, err_msg=name
         )

@@ -361,14 +361,13 @@ def test_through_an_embedding_there_are_at_most_6000_steps_unless_settings_are_g
 
 
 @pytest.mark.slow
-def test_training_stops_where_the_validation_loss_has_not_fallen_for_long(key):
-    """A learning rate that rises the loss again: the result is the minimum of the history."""
-    theta, _ = uniform(3, 200)  # of two signs that x does not tell, which no line can say
-    x = theta**2 + np.float32(0.1) * np.random.default_rng(3).normal(size=(200, 2)).astype("f")
-    settings = SMALL.with_steps(400)._replace(learning_rate=0.03, dropout=0.0)
-    states = []
-    given = {"prior_support": BOX, "settings": settings}
-    posterior = fit_posterior(key, theta, x, callback=states.append, **given)
+def test_training_stops_where_the_validation_loss_has_not_fallen_for_long(key, rng):
+    """First the two signs are learned, then x, which says nothing, by heart."""
+    theta = 0.6 * rng.choice([-1.0, 1.0], (200, 2)) + rng.uniform(-0.1, 0.1, (200, 2))
+    theta, x = theta.astype(np.float32), rng.normal(size=(200, 20)).astype(np.float32)
+    overfits = {"learning_rate": 0.01, "dropout": 0.0, "batch_size": 100}
+    settings = SMALL.with_steps(400)._replace(**overfits)
+    posterior = fit_posterior(key, theta, x, prior_support=BOX, settings=settings)
     held_out, step = posterior.history.held_out, posterior.history.step
     best = int(np.argmin(held_out))
     assert 0 < best < len(held_out) - 1

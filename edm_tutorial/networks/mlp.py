@@ -20,6 +20,7 @@ from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
 OCTAVES, MOMENTS_WIDTH, MOMENTS_DEPTH = 3, 128, 2  # of `PosteriorMLP`
+LARGEST_LOG_STD = 8.0  # of its widths, either way: beyond lie overflows, and no posterior
 
 
 def waves(angles: Float[Array, " n"]) -> Float[Array, " features"]:
@@ -171,7 +172,7 @@ class _Moments(eqx.Module):
         for block, block_key in zip(self.blocks, keys, strict=True):
             h = block(h, context, block_key)
         mean, log_std = jnp.split(self.last(jax.nn.silu(h)), 2)
-        return mean, log_std
+        return mean, jnp.clip(log_std, -LARGEST_LOG_STD, LARGEST_LOG_STD)
 
 
 @final
