@@ -292,7 +292,7 @@ def check_cond(cond: Condition, count: int) -> None:
 
 
 class Likelihood(NamedTuple):
-    """What `log_likelihood` returns for one example.
+    """The log-density of one example, its standard error, and how the ODE was solved.
 
     Arguments:
         log_prob: ln p(x; sigma_min) in nats.
@@ -407,7 +407,7 @@ def _evaluate(
     args = denoiser, cond, _directions(x, probes, key), probes is None
     (end, gained), steps, solved = solve(sigmas, start, args)
     if probes is None and all(part is None for part in prior):
-        columns = _linearise(denoiser, end, high, cond, _directions(x, None, None))
+        columns = _linearise(denoiser, end, high, cond, directions=_directions(x, None, None))
         terminal = _matched_log_prob(end, *columns, high)
     else:
         terminal = _gaussian_log_prob(end, prior, high)
@@ -434,7 +434,7 @@ def _adaptive_steps(
 def _fixed_steps(
     solver: diffrax.AbstractSolver, sigmas: Array, start: Any, args: Any
 ) -> tuple[Any, Array, Array]:
-    """The same by one step from each level to the next. `diffrax.StepTo` would not export."""
+    """The same, by one step of the solver a level: `diffrax.StepTo` would not export."""
     term, rising = diffrax.ODETerm(_flow), sigmas[::-1]
 
     def step(carry: Any, ends: tuple[Array, Array]):
@@ -479,18 +479,22 @@ _FAILED = (
 )
 
 
-def _flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
+def _flow(
+    sigma: Scalar,
+    state: tuple[Array, Array],
+    args: tuple[DenoiserFn, Condition, Array, bool],
+) -> tuple[Array, Array]:
     """d/dsigma of the point and of what its density has gained, for each probe."""
     x, _ = state
     denoiser, cond, directions, exact = args
-    denoised, columns = _linearise(denoiser, x, sigma, cond, directions)
+    denoised, columns = _linearise(denoiser, x, sigma, cond, directions=directions)
     traces = jnp.sum(directions * columns, axis=range(1, columns.ndim))
     traces = jnp.sum(traces, keepdims=True) if exact else traces
     return (x - denoised) / sigma, (x.size - traces) / sigma
 
 
 def _linearise(
-    denoiser: DenoiserFn, x: Array, sigma: Any, cond: Condition, directions: Array
+    denoiser: DenoiserFn, x: Array, sigma: Scalar, cond: Condition, *, directions: Array
 ) -> tuple[Array, Array]:
     """D(x; sigma), and its Jacobian applied to every direction."""
     denoised, jvp = jax.linearize(lambda x: denoiser(x, sigma, cond), x)
@@ -543,7 +547,7 @@ def _check_dtype(x: Any) -> None:
         )
 
 
-def _ends(x: Array, sigma_min: Any, sigma_max: Any) -> Array:
+def _ends(x: Array, sigma_min: Scalar, sigma_max: Scalar) -> Array:
     """[sigma_max, sigma_min], in the dtype of `x`."""
     check_scalar("sigma_min", sigma_min)
     check_scalar("sigma_max", sigma_max)
@@ -562,7 +566,7 @@ def _prior(x: Array, mean: Any, std: Any) -> tuple[Array | None, ...]:
     return tuple(None if part is None else as_float(part, x) for part in (mean, std))
 
 
-def _probes(probes: Any, key: Any) -> int | None:
+def _probes(probes: int | None, key: PRNGKey | None) -> int | None:
     if (probes is None) != (key is None):
         raise ValueError("pass key=jax.random.key(seed) with probes, and only with probes")
     if key is not None:
@@ -765,7 +769,7 @@ Grid = TypeVar("Grid", bound=Callable[..., Array])
 
 
 def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[Grid], Grid]:
-    """Mark a grid with the formula of its i-th of N levels, for a printed design.
+    """A decorator that gives a grid the formula of its i-th of N levels, for a printed design.
 
     `also` gives the numbers in the formula that follow from the grid's arguments.
     """
@@ -781,7 +785,7 @@ def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[
 def edm_sigmas(
     n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Array, " n"]:
-    r"""Evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
+    r"""Levels evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
 
     Raises: ValueError if n < 1, not 0 < sigma_min < sigma_max, or rho is not positive;
     TypeError if `n` is not a whole number, or a number is known only inside `jit`.
@@ -795,7 +799,7 @@ def edm_sigmas(
 
 @formula("sigma_max (sigma_min/sigma_max)^(i/(N-1))")
 def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Float[Array, " n"]:
-    r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
+    r"""Levels evenly spaced in $\ln\sigma$ (Table 1, column "VE").
 
     Raises: ValueError if n < 1 or not 0 < sigma_min < sigma_max; TypeError if `n` is not a whole
     number, or a number is known only inside `jit`.
@@ -808,7 +812,7 @@ def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Floa
 def vp_sigmas(
     n: int, eps: float = 1e-3, beta_d: float = 19.9, beta_min: float = 0.1
 ) -> Float[Array, " n"]:
-    r"""Evenly spaced in the time of the VP schedule, from 1 down to `eps` (Table 1).
+    r"""Levels evenly spaced in the time of the VP schedule, from 1 down to `eps` (Table 1).
 
     For a range of noise levels take the betas of
     `VariancePreserving.from_range(sigma_min, sigma_max, eps)`.
@@ -1050,7 +1054,7 @@ class Coefficients(NamedTuple):
 
 
 class AbstractPreconditioning(eqx.Module):
-    """Call it with a noise level (data units) to get its `Coefficients`.
+    """A function of the noise level (data units) that returns its `Coefficients`.
 
     A class may say in `formula` what these and the loss weighting are, for a printed design.
     """
@@ -1078,7 +1082,8 @@ class EDMPreconditioning(AbstractPreconditioning):
             such as (d,) or (C, 1, 1).
 
     So that no optimizer takes it for a parameter, it is kept as Python floats or, inside a
-    transformation such as `jax.jit`, as the bits of a float in an array of integers.
+    transformation such as `jax.jit`, as the bits of a float in an array of integers. (A filter
+    that takes Python floats for parameters, `eqx.is_inexact_array_like`, still finds the former.)
 
     Raises: ValueError if `sigma_data` is not positive and finite.
     """
@@ -1119,7 +1124,9 @@ class EDMPreconditioning(AbstractPreconditioning):
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
-        """Measure `sigma_data`: the root mean square of `x` about zero. Centre the data first.
+        """Coefficients for the data `x`: `sigma_data` is their root mean square about zero.
+
+        Centre the data first.
 
         Raises: ValueError if `x` is empty, not finite, or zero everywhere.
         """
@@ -1355,7 +1362,7 @@ class ODE(eqx.Module):
 
 
 def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
-    """Both unchanged, behind a barrier that keeps XLA from merging two denoiser calls.
+    """The denoiser and the time behind a barrier that keeps XLA from merging two denoiser calls.
 
     XLA would spread each bias over the whole batch once for both, and each call would fetch that
     copy from memory: a quarter more time on a CPU.
@@ -1373,17 +1380,17 @@ class AbstractSolver(eqx.Module):
 
     @abstractmethod
     def init(self, x: Example) -> Any:
-        """What the solver remembers before its first step."""
+        """The solver's state before its first step, or None."""
 
     @abstractmethod
     def step(
         self, ode: ODE, x: Example, t: Array, t_next: Array, state: Any
     ) -> tuple[Example, Any]:
-        """Move `x` from `t` to `t_next`; both have positive noise."""
+        """`x` moved from `t` to `t_next`, and the next `state`; both times have positive noise."""
 
     @abstractmethod
     def last(self, ode: ODE, x: Example, t: Array, state: Any) -> Example:
-        """Move `x` from `t` to time 0, with one denoiser call."""
+        """`x` at time 0, by a last step from `t` with one denoiser call."""
 
 
 @final
@@ -1567,7 +1574,7 @@ def error_at_random_level(
 
 
 def _told_or_null(cond: Condition, null: Condition, told: Array) -> Condition:
-    """`cond` where it is told, and otherwise every array of `null` in its place there."""
+    """`cond` if it is told, and otherwise `null`, wherever that has an array."""
 
     def either(null: Any, cond: Any) -> Any:
         if null is None:
@@ -1590,7 +1597,7 @@ def loss_by_sigma(
     key: PRNGKey,
     preconditioning: AbstractPreconditioning | None = None,
 ) -> Float[Array, " levels"]:
-    r"""The loss at each noise level, averaged over a data set: where does it learn?
+    r"""The loss at each noise level, averaged over a data set.
 
     One fresh noise for every example and level. 1 is an untrained network. The denoiser is
     called without a key, as samplers call it: a network with dropout uses all its units.
@@ -1657,12 +1664,19 @@ def check_initial_loss(
     allowed = 4 * spread / np.sqrt(errors.shape[1])
     worst = int(np.argmax(np.abs(loss - 1) / allowed))
     if not abs(loss[worst] - 1) <= allowed[worst]:
-        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
+        found = {"loss": loss[worst], "allowed": allowed[worst]}
+        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), **found))
     return as_float(loss, x)
 
 
 def _errors_by_sigma(
-    denoiser: Any, x: Array, sigmas: Any, cond: Any, *, key: PRNGKey, preconditioning: Any = None
+    denoiser: Any,
+    x: Array,
+    sigmas: Float[ArrayLike, " levels"],
+    cond: Condition,
+    *,
+    key: PRNGKey,
+    preconditioning: AbstractPreconditioning | None = None,
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
@@ -1702,7 +1716,9 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
         ) from None
 
 
-def _advice(denoiser: Preconditioned, x: Array, sigma: float, loss: float, allowed: float) -> str:
+def _advice(
+    denoiser: Preconditioned, x: Array, sigma: float, *, loss: float, allowed: float
+) -> str:
     rms, mean = float(jnp.sqrt(jnp.mean(x**2))), float(jnp.mean(x))
     return (
         f"an untrained network must score 1 at every noise level, but scores {loss:.3f} at "
@@ -1845,7 +1861,7 @@ def _check_interval(interval: Any) -> None:
 
 
 def _by_name(function: Any) -> Any:
-    """How a jitted function is pickled: by its name, as functions are, where it has one."""
+    """The pickled form of a jitted function: its name, as for functions, where it has one."""
     module = sys.modules.get(getattr(function, "__module__", ""))
     name = getattr(function, "__qualname__", "")
     return name if getattr(module, name, None) is function else function.__reduce_ex__(2)
@@ -1867,13 +1883,13 @@ def _call(
 # sampling
 
 
-def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
+def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
     return jax.random.normal(key, shape, dtype)
 
 
 @final
 class Churn(eqx.Module):
-    r"""Before each step, add noise and step from the raised level (Algorithm 2, lines 4-6).
+    r"""Noise added before each step, which starts at the raised level (Algorithm 2, lines 4-6).
 
     A step at $\sigma$ starts from $\hat\sigma = (1 + \gamma)\,\sigma$.
 
@@ -1886,10 +1902,10 @@ class Churn(eqx.Module):
     Raises: ValueError for a negative amount, s_min > s_max, or s_noise not finite.
     """
 
-    s_churn: Any
-    s_min: Any = 0.0
-    s_max: Any = float("inf")
-    s_noise: Any = 1.0
+    s_churn: Real[ArrayLike, "..."]
+    s_min: Real[ArrayLike, "..."] = 0.0
+    s_max: Real[ArrayLike, "..."] = float("inf")
+    s_noise: Real[ArrayLike, "..."] = 1.0
     draw: Callable[..., Array] = _normal
 
     def __check_init__(self):
@@ -1925,7 +1941,7 @@ def sample(
     churn: Churn | None = None,
     key: PRNGKey | None = None,
 ) -> Example:
-    """Turn unit Gaussian `noise` into one sample of the data distribution.
+    """One sample of the data distribution, from unit Gaussian `noise`.
 
     Algorithm 1 of Karras et al. (2022); Algorithm 2 with `churn`, Algorithm 3 with `Heun(alpha)`.
     Without `churn` this is a deterministic function of `noise`: the solution of the
@@ -1978,7 +1994,7 @@ def sample_path(
 
 
 class _Sampler(eqx.Module):
-    """What belongs to the sampler: chosen after training, and unknown to every denoiser."""
+    """The choices of a sampler, made after training and unknown to every denoiser."""
 
     times: Float[Array, " n"]
     schedule: AbstractSchedule
@@ -1986,7 +2002,7 @@ class _Sampler(eqx.Module):
     churn: Churn | None
 
     def raise_noise(
-        self, key: PRNGKey | None, i: Any, x: Array, t: Array, state: Any
+        self, x: Array, t: Array, state: Any, *, i: Int[ArrayLike, ""], key: PRNGKey | None
     ) -> tuple[Array, Array, Any]:
         """x, its time and the solver's state after churn before step i (Algorithm 2, lines 4-6)."""
         churn, schedule = self.churn, self.schedule
@@ -2013,9 +2029,9 @@ def _integrate(
     sampler: _Sampler,
     denoiser: DenoiserFn,
     noise: Array,
-    cond: Any,
+    cond: Condition,
     *,
-    key: Any,
+    key: PRNGKey | None,
     keep: bool = False,
 ) -> tuple[Array, Any]:
     """The sample, and (if asked) the states at the start of every step."""
@@ -2025,7 +2041,7 @@ def _integrate(
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
         x, state = carry
         i, t, t_next = step
-        x_hat, t_hat, state = sampler.raise_noise(key, i, x, t, state)
+        x_hat, t_hat, state = sampler.raise_noise(x, t, state, i=i, key=key)
         return solver.step(ode, x_hat, t_hat, t_next, state), x if keep else None
 
     x = noise * schedule.sigma(times[0]) * schedule.scale(times[0])
@@ -2036,14 +2052,20 @@ def _integrate(
         carry, path = jax.lax.scan(body, carry, steps)
     x, state = carry
     path = jnp.concatenate([path, x[None]]) if keep else None
-    x_hat, t_hat, state = sampler.raise_noise(key, n - 1, x, times[-1], state)
+    x_hat, t_hat, state = sampler.raise_noise(x, times[-1], state, i=n - 1, key=key)
     return solver.last(ode, x_hat, t_hat, state), path
 
 
 def _sampler(
-    noise: Any, sigmas: Any, key: Any, *, schedule: Any, solver: Any, churn: Any
+    noise: Example,
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
+    key: PRNGKey | None,
+    *,
+    schedule: AbstractSchedule,
+    solver: AbstractSolver,
+    churn: Churn | None,
 ) -> _Sampler:
-    """The sampler, once nothing speaks against the arguments that can be looked at."""
+    """The sampler of these arguments, checked where their values can be looked at."""
     check_finite("noise", noise)
     check_kind("schedule", schedule, AbstractSchedule)
     check_kind("solver", solver, AbstractSolver)

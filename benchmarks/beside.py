@@ -163,7 +163,9 @@ def truth(model: Any, x: Array, law: Any) -> np.ndarray:
     """In float64, at a tolerance where only the terminal density is approximate."""
     with jax.enable_x64(True):
         model, x, law = cast_floating((model, x, law), jnp.float64)
-        return np.asarray(log_probs(model, x, law, diffrax.Dopri8(), within(1e-10)))
+        return np.asarray(
+            log_probs(model, x, law, solver=diffrax.Dopri8(), controller=within(1e-10))
+        )
 
 
 def likelihoods() -> Iterator[dict]:
@@ -200,10 +202,12 @@ def likelihoods() -> Iterator[dict]:
             jobs[name] = job, error[job]
         for name, denoise in denoisers.items():
             runs = {
-                label: partial(log_probs, denoise, x, law, solver, controller)
+                label: partial(log_probs, denoise, x, law, solver=solver, controller=controller)
                 for label, solver, controller in settings()
             }
-            yield likelihood_row(what[name], name, runs, exact[name], peer, *jobs[name])
+            job, theirs = jobs[name]
+            beside = {"peer": peer, "job": job, "theirs": theirs}
+            yield likelihood_row(what[name], name, runs, exact[name], **beside)
         peer.close()
     except Missing as error:
         yield missing(what["MLP"], "torchdiffeq", error)

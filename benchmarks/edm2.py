@@ -184,7 +184,7 @@ def guidance_rows(seed: int, main: Any, earlier: Any):
             yield row | judged(drawn(guided, noise, labels), labels)
 
 
-def add(name: str, rows: Any, *key: str) -> None:
+def add(name: str, rows: Any, *, key: tuple[str, ...]) -> None:
     """Append rows to `results/name.csv` as they come, in place of earlier ones with their key."""
     for row in rows:
         row = {column: str(value) for column, value in row.items()} | {"machine": machine()}
@@ -201,9 +201,11 @@ def measure(name: str, seed: int) -> None:
     if len(rows) == len(MARKS) and (name != "EDM2" or len(ours("edm2_guidance")) == expected):
         return
     kept: list[Any] = []
-    add("edm2_training", training_rows(name, seed, kept), "network", "seed", "cpu_s")
+    add("edm2_training", training_rows(name, seed, kept), key=("network", "seed", "cpu_s"))
     if name == "EDM2":
-        add("edm2_guidance", guidance_rows(seed, kept[-1], kept[1]), "guide", "seed", "weight")
+        add(
+            "edm2_guidance", guidance_rows(seed, kept[-1], kept[1]), key=("guide", "seed", "weight")
+        )
 
 
 if __name__ == "__main__":
@@ -211,7 +213,7 @@ if __name__ == "__main__":
     some = rng.permutation(len(pictures))[:DRAWS]
     real = {"guide": "held-out pictures", "seed": "-", "weight": "-"}
     real |= judged(pictures[some], LABELS[HELD_OUT][some])
-    add("edm2_guidance", [real], "guide")
+    add("edm2_guidance", [real], key=("guide",))
     for seed in SEEDS:
         for name in NETWORKS:
             measure(name, seed)

@@ -84,11 +84,11 @@ def chapter_jobs() -> list[Job]:
     return [
         Job(
             f"chapter{file.stem[:2]}",
-            "chapters",
-            "together",
-            180,
-            {f"chapter {file.stem[:2]}": ("s", "")},
-            late("gpu_correct", "chapter", str(file)),
+            part="chapters",
+            kind="together",
+            seconds=180,
+            rows={f"chapter {file.stem[:2]}": ("s", "")},
+            run=late("gpu_correct", "chapter", str(file)),
         )
         for file in files
     ]
@@ -108,7 +108,9 @@ def speed(tiny: bool) -> list[Job]:
         pairs = [("DDPM++", f"training, bfloat16, batch {batch}")]
         pairs += [("PyTorch", f"training, compiled, bfloat16, batch {batch}")]
         rows = {f"training, bfloat16, over torch.compile, batch {batch}": ("", "at least 1")}
-        jobs.append(Job(f"ratio{batch}", "DDPM++", "ratio", 0, rows, lambda _, pairs=pairs: pairs))
+        run = lambda _, pairs=pairs: pairs
+        ratio = {"part": "DDPM++", "kind": "ratio", "seconds": 0}
+        jobs.append(Job(f"ratio{batch}", **ratio, rows=rows, run=run))
     return jobs
 
 
@@ -123,15 +125,21 @@ def training(batch: int, precision: str, tiny: bool, adm: bool = False) -> Job:
         f"{what}: first chunk": ("s", ""),
     }
     part, name = ("ADM", "adm") if adm else ("DDPM++", "train")
-    run = late("gpu_speed", "train_rows", batch, precision, tiny, adm)
-    return Job(f"{name}{batch}-{precision}", part, "alone", 150 if adm else 75, rows, run)
+    return Job(
+        f"{name}{batch}-{precision}",
+        part=part,
+        kind="alone",
+        seconds=150 if adm else 75,
+        rows=rows,
+        run=late("gpu_speed", "train_rows", batch, precision, tiny=tiny, adm=adm),
+    )
 
 
 def drawing(batch: int, tiny: bool) -> Job:
     what = f"sampling, bfloat16, 35 calls, batch {batch}"
     rows = {what: ("images/s", "" if tiny else DRAWN), f"{what}: peak memory": ("GiB", "")}
     run = late("gpu_speed", "sample_rows", batch, tiny)
-    return Job(f"sample{batch}", "DDPM++", "alone", 50, rows, run)
+    return Job(f"sample{batch}", part="DDPM++", kind="alone", seconds=50, rows=rows, run=run)
 
 
 def torch(batch: int, tiny: bool) -> Job:
@@ -141,8 +149,14 @@ def torch(batch: int, tiny: bool) -> Job:
     for how in ("eager", "compiled"):
         what = f"training, {how}, bfloat16, batch {batch}"
         rows |= {what: ("images/s", ""), f"{what}: peak memory": ("GiB", "")}
-    run = late("gpu_speed", "torch_rows", batch, tiny, first)
-    return Job(f"torch{batch}", "PyTorch", "prepared" if first else "alone", 90, rows, run)
+    return Job(
+        f"torch{batch}",
+        part="PyTorch",
+        kind="prepared" if first else "alone",
+        seconds=90,
+        rows=rows,
+        run=late("gpu_speed", "torch_rows", batch, tiny=tiny, first=first),
+    )
 
 
 def parts(tiny: bool) -> list[Job]:

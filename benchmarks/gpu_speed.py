@@ -162,7 +162,7 @@ def torch_rows(say: Any, batch: int, tiny: bool, first: bool) -> None:
         tell(what="output beside JAX's, small network", value=float(f"{error:.2g}"))
     cls, keywords = config(tiny)
     state, dropout = weights(cls, keywords), keywords.get("dropout", 0.0)
-    runs = peer.prepare(state, batch, keywords["img_resolution"], dropout, tiny)
+    runs = peer.prepare(state, batch, side=keywords["img_resolution"], dropout=dropout, tiny=tiny)
     if first:
         sys.stdin.readline()  # until the device is free
     for how, run in runs.items():
@@ -190,7 +190,7 @@ def sampler_row(say: Any, tiny: bool) -> None:
     model, noise = mlp(), jr.normal(jr.key(1), (100 if tiny else 10_000, 2))
     draw, sigma = sampler(edm.Heun(), 18), jnp.array(1.0)
     whole = timed(lambda: draw(model, noise), tiny)
-    limit = timed(lambda: calls(35, model, noise, sigma), tiny)
+    limit = timed(lambda: calls(model, noise, sigma, nfe=35), tiny)
     note = f"{whole:.4f} s over {limit:.4f} s, {len(noise)} points"
     what = "sampler of an MLP over its 35 calls"
     say(what=what, value=round(whole / limit, 3), note=note, machine=machine())

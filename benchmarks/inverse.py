@@ -67,13 +67,19 @@ def problem(d: int, noise_std: float, seed: int = 0) -> Problem:
     matrix = rng.standard_normal((d // 2, d)) / np.sqrt(d)
     x = means[2] + root[2] @ rng.standard_normal(d)
     y = matrix @ x + noise_std * rng.standard_normal(d // 2)
-    posterior, log_evidence = exact(weights, means, covs, matrix, y, noise_std)
-    prior = edm.GaussianMixture(weights, means, covs)
-    return Problem(prior, matrix, y, noise_std, posterior, log_evidence)
+    posterior, log_evidence = exact(weights, means, covs, matrix=matrix, y=y, noise_std=noise_std)
+    return Problem(
+        prior=edm.GaussianMixture(weights, means, covs),
+        matrix=matrix,
+        y=y,
+        noise_std=noise_std,
+        posterior=posterior,
+        log_evidence=log_evidence,
+    )
 
 
 def exact(
-    weights: Any, means: Any, covs: Any, matrix: Any, y: Any, noise_std: float
+    weights: Any, means: Any, covs: Any, *, matrix: Any, y: Any, noise_std: float
 ) -> tuple[edm.GaussianMixture, float]:
     """The posterior, component by component, and ln p(y)."""
     spread = noise_std**2 * np.eye(len(y)) + matrix @ covs @ matrix.T

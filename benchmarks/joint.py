@@ -207,7 +207,7 @@ def gaussian(simulated: int = 50_000, questions: int = 20) -> Iterator[dict[str,
         mean, spread = conditional(rows.mean(axis=0), np.cov(rows.T), values, known)
         sampled = log_density(points, mean, spread)
         found["sample covariance"].append(
-            off(truth, exact, mean, np.sqrt(np.diag(spread)), sampled)
+            off(truth, exact, mean=mean, std=np.sqrt(np.diag(spread)), log_prob=sampled)
         )
     for name, errors in found.items():
         worst, middle = np.max(errors, axis=0), np.median(errors, axis=0)

@@ -153,7 +153,11 @@ def work_precision() -> Iterator[dict]:
             for variable in VARIABLES:
                 for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
                     log_prob, steps = evaluate(
-                        mixture(name), jnp.asarray(points), solver, jnp.array(tolerance), variable
+                        mixture(name),
+                        jnp.asarray(points),
+                        solver,
+                        tolerance=jnp.array(tolerance),
+                        variable=variable,
                     )
                     error = np.abs(np.asarray(log_prob) - truth).max()
                     label = type(solver).__name__

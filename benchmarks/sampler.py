@@ -49,7 +49,7 @@ def forward(model: edm.Denoiser, x: Array, sigma: Array) -> Array:
     return jax.vmap(model, in_axes=(0, None))(x, sigma)
 
 
-def calls(nfe: int, *arguments: Any) -> list[Array]:
+def calls(*arguments: Any, nfe: int) -> list[Array]:
     return [forward(*arguments) for _ in range(nfe)]
 
 
@@ -61,7 +61,7 @@ def against_limit() -> Iterator[dict]:
         whole, limit = medians(
             [
                 partial(draw, model, noise),
-                partial(calls, nfe, model, noise, sigma),
+                partial(calls, model, noise, sigma, nfe=nfe),
             ],
             clock=time.process_time,
         )

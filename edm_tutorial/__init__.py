@@ -5,8 +5,9 @@ Imports inside the package are relative and point one way, downwards, through th
 0. `_types`, `_checks`: what every file may use;
 1. `schedules`, `grids`, `distributions`, `operators`, `networks`: mathematics without a denoiser
    around it;
-2. `preconditioning`, `parameterisations`, `noise_levels`, `dynamics`, `losses`: the equations;
-3. `denoiser`, `measured`, `solvers`, `sampling`, `likelihood`, `training`: what is run;
+2. `preconditioning`, `parameterisations`, `noise_levels`, `dynamics`, `losses`: the equations, and
+   EDM2's own loss, `networks.edm2.loss`;
+3. `denoiser`, `measured`, `adapters`, `solvers`, `sampling`, `likelihood`, `training`: what is run;
 4. `designs`, `sbi`, `images`: whole recipes, and the U-Nets' official weights;
 5. `book`: what only the chapters need. A copier leaves it behind.
 

@@ -80,7 +80,7 @@ class _FromDDPM(eqx.Module):
         sigma = _level(x, sigma)
         steps = jnp.arange(len(self.log_sigmas), dtype=x.dtype)
         label = jnp.interp(jnp.log(sigma), jnp.asarray(self.log_sigmas, x.dtype), steps)
-        return x - sigma * _predict(self.network, x / jnp.hypot(1, sigma), label, cond, key)
+        return x - sigma * _predict(self.network, x / jnp.hypot(1, sigma), label, cond, key=key)
 
 
 @final
@@ -92,7 +92,7 @@ class _FromFlowMatching(eqx.Module):
     ) -> Array:
         sigma = _level(x, sigma)
         x_t, t = x / (1 + sigma), sigma / (1 + sigma)
-        return x_t - t * _predict(self.network, x_t, t, cond, key)
+        return x_t - t * _predict(self.network, x_t, t, cond, key=key)
 
 
 def _level(x: Array, sigma: Scalar) -> Array:
@@ -102,7 +102,12 @@ def _level(x: Array, sigma: Scalar) -> Array:
 
 
 def _predict(
-    network: Callable[..., Array], x_t: Array, label: Array, cond: Condition, key: PRNGKey | None
+    network: Callable[..., Array],
+    x_t: Array,
+    label: Array,
+    cond: Condition,
+    *,
+    key: PRNGKey | None,
 ) -> Array:
     given = {} if key is None else {"key": key}
     prediction = network(x_t, label, cond, **given)

@@ -158,7 +158,7 @@ def _check_interval(interval: Any) -> None:
 
 
 def _by_name(function: Any) -> Any:
-    """How a jitted function is pickled: by its name, as functions are, where it has one."""
+    """The pickled form of a jitted function: its name, as for functions, where it has one."""
     module = sys.modules.get(getattr(function, "__module__", ""))
     name = getattr(function, "__qualname__", "")
     return name if getattr(module, name, None) is function else function.__reduce_ex__(2)

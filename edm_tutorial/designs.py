@@ -22,7 +22,7 @@ from ._deprecated import renamed
 
 @final
 class Design(eqx.Module):
-    """One column of Table 1. Print it to read it, with the values its parts now have.
+    """One column of Table 1; printed, it shows the formulas and the values of its parts.
 
     Arguments:
         grid: `grid(n)` gives n noise levels, data units.
@@ -131,7 +131,7 @@ def edm(sigma_data: float = 0.5) -> Design:
 
 
 def _formula(part: Any, count: int = 1) -> tuple[str, ...]:
-    """What a part says it is, or its name."""
+    """The formula of a part, in one text or more, or else its name."""
     name = getattr(part, "__name__", type(part).__name__)
     formula = getattr(part, "formula", (name,) * count)
     return (formula,) if isinstance(formula, str) else formula

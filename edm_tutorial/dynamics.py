@@ -1,4 +1,4 @@
-r"""From a denoiser to differential equations: the score, the ODE, and the SDEs around it.
+r"""The score of a denoiser, and its differential equations: the probability-flow ODE and SDEs.
 
 All of them are Diffrax vector fields `f(t, x, args)` whose `args` is the condition. The
 score is $(D(x;\sigma) - x)/\sigma^2$ (Eq. 3). With it the probability-flow ODE (Eq. 4)

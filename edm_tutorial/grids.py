@@ -1,4 +1,4 @@
-r"""Where the sampler stops: $N$ noise levels $\sigma_0 > \dots > \sigma_{N-1} > 0$.
+r"""Grids of the sampler: $N$ noise levels $\sigma_0 > \dots > \sigma_{N-1} > 0$.
 
 Each function returns the *positive* levels in data units; the final $\sigma_N = 0$ is
 implied (Table 1, row "Time steps"). One level is `[sigma_max]` in every grid. They are
@@ -19,7 +19,7 @@ Grid = TypeVar("Grid", bound=Callable[..., Array])
 
 
 def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[Grid], Grid]:
-    """Mark a grid with the formula of its i-th of N levels, for a printed design.
+    """A decorator that gives a grid the formula of its i-th of N levels, for a printed design.
 
     `also` gives the numbers in the formula that follow from the grid's arguments.
     """
@@ -35,7 +35,7 @@ def formula(text: str, also: Callable[..., dict[str, Any]] = dict) -> Callable[[
 def edm_sigmas(
     n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Array, " n"]:
-    r"""Evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
+    r"""Levels evenly spaced in $\sigma^{1/\rho}$ (Eq. 5): `rho` bends steps towards low noise.
 
     Raises: ValueError if n < 1, not 0 < sigma_min < sigma_max, or rho is not positive;
     TypeError if `n` is not a whole number, or a number is known only inside `jit`.
@@ -49,7 +49,7 @@ def edm_sigmas(
 
 @formula("sigma_max (sigma_min/sigma_max)^(i/(N-1))")
 def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Float[Array, " n"]:
-    r"""Evenly spaced in $\ln\sigma$ (Table 1, column "VE").
+    r"""Levels evenly spaced in $\ln\sigma$ (Table 1, column "VE").
 
     Raises: ValueError if n < 1 or not 0 < sigma_min < sigma_max; TypeError if `n` is not a whole
     number, or a number is known only inside `jit`.
@@ -62,7 +62,7 @@ def ve_sigmas(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Floa
 def vp_sigmas(
     n: int, eps: float = 1e-3, beta_d: float = 19.9, beta_min: float = 0.1
 ) -> Float[Array, " n"]:
-    r"""Evenly spaced in the time of the VP schedule, from 1 down to `eps` (Table 1).
+    r"""Levels evenly spaced in the time of the VP schedule, from 1 down to `eps` (Table 1).
 
     For a range of noise levels take the betas of
     `VariancePreserving.from_range(sigma_min, sigma_max, eps)`.

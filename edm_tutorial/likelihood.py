@@ -26,7 +26,7 @@ from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float, a
 
 
 class Likelihood(NamedTuple):
-    """What `log_likelihood` returns for one example.
+    """The log-density of one example, its standard error, and how the ODE was solved.
 
     Arguments:
         log_prob: ln p(x; sigma_min) in nats.
@@ -141,7 +141,7 @@ def _evaluate(
     args = denoiser, cond, _directions(x, probes, key), probes is None
     (end, gained), steps, solved = solve(sigmas, start, args)
     if probes is None and all(part is None for part in prior):
-        columns = _linearise(denoiser, end, high, cond, _directions(x, None, None))
+        columns = _linearise(denoiser, end, high, cond, directions=_directions(x, None, None))
         terminal = _matched_log_prob(end, *columns, high)
     else:
         terminal = _gaussian_log_prob(end, prior, high)
@@ -168,7 +168,7 @@ def _adaptive_steps(
 def _fixed_steps(
     solver: diffrax.AbstractSolver, sigmas: Array, start: Any, args: Any
 ) -> tuple[Any, Array, Array]:
-    """The same by one step from each level to the next. `diffrax.StepTo` would not export."""
+    """The same, by one step of the solver a level: `diffrax.StepTo` would not export."""
     term, rising = diffrax.ODETerm(_flow), sigmas[::-1]
 
     def step(carry: Any, ends: tuple[Array, Array]):
@@ -213,18 +213,22 @@ _FAILED = (
 )
 
 
-def _flow(sigma: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
+def _flow(
+    sigma: Scalar,
+    state: tuple[Array, Array],
+    args: tuple[DenoiserFn, Condition, Array, bool],
+) -> tuple[Array, Array]:
     """d/dsigma of the point and of what its density has gained, for each probe."""
     x, _ = state
     denoiser, cond, directions, exact = args
-    denoised, columns = _linearise(denoiser, x, sigma, cond, directions)
+    denoised, columns = _linearise(denoiser, x, sigma, cond, directions=directions)
     traces = jnp.sum(directions * columns, axis=range(1, columns.ndim))
     traces = jnp.sum(traces, keepdims=True) if exact else traces
     return (x - denoised) / sigma, (x.size - traces) / sigma
 
 
 def _linearise(
-    denoiser: DenoiserFn, x: Array, sigma: Any, cond: Condition, directions: Array
+    denoiser: DenoiserFn, x: Array, sigma: Scalar, cond: Condition, *, directions: Array
 ) -> tuple[Array, Array]:
     """D(x; sigma), and its Jacobian applied to every direction."""
     denoised, jvp = jax.linearize(lambda x: denoiser(x, sigma, cond), x)
@@ -277,7 +281,7 @@ def _check_dtype(x: Any) -> None:
         )
 
 
-def _ends(x: Array, sigma_min: Any, sigma_max: Any) -> Array:
+def _ends(x: Array, sigma_min: Scalar, sigma_max: Scalar) -> Array:
     """[sigma_max, sigma_min], in the dtype of `x`."""
     check_scalar("sigma_min", sigma_min)
     check_scalar("sigma_max", sigma_max)
@@ -296,7 +300,7 @@ def _prior(x: Array, mean: Any, std: Any) -> tuple[Array | None, ...]:
     return tuple(None if part is None else as_float(part, x) for part in (mean, std))
 
 
-def _probes(probes: Any, key: Any) -> int | None:
+def _probes(probes: int | None, key: PRNGKey | None) -> int | None:
     if (probes is None) != (key is None):
         raise ValueError("pass key=jax.random.key(seed) with probes, and only with probes")
     if key is not None:

@@ -131,7 +131,7 @@ def error_at_random_level(
 
 
 def _told_or_null(cond: Condition, null: Condition, told: Array) -> Condition:
-    """`cond` where it is told, and otherwise every array of `null` in its place there."""
+    """`cond` if it is told, and otherwise `null`, wherever that has an array."""
 
     def either(null: Any, cond: Any) -> Any:
         if null is None:
@@ -154,7 +154,7 @@ def loss_by_sigma(
     key: PRNGKey,
     preconditioning: AbstractPreconditioning | None = None,
 ) -> Float[Array, " levels"]:
-    r"""The loss at each noise level, averaged over a data set: where does it learn?
+    r"""The loss at each noise level, averaged over a data set.
 
     One fresh noise for every example and level. 1 is an untrained network. The denoiser is
     called without a key, as samplers call it: a network with dropout uses all its units.
@@ -221,12 +221,19 @@ def check_initial_loss(
     allowed = 4 * spread / np.sqrt(errors.shape[1])
     worst = int(np.argmax(np.abs(loss - 1) / allowed))
     if not abs(loss[worst] - 1) <= allowed[worst]:
-        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), loss[worst], allowed[worst]))
+        found = {"loss": loss[worst], "allowed": allowed[worst]}
+        raise ValueError(_advice(denoiser, x, float(sigmas[worst]), **found))
     return as_float(loss, x)
 
 
 def _errors_by_sigma(
-    denoiser: Any, x: Array, sigmas: Any, cond: Any, *, key: PRNGKey, preconditioning: Any = None
+    denoiser: Any,
+    x: Array,
+    sigmas: Float[ArrayLike, " levels"],
+    cond: Condition,
+    *,
+    key: PRNGKey,
+    preconditioning: AbstractPreconditioning | None = None,
 ) -> Float[Array, "levels n"]:
     """The mean weighted error of each example at each noise level."""
     check_data("x", x)
@@ -266,7 +273,9 @@ def _parts(denoiser: Any) -> tuple[Callable[..., Array], AbstractPreconditioning
         ) from None
 
 
-def _advice(denoiser: Preconditioned, x: Array, sigma: float, loss: float, allowed: float) -> str:
+def _advice(
+    denoiser: Preconditioned, x: Array, sigma: float, *, loss: float, allowed: float
+) -> str:
     rms, mean = float(jnp.sqrt(jnp.mean(x**2))), float(jnp.mean(x))
     return (
         f"an untrained network must score 1 at every noise level, but scores {loss:.3f} at "

@@ -49,7 +49,7 @@ class Linearised(eqx.Module):
         check_callable("function", self.function)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*measured"]:
-        """What would be measured of `x` without noise."""
+        """The measurement of `x` without noise."""
         return self.function(x)
 
 
@@ -87,7 +87,7 @@ class Measured(eqx.Module):
     denoiser: DenoiserFn
     operator: Callable[[Array], Array]
     y: Float[Array, "*measured"]
-    noise_std: Any = eqx.field(converter=as_float)
+    noise_std: Float[Array, "..."] = eqx.field(converter=as_float)
     iterations: int = eqx.field(static=True, default=5)
 
     def __check_init__(self):

@@ -113,7 +113,7 @@ class _Fourier(eqx.Module):
 
 
 def _indices(mask: Any) -> Array:
-    """Where a mask is True, counted along all of its entries."""
+    """The places where a mask is True, counted along all of its entries."""
     mask = np.asarray(mask)
     if mask.dtype != bool or not mask.any():
         raise ValueError(f"mask must be boolean and True somewhere, got {mask}")

@@ -13,7 +13,6 @@ b(\sigma)\,D(x;\sigma)$, with $(a, b)$
 So a network trained on one of them answers for all. `x` is without scaling: divide by s first.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -69,7 +68,7 @@ def convert(
     source: Parameterisation,
     target: Parameterisation = denoised,
 ) -> Example:
-    """The same prediction under another name, for one example.
+    """A prediction in another parameterisation, for one example.
 
         D = lambda x, sigma, cond=None, *, key=None: convert(
             network(x, sigma), x, sigma, source=epsilon)  # of a network that predicts the noise
@@ -89,13 +88,3 @@ def convert(
     # D = (prediction - a x)/b, put into the other line. Equal lines give the prediction back.
     gain = wanted.b / known.b
     return gain * prediction + (wanted.a - gain * known.a) * x
-
-
-def __getattr__(name: str) -> Parameterisation:
-    """`noise`, as `epsilon` was called in version 0.1.0."""
-    if name != "noise":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        "parameterisations.noise is now parameterisations.epsilon", DeprecationWarning, stacklevel=2
-    )
-    return epsilon

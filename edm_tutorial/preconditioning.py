@@ -1,4 +1,4 @@
-r"""What the network sees and what it returns: $D = c_{skip} x + c_{out} F(c_{in} x; c_{noise})$.
+r"""The wrapping of a network into a denoiser: $D = c_{skip} x + c_{out} F(c_{in} x; c_{noise})$.
 
 Eq. 7 wraps a raw network $F$ into a denoiser $D$. The four coefficients depend on $\sigma$
 alone (Table 1, "Network and preconditioning"); they are fixed when the network is trained
@@ -36,7 +36,7 @@ class Coefficients(NamedTuple):
 
 
 class AbstractPreconditioning(eqx.Module):
-    """Call it with a noise level (data units) to get its `Coefficients`.
+    """A function of the noise level (data units) that returns its `Coefficients`.
 
     A class may say in `formula` what these and the loss weighting are, for a printed design.
     """
@@ -64,7 +64,8 @@ class EDMPreconditioning(AbstractPreconditioning):
             such as (d,) or (C, 1, 1).
 
     So that no optimizer takes it for a parameter, it is kept as Python floats or, inside a
-    transformation such as `jax.jit`, as the bits of a float in an array of integers.
+    transformation such as `jax.jit`, as the bits of a float in an array of integers. (A filter
+    that takes Python floats for parameters, `eqx.is_inexact_array_like`, still finds the former.)
 
     Raises: ValueError if `sigma_data` is not positive and finite.
     """
@@ -105,7 +106,9 @@ class EDMPreconditioning(AbstractPreconditioning):
 
     @classmethod
     def from_data(cls, x: Float[ArrayLike, " n *shape"]) -> "EDMPreconditioning":
-        """Measure `sigma_data`: the root mean square of `x` about zero. Centre the data first.
+        """Coefficients for the data `x`: `sigma_data` is their root mean square about zero.
+
+        Centre the data first.
 
         Raises: ValueError if `x` is empty, not finite, or zero everywhere.
         """

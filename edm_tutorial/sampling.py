@@ -1,4 +1,4 @@
-r"""From unit noise to data: the probability-flow ODE in N steps, with or without churn.
+r"""Samples made of unit noise: the probability-flow ODE in N steps, with or without churn.
 
 One loop serves Algorithms 1, 2 and 3. A step may first add noise (churn), then a solver
 moves `x` from time $t$ to the next; the last step goes to $\sigma = 0$ and evaluates the
@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ._checks import check_finite, check_key, check_kind, concrete, descends, levels
 from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float, as_traced
@@ -21,13 +21,13 @@ from .schedules import AbstractSchedule, Linear
 from .solvers import ODE, AbstractSolver, Heun
 
 
-def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
+def _normal(key: PRNGKey, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
     return jax.random.normal(key, shape, dtype)
 
 
 @final
 class Churn(eqx.Module):
-    r"""Before each step, add noise and step from the raised level (Algorithm 2, lines 4-6).
+    r"""Noise added before each step, which starts at the raised level (Algorithm 2, lines 4-6).
 
     A step at $\sigma$ starts from $\hat\sigma = (1 + \gamma)\,\sigma$.
 
@@ -40,10 +40,10 @@ class Churn(eqx.Module):
     Raises: ValueError for a negative amount, s_min > s_max, or s_noise not finite.
     """
 
-    s_churn: Any
-    s_min: Any = 0.0
-    s_max: Any = float("inf")
-    s_noise: Any = 1.0
+    s_churn: Real[ArrayLike, "..."]
+    s_min: Real[ArrayLike, "..."] = 0.0
+    s_max: Real[ArrayLike, "..."] = float("inf")
+    s_noise: Real[ArrayLike, "..."] = 1.0
     draw: Callable[..., Array] = _normal
 
     def __check_init__(self):
@@ -79,7 +79,7 @@ def sample(
     churn: Churn | None = None,
     key: PRNGKey | None = None,
 ) -> Example:
-    """Turn unit Gaussian `noise` into one sample of the data distribution.
+    """One sample of the data distribution, from unit Gaussian `noise`.
 
     Algorithm 1 of Karras et al. (2022); Algorithm 2 with `churn`, Algorithm 3 with `Heun(alpha)`.
     Without `churn` this is a deterministic function of `noise`: the solution of the
@@ -132,7 +132,7 @@ def sample_path(
 
 
 class _Sampler(eqx.Module):
-    """What belongs to the sampler: chosen after training, and unknown to every denoiser."""
+    """The choices of a sampler, made after training and unknown to every denoiser."""
 
     times: Float[Array, " n"]
     schedule: AbstractSchedule
@@ -140,7 +140,7 @@ class _Sampler(eqx.Module):
     churn: Churn | None
 
     def raise_noise(
-        self, key: PRNGKey | None, i: Any, x: Array, t: Array, state: Any
+        self, x: Array, t: Array, state: Any, *, i: Int[ArrayLike, ""], key: PRNGKey | None
     ) -> tuple[Array, Array, Any]:
         """x, its time and the solver's state after churn before step i (Algorithm 2, lines 4-6)."""
         churn, schedule = self.churn, self.schedule
@@ -167,9 +167,9 @@ def _integrate(
     sampler: _Sampler,
     denoiser: DenoiserFn,
     noise: Array,
-    cond: Any,
+    cond: Condition,
     *,
-    key: Any,
+    key: PRNGKey | None,
     keep: bool = False,
 ) -> tuple[Array, Any]:
     """The sample, and (if asked) the states at the start of every step."""
@@ -179,7 +179,7 @@ def _integrate(
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
         x, state = carry
         i, t, t_next = step
-        x_hat, t_hat, state = sampler.raise_noise(key, i, x, t, state)
+        x_hat, t_hat, state = sampler.raise_noise(x, t, state, i=i, key=key)
         return solver.step(ode, x_hat, t_hat, t_next, state), x if keep else None
 
     x = noise * schedule.sigma(times[0]) * schedule.scale(times[0])
@@ -190,14 +190,20 @@ def _integrate(
         carry, path = jax.lax.scan(body, carry, steps)
     x, state = carry
     path = jnp.concatenate([path, x[None]]) if keep else None
-    x_hat, t_hat, state = sampler.raise_noise(key, n - 1, x, times[-1], state)
+    x_hat, t_hat, state = sampler.raise_noise(x, times[-1], state, i=n - 1, key=key)
     return solver.last(ode, x_hat, t_hat, state), path
 
 
 def _sampler(
-    noise: Any, sigmas: Any, key: Any, *, schedule: Any, solver: Any, churn: Any
+    noise: Example,
+    sigmas: Real[ArrayLike, " n"] | Sequence[float],
+    key: PRNGKey | None,
+    *,
+    schedule: AbstractSchedule,
+    solver: AbstractSolver,
+    churn: Churn | None,
 ) -> _Sampler:
-    """The sampler, once nothing speaks against the arguments that can be looked at."""
+    """The sampler of these arguments, checked where their values can be looked at."""
     check_finite("noise", noise)
     check_kind("schedule", schedule, AbstractSchedule)
     check_kind("solver", solver, AbstractSolver)

@@ -1,4 +1,4 @@
-r"""Time as a coordinate: how much noise there is at time $t$, and how the data are scaled.
+r"""Schedules: the noise level and the scaling of the data as functions of time $t$.
 
 At time $t$ the sampler holds $x = s(t)\,(y + \sigma(t)\,\epsilon)$ with $y$ the data and
 $\epsilon$ unit noise (Table 1, rows "Schedule" and "Scaling"). A schedule is the pair

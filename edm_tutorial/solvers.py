@@ -46,7 +46,7 @@ class ODE(eqx.Module):
 
 
 def _tied(denoiser: DenoiserFn, t: Array) -> tuple[DenoiserFn, Array]:
-    """Both unchanged, behind a barrier that keeps XLA from merging two denoiser calls.
+    """The denoiser and the time behind a barrier that keeps XLA from merging two denoiser calls.
 
     XLA would spread each bias over the whole batch once for both, and each call would fetch that
     copy from memory: a quarter more time on a CPU.
@@ -64,17 +64,17 @@ class AbstractSolver(eqx.Module):
 
     @abstractmethod
     def init(self, x: Example) -> Any:
-        """What the solver remembers before its first step."""
+        """The solver's state before its first step, or None."""
 
     @abstractmethod
     def step(
         self, ode: ODE, x: Example, t: Array, t_next: Array, state: Any
     ) -> tuple[Example, Any]:
-        """Move `x` from `t` to `t_next`; both have positive noise."""
+        """`x` moved from `t` to `t_next`, and the next `state`; both times have positive noise."""
 
     @abstractmethod
     def last(self, ode: ODE, x: Example, t: Array, state: Any) -> Example:
-        """Move `x` from `t` to time 0, with one denoiser call."""
+        """`x` at time 0, by a last step from `t` with one denoiser call."""
 
 
 @final

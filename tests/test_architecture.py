@@ -1,6 +1,7 @@
 """The shape of the package: which way imports point, and how long anything may be."""
 
 import ast
+import re
 import subprocess
 import sys
 import warnings
@@ -190,6 +191,22 @@ def test_functions_are_short(file):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert code_lines(node, text) <= 40, f"{node.name}: it was two ideas"
+
+
+# By place: in the order of a formula (the loss, a solver's step, a call of D), or Diffrax's `init`.
+BY_PLACE = {"weighted_error", "step", "_call", "init"}
+DEFINED = set(re.findall(r"(?:def|class) (\w+)", "".join(file.read_text() for file in FILES)))
+
+
+@all_files
+def test_calls_name_their_arguments(file):
+    """At most four are given by place to a function or class of the package."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and len(node.args) > 4:
+            called = ast.unparse(node.func)
+            known = called.split(".")[0] in {"jax", "jnp", "jr", "np", "eqx", "diffrax"}
+            own = called.split(".")[-1] in DEFINED - BY_PLACE and not known
+            assert not own, f"line {node.lineno}: {called}(...) needs keywords"
 
 
 @all_files

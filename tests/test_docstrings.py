@@ -126,6 +126,18 @@ def test_first_line_says_what_is_computed(name):
     assert re.search(r"[.:?!]\W*$", first), f"no first sentence: {first!r}"
 
 
+ORDERS = set("Turn Learn Write Read Measure Mark Call Draw Delete Fix Warn".split())
+QUESTIONS = {"How", "What", "Where", "From", "Before"}
+
+
+def test_first_line_is_a_noun_phrase():
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())) if "book" not in file.parts else ():
+            if isinstance(node, ast.Module | ast.ClassDef | Function):
+                first = doc(node).partition("\n")[0]
+                assert first.split(" ")[0] not in ORDERS | QUESTIONS, f"{file}: {first}"
+
+
 @every_class
 def test_class_says_what_it_is(name):
     first = doc(CLASSES[name]).split("\n\n")[0]

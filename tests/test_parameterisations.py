@@ -80,7 +80,7 @@ def test_edm_output_is_minus_v(key):
 
 
 def test_the_old_name_of_epsilon_warns():
-    with pytest.warns(DeprecationWarning, match="is now parameterisations.epsilon"):
+    with pytest.warns(DeprecationWarning, match=r"is now edm_tutorial\.parameterisations\.epsilon"):
         assert names.noise is names.epsilon
     with pytest.raises(AttributeError, match="has no attribute 'nois'"):
         names.nois  # noqa: B018

@@ -23,7 +23,7 @@ from edm_tutorial.sbi.early_stopping import FitState, History
 from edm_tutorial.sbi.fit import StratifiedLoss, optimizer_of
 from edm_tutorial.sbi.noise_levels import HeldOut, LikelihoodNoise, PosteriorNoise
 from edm_tutorial.sbi.posterior import Posterior
-from edm_tutorial.sbi.settings import ROWS
+from edm_tutorial.sbi.settings import POSTERIOR_ROWS
 from edm_tutorial.sbi.simulations import checked
 from edm_tutorial.sbi.transforms.bounds import Bounds
 from edm_tutorial.sbi.transforms.chain import Chain
@@ -173,7 +173,7 @@ def watched():
     settings = SMALL._replace(batch_size=64, learning_rate=0.1, weight_decay=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise_levels, "PAIRS", 1000)  # a call of the host each fifty
-        patch.setattr(fit.HeldOut, "draw", lambda *args: made.append(draw(*args)) or made[-1])
+        patch.setattr(fit.HeldOut, "draw", lambda *a, **k: made.append(draw(*a, **k)) or made[-1])
         posterior = fit_posterior(
             jr.key(0),
             theta,
@@ -271,7 +271,7 @@ def test_what_is_best_on_held_out_simulations_is_returned(watched, nats, told):
 
 def test_simulations_are_transformed_in_parts(monkeypatch):
     """Seven at a time of twenty: the last part is shorter, and none is left out."""
-    monkeypatch.setattr(fit, "AT_ONCE", 7)
+    monkeypatch.setattr(fit, "ROWS_AT_ONCE", 7)
     theta, x = uniform(0, 20)
     chain = Chain.fit(theta, x, Bounds.of((-2 * np.ones(2), 2 * np.ones(2)), theta))
     z, log_det = fit._transformed(chain, theta, x)
@@ -338,7 +338,7 @@ def test_fewer_steps_go_with_a_higher_learning_rate(part, faster):
 
 def test_settings_are_rows_and_what_lies_between_them():
     """Interpolated in logarithms, constant beyond the ends; each number moves one way."""
-    for count, row in ROWS.items():
+    for count, row in POSTERIOR_ROWS.items():
         assert default_settings(count) == pytest.approx(row, rel=1e-12)
     assert default_settings(1) == default_settings(1_000)
     assert default_settings(10**8) == default_settings(100_000)

@@ -184,7 +184,7 @@ def test_many_draws_are_made_in_parts(monkeypatch, key):
     posterior = gaussian(0.5, sigma_min=0.1)
     with jax.disable_jit():
         at_once = posterior.sample(key, X_O, 5, steps=2)
-        monkeypatch.setattr(posterior_module, "AT_ONCE", 2)
+        monkeypatch.setattr(posterior_module, "DRAWS_AT_ONCE", 2)
         in_parts = posterior.sample(jr.clone(key), X_O, 5, steps=2)
     np.testing.assert_allclose(in_parts, at_once, rtol=1e-12)
     assert len(np.unique(at_once, axis=0)) == 5

@@ -45,7 +45,9 @@ def seen(monkeypatch):
         return gaussian(0.8)
 
     monkeypatch.setattr(rounds, "fit_posterior", fit)
-    monkeypatch.setattr(rounds, "AT_ONCE", 20_000)  # of which more lie inside than are asked for
+    monkeypatch.setattr(
+        rounds, "PROPOSALS_AT_ONCE", 20_000
+    )  # of which more lie inside than are asked for
     return calls
 
 
@@ -79,7 +81,7 @@ def test_where_too_few_prior_draws_are_left_the_nearest_are_kept_and_it_says_so(
     seen, key, monkeypatch
 ):
     monkeypatch.setattr(rounds, "LEAST_SHARE", 0.5)
-    monkeypatch.setattr(rounds, "AT_ONCE", 8_000)
+    monkeypatch.setattr(rounds, "PROPOSALS_AT_ONCE", 8_000)
     with pytest.warns(NarrowTruncation, match="prior draws only"):
         fit_rounds(key, uniform, simulate, X_O, rounds=2, simulations=4_000)
     first, _, _ = seen[0]

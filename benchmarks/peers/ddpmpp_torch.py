@@ -55,7 +55,7 @@ def loss_of(state, x, labels, dropout):
     noisy, total = x + sigma * torch.randn_like(x), torch.sqrt(sigma**2 + 0.25)
     image = (noisy / total).to(memory_format=torch.channels_last)
     with torch.autocast(DEVICE, torch.bfloat16):
-        raw = unet(state, image, sigma[:, 0, 0, 0].log() / 4, labels, dropout)
+        raw = unet(state, image, sigma[:, 0, 0, 0].log() / 4, labels, dropout=dropout)
     denoised = 0.25 / total**2 * noisy + 0.5 * sigma / total * raw.float()
     return ((total / (0.5 * sigma)) ** 2 * (denoised - x) ** 2).mean()
 

@@ -68,13 +68,13 @@ def unet(state, x, c_noise, labels=None, dropout=0.0):
             h = (
                 conv(state, name, h)
                 if name.endswith("conv")
-                else block(state, name, h, emb, dropout)
+                else block(state, name, h, emb, dropout=dropout)
             )
             skips.append(h)
         elif "block" in name:
-            h = block(state, name, torch.cat([h, skips.pop()], dim=1), emb, dropout)
+            h = block(state, name, torch.cat([h, skips.pop()], dim=1), emb, dropout=dropout)
         elif "aux" not in name:
-            h = block(state, name, h, emb, dropout)
+            h = block(state, name, h, emb, dropout=dropout)
     (last,) = (name for name in parts if name.endswith("aux_norm"))
     return conv(state, last.replace("norm", "conv"), F.silu(norm(state, last, h)))
 

@@ -49,6 +49,7 @@ NAMES = {
     "Flow": ":ODE",
     "designs.table": "book.table1:table",
     "networks.unet.UNet": "networks:UNet",
+    "parameterisations.noise": "parameterisations:epsilon",
     "sbi.Plan": "sbi:Settings",
     "sbi.bounds.Support": "sbi.transforms.bounds:Bounds",
     "sbi.default_plan": "sbi:default_settings",
@@ -70,7 +71,7 @@ STAND_INS = {
 
 
 def keep_old_names() -> None:
-    """Make the old modules importable, and old names be found in the modules loaded so far."""
+    """Stand-ins for the old modules, and for the old names in the modules loaded so far."""
     for old, new in MODULES.items():
         stand_in = ModuleType(f"{PACKAGE}.{old}", f"The old name of `{PACKAGE}.{new}`.")
         sys.modules.setdefault(stand_in.__name__, stand_in)
@@ -81,7 +82,7 @@ def keep_old_names() -> None:
 
 
 def old_name(path: str, name: str, *, stacklevel: int = 2) -> Any:
-    """What `name` was in version 0.1.0, in the module at `path`; the call warns with the new one.
+    """The object that was `name` in the module at `path` of version 0.1.0; warns with its new name.
 
     Raises: AttributeError if nothing was called so.
     """

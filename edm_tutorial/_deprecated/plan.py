@@ -24,7 +24,14 @@ class Plan(Settings):
         every: int,
     ) -> "Plan":
         plan = Settings.__new__(
-            cls, steps, batch_size, learning_rate, weight_decay, width, depth, dropout
+            cls,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            width=width,
+            depth=depth,
+            dropout=dropout,
         )
         plan._chosen = {"patience": patience, "every": every}
         return plan

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: Namespace) -> Prepared | None:
-    """All that comes before the first step; None if that is all that was asked for."""
+    """A run ready for its first step, with its folder written; None for a dry run."""
     folder = Path(args.out)
     images = None if args.data in SHAPES else _load(args)
     print(describe(args, _about(args, images)), flush=True)
@@ -122,7 +122,7 @@ def _run(args: Namespace, prepared: Prepared) -> TrainState:
     )
     start, first = time.perf_counter(), int(state.step)
     classes = int(examples[1].class_labels.max()) + 1  # type: ignore  # an array here
-    _draw_due(args, state, mean, classes, args.every)  # if the run was killed before it could
+    _draw_due(args, state, mean, classes, took=args.every)  # if the run was killed before it could
     with tqdm(total=args.steps, initial=first, unit="step") as bar:
         for state, losses in runs:
             bar.update(len(losses))
@@ -130,18 +130,18 @@ def _run(args: Namespace, prepared: Prepared) -> TrainState:
             checkpoint.save(Path(args.out) / "checkpoints", state)
             if int(state.step) == first + len(losses):
                 bar.write(_cost(time.perf_counter() - start, len(losses), args.steps - first))
-            _draw_due(args, state, mean, classes, len(losses))
+            _draw_due(args, state, mean, classes, took=len(losses))
     return state
 
 
 def _cost(seconds: float, steps: int, all_steps: int) -> str:
-    """What the first steps took, and so what all will at most: compilation is paid once."""
+    """The time of the first steps, and an upper bound for that of all: compilation is paid once."""
     minutes = seconds / steps * all_steps / 60
     return f"time      {steps} steps and compiling took {seconds:.0f} s: {minutes:.1f} min at most"
 
 
 def _draw_due(args: Namespace, state: TrainState, mean: Any, classes: int, took: int) -> None:
-    """The picture due in the last `took` steps: at first, every so often, and at the end."""
+    """The picture of samples, if one fell due in the last `took` steps, written to the folder."""
     step = int(state.step)
     due = step in (args.every, args.steps) or step % args.sample_every < took
     file = Path(args.out) / f"samples-{step:07d}.png"
@@ -156,7 +156,7 @@ def _draw_due(args: Namespace, state: TrainState, mean: Any, classes: int, took:
 
 
 def _sample(args: Namespace) -> None:
-    """Draw from the averaged weights of the last checkpoint of a run, and write what was drawn."""
+    """Images drawn from the averaged weights of the last checkpoint of a run, written to a file."""
     out = Path(args.out)
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, got {out}")
@@ -182,7 +182,7 @@ def _sample(args: Namespace) -> None:
 
 
 def _kept(run: Path) -> tuple[Namespace, About, np.ndarray, float]:
-    """What the folder of a run says of it: its arguments, and its data, their mean and width."""
+    """Content of the folder of a run: its arguments, and its data's sizes, mean and width."""
     if not (run / SETTINGS).exists() or not (run / DATA).exists():
         raise ValueError(
             f"{run} holds no run: give the --out of a training (one of an earlier version writes "
@@ -211,7 +211,7 @@ def _about(args: Namespace, images: data.Images | None) -> About:
 
 
 def _settings(args: Namespace) -> dict[str, Any]:
-    """What a run that goes on must have been started with."""
+    """Arguments that a run must share with the one it continues, by name."""
     free = {"command", "out", "steps", "every", "sample_every", "cache", "dry_run", "accumulate"}
     return {name: value for name, value in vars(args).items() if name not in free}
 

@@ -33,17 +33,19 @@ def draw(
     """
     labels = jnp.asarray(labels)
     noise = jr.normal(key, (len(labels), *mean.shape))
-    return np.asarray(_sample_all(denoiser, noise, labels, edm_sigmas(steps), solver)) + mean
+    return np.asarray(_sample_all(denoiser, noise, labels, edm_sigmas(steps), solver=solver)) + mean
 
 
 @eqx.filter_jit
-def _sample_all(denoiser: Any, noise: Array, labels: Array, sigmas: Array, solver: Any) -> Array:
+def _sample_all(
+    denoiser: DenoiserFn, noise: Array, labels: Array, sigmas: Array, *, solver: AbstractSolver
+) -> Array:
     one = lambda z, k: sample(denoiser, z, sigmas, ImageCondition(k), solver=solver)
     return jax.vmap(one)(noise, labels)
 
 
 def write(file: Path, images: Float[np.ndarray, "n c h w"], labels: Any) -> None:
-    """Write images in [-1, 1] and their labels to an `.npz` file, or a picture, ten in a row."""
+    """A file of images in [-1, 1]: an `.npz` with their labels, or a picture, ten in a row."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".npz":
         np.savez(file, images=images, labels=labels)

@@ -1,18 +1,21 @@
-"""What a run of the command line is made of: a network, its loss and its optimizer."""
+"""Parts of a run of the command line: a network, its loss and its optimizer."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+from jaxtyping import Array
 
+from .._types import PRNGKey
 from ..denoiser import Denoiser
 from ..losses import denoising_loss
-from ..networks import Cast, ImageCondition, small_unet
+from ..networks import Cast, ImageCondition, UNet, small_unet
 from ..noise_levels import LogNormal
 from ..preconditioning import EDMPreconditioning
 from ..training.optimizers import clean_gradients, ramp_up
@@ -22,7 +25,7 @@ NO_CLASS = ImageCondition(-1)
 
 
 class About(NamedTuple):
-    """What a run must know of its data."""
+    """The facts about its data that a run needs."""
 
     shape: tuple[int, ...]  # of an image
     classes: int
@@ -33,7 +36,7 @@ class Setup(NamedTuple):
     """Denoiser, loss and optimizer of a run."""
 
     denoiser: Denoiser
-    loss: Any
+    loss: Callable[..., Array]
     optimizer: optax.GradientTransformation
 
 
@@ -56,9 +59,9 @@ output    {args.out}: a checkpoint every {args.every} steps, samples every {args
 
 def build(args: Namespace, about: About, sigma_data: float) -> Setup:
     """Untrained denoiser of centred images, its loss and its optimizer."""
-    network: Any = _network(args, about, jr.key(args.seed))
+    network: UNet | Cast = _network(args, about, jr.key(args.seed))
     network = Cast(network, jnp.bfloat16) if args.bfloat16 else network
-    loss: Any = partial(denoising_loss, sigma_dist=LogNormal())
+    loss: Callable[..., Array] = partial(denoising_loss, sigma_dist=LogNormal())
     if args.label_dropout > 0:
         loss = partial(loss, null=NO_CLASS, p_null=args.label_dropout)
     if args.augment > 0:
@@ -68,7 +71,7 @@ def build(args: Namespace, about: About, sigma_data: float) -> Setup:
     return Setup(Denoiser(network, EDMPreconditioning(sigma_data)), loss, optimizer)
 
 
-def _network(args: Namespace, about: About, key: Any) -> Any:
+def _network(args: Namespace, about: About, key: PRNGKey) -> UNet:
     return small_unet(
         about.shape,
         label_dim=about.classes,

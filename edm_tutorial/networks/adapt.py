@@ -35,7 +35,7 @@ def adapt(network: Callable[..., Any]) -> "Adapted":
 
 @final
 class Adapted(eqx.Module):
-    """What `adapt` makes of a network; trained as the network is.
+    """A network of another signature as F(x, c_noise, cond), trained as the network is.
 
     It computes in the dtype of `x`. A call without a key is deterministic: dropout is off.
     """
@@ -83,7 +83,7 @@ def _of_vector(network: Callable[..., Any], parts: list[Any], given: dict[str, A
 
 
 def _arity(parameters: list[inspect.Parameter]) -> int:
-    """How many of x, c_noise and cond a network takes; 1 is all of them in one vector."""
+    """The number of x, c_noise and cond that a network takes; 1 is all of them in one vector."""
     variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not parameters or variadic or len(positional) > 2:

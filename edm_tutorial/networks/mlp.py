@@ -268,7 +268,7 @@ class Embedded(eqx.Module):
         return self.network(x, c_noise, self.embedding(cond), key=key)
 
 
-def cast_floating(tree: Any, dtype: Any) -> Any:
+def cast_floating(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
     """The same tree with its floating-point arrays in `dtype`."""
     cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
     return jax.tree.map(cast, tree)

@@ -6,9 +6,10 @@ so preconditioning and loss, where digits are lost to cancellation, never see sh
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -29,7 +30,7 @@ class Cast(eqx.Module):
     """
 
     network: Callable[..., Array]
-    dtype: Any = eqx.field(static=True, default=jnp.bfloat16)
+    dtype: jax.typing.DTypeLike = eqx.field(static=True, default=jnp.bfloat16)
 
     def __check_init__(self):
         check_callable("network", self.network)

@@ -55,11 +55,11 @@ class _Block(eqx.Module):
     def __call__(
         self,
         h: Float[Array, "tokens width"],
-        noise: Float[Array, " features"],
+        level: Float[Array, " features"],
         mask: Bool[Array, "tokens tokens"],
         key: PRNGKey | None,
     ) -> Float[Array, "tokens width"]:
-        parts = jnp.split(self.modulation(noise)[None], MODULATIONS, axis=1)
+        parts = jnp.split(self.modulation(level)[None], MODULATIONS, axis=1)
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = parts
         normal = (1 + scale_1) * _normalised(h) + shift_1
         h = h + (1 + gate_1) * self.attention(normal, mask)
@@ -72,7 +72,7 @@ class _Block(eqx.Module):
     def attention(
         self, h: Float[Array, "tokens width"], mask: Bool[Array, "tokens tokens"]
     ) -> Float[Array, "tokens width"]:
-        """What each token gathers from those it may look at, by several heads side by side."""
+        """Multi-head attention of each token to those it may look at."""
         heads = jax.vmap(self.projections)(h).reshape(len(h), 3 * self.heads, -1)
         query, key, value = jnp.split(heads, 3, axis=1)
         match = jnp.einsum("ihc,jhc->hij", query, key) * query.shape[2] ** -0.5
@@ -134,9 +134,14 @@ class TokenTransformer(eqx.Module):
         count, features = max(self.kinds) + 1, _features(size)
         self.embed = jr.normal(embed_key, (count, features, width)) * features**-0.5
         self.name = jr.normal(name_key, (count, width))
-        silu = jax.nn.silu
         self.embed_noise = eqx.nn.MLP(
-            len(embed_noise(jnp.zeros(()))), NOISE_WIDTH, NOISE_WIDTH, 1, silu, silu, key=noise_key
+            in_size=len(embed_noise(jnp.zeros(()))),
+            out_size=NOISE_WIDTH,
+            width_size=NOISE_WIDTH,
+            depth=1,
+            activation=jax.nn.silu,
+            final_activation=jax.nn.silu,
+            key=noise_key,
         )
         self.blocks = [_Block(width, heads, dropout, block_key) for block_key in block_keys]
         self.output = jnp.zeros((count, width, out_size))
@@ -163,7 +168,7 @@ class TokenTransformer(eqx.Module):
         *,
         key: PRNGKey | None = None,
     ) -> Float[Array, "tokens out"]:
-        """What each token makes of what it may see.
+        """The output of each token, made of itself and of the tokens it may look at.
 
         Arguments:
             values: of every token, noised where they are not known.
@@ -175,11 +180,11 @@ class TokenTransformer(eqx.Module):
         check_shape("known", known, values)
         told = jax.vmap(_told)(values, known)
         h = jnp.einsum("lf,lfw->lw", told, net.embed[kinds]) + net.name[kinds]
-        noise = net.embed_noise(embed_noise(c_noise.astype(values.dtype)))
+        level = net.embed_noise(embed_noise(c_noise.astype(values.dtype)))
         mask = mask | np.eye(len(kinds), dtype=bool)
         keys: Any = [None] * len(net.blocks) if key is None else jr.split(key, len(net.blocks))
         for block, block_key in zip(net.blocks, keys, strict=True):
-            h = block(h, noise, mask, block_key)
+            h = block(h, level, mask, block_key)
         return jnp.einsum("lw,lwo->lo", _normalised(h), net.output[kinds])
 
 
@@ -188,7 +193,7 @@ def _features(size: int) -> int:
 
 
 def _told(values: Float[Array, " size"], known: Float[Array, " size"]) -> Float[Array, " features"]:
-    """One token's values, their waves, and which of them are known."""
+    """The features of a token: its values, their waves, and which of them are known."""
     scales = jnp.asarray(2.0 ** np.arange(OCTAVES), values.dtype)
     return jnp.concatenate([values, waves(jnp.outer(scales, values).ravel()), known])
 

@@ -37,7 +37,7 @@ FOLDS = 5  # of the classifier two-sample test
 
 
 class Coverage(NamedTuple):
-    """What `expected_coverage` returns.
+    """Coverage of nested regions, as `expected_coverage` gives it, with a band.
 
     Arguments:
         credibility: of nested regions, increasing, between 0 and 1.
@@ -60,7 +60,7 @@ class Coverage(NamedTuple):
 def sbc_ranks(
     theta: Float[ArrayLike, "n d"], draws: Float[ArrayLike, "n L d"]
 ) -> Int[np.ndarray, "n d"]:
-    """How many of the L draws lie below the truth, parameter by parameter.
+    """Ranks of each parameter: the number of the L draws that lie below the truth.
 
     Raises:
         ValueError: shapes that do not fit, no rows or draws, or an entry that is not finite.
@@ -72,10 +72,10 @@ def sbc_ranks(
 def hpd_ranks(
     log_prob: Float[ArrayLike, " n"], draws_log_prob: Float[ArrayLike, "n L"]
 ) -> Int[np.ndarray, " n"]:
-    """How many of the L draws are denser than the truth, under the learned posterior.
+    """Ranks of the density: the number of the L draws that are denser than the truth.
 
-    `rank < k` says that the truth lies in the region of highest density of credibility
-    k / (L + 1). A truth with log-density -inf lies in none.
+    The density is that of the learned posterior. `rank < k` says that the truth lies in the region
+    of highest density of credibility k / (L + 1). A truth with log-density -inf lies in none.
 
     Raises:
         ValueError: shapes that do not fit, no rows or draws, a draw whose log-density is not
@@ -97,7 +97,7 @@ def tarp_ranks(
     draws: Float[ArrayLike, "n L d"],
     references: Float[ArrayLike, "n d"],
 ) -> Int[np.ndarray, " n"]:
-    """How many of the L draws lie closer to a reference point than the truth does.
+    """Ranks of a distance: the number of the L draws closer to a reference point than the truth.
 
     Needs no density. The points may be anything that knows the truth only through x: draws from
     the prior will do, while those of `linear_references` also find a posterior that ignores x.
@@ -150,7 +150,7 @@ def linear_references(
 
 
 class LocalCalibration(NamedTuple):
-    """What `local_calibration` returns.
+    """Calibration near one observation, as `local_calibration` gives it.
 
     Arguments:
         p_value: of the largest score, among all of them.
@@ -217,7 +217,7 @@ def expected_coverage(
     simulations: int = 1000,
     seed: int = 0,
 ) -> Coverage:
-    """How often the truth lies in a region of each credibility, with a simultaneous band.
+    """The share of truths in a region of each credibility, with a simultaneous band.
 
     The levels are those k / (L + 1) at which an exact posterior covers exactly, so that no
     number of draws is too small; there are at most L of them. The band, computed by
@@ -238,7 +238,7 @@ def expected_coverage(
     from arviz_stats.ecdf_utils import get_pointwise_confidence_band, simulate_confidence_bands
 
     counts = np.asarray(ranks)
-    _check_coverage(counts, draws, prob, levels, simulations)
+    _check_coverage(counts, draws=draws, prob=prob, levels=levels, runs=simulations)
     k = np.unique(np.round(np.linspace(1, draws, min(draws, levels))).astype(int))
     credibility = k / (draws + 1)
     below = counts[None] < k.reshape(-1, *[1] * counts.ndim)

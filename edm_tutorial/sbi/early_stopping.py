@@ -1,4 +1,4 @@
-"""Early stopping: the best weights so far, by the validation loss of their average; progress."""
+"""Early stopping at the lowest validation loss of the averaged weights; a fit's progress."""
 
 import sys
 import time
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..denoiser import Denoiser
 from ..training.state import TrainState
 from .settings import Settings
 
 
 class History(NamedTuple):
-    """How training went, one entry a chunk of steps.
+    """The course of training, one entry a chunk of steps.
 
     Arguments:
         step: steps taken by then.
@@ -34,7 +35,7 @@ class History(NamedTuple):
 
 
 class FitState(NamedTuple):
-    """All that a fit needs to go on; handed to the callback after every chunk.
+    """The state of a fit, enough to go on from; handed to the callback after every chunk.
 
     Arguments:
         train: live weights, their average, the optimizer's state and the step.
@@ -44,7 +45,7 @@ class FitState(NamedTuple):
     """
 
     train: TrainState
-    best: Any
+    best: Denoiser
     history: History
     fingerprint: int
 
@@ -137,7 +138,7 @@ class Progress:
             self.bar = tqdm(total=steps, unit="step", file=sys.stderr, leave=False)
 
     def show(self, fit: FitState) -> None:
-        """One more chunk is done."""
+        """The bar after one more chunk."""
         if not self.shown:
             return
         done, loss = fit.history.step[-1], fit.history.held_out[-1]
@@ -154,7 +155,7 @@ class Progress:
         sys.stderr.flush()
 
     def close(self, fit: FitState) -> None:
-        """Replace the bar by one line: what the fit came to."""
+        """The end of the bar, and in its place one line: what the fit came to."""
         if self.bar is not None:
             self.bar.close()
         if self.shown:

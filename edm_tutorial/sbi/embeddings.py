@@ -114,7 +114,8 @@ class SetEmbedding(AbstractEmbedding):
         self.pool = _Pool(WIDTH, whole("size", size), pool_key)
 
     def __call__(self, x: Float[Array, "points point_size"]) -> Float[Array, " size"]:
-        _check_axes(x, 2, "(points, point_size)", self.first.in_features, -1)
+        numbers = self.first.in_features
+        _check_axes(x, 2, "(points, point_size)", channels=numbers, axis=-1)
         present = x[:, -1] if self.masked else jnp.ones(len(x), x.dtype)
         if self.masked:
             count = jnp.log1p(jnp.sum(present))
@@ -140,7 +141,8 @@ class _AbstractConvolutions(AbstractEmbedding):
 
     def __call__(self, x: Float[Array, " channels *axes"]) -> Float[Array, " size"]:
         names = f"({', '.join(('channels', *self.axes))})"
-        _check_axes(x, 1 + len(self.axes), names, self.layers[0].in_channels, 0)
+        channels = self.layers[0].in_channels
+        _check_axes(x, 1 + len(self.axes), names, channels=channels, axis=0)
         net = cast_floating(self, x.dtype)
         for layer in net.layers:
             x = jax.nn.silu(layer(x))
@@ -174,7 +176,9 @@ class SeriesEmbedding(_AbstractConvolutions):
     axes: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self, channels: int, size: int, *, key: PRNGKey):
-        self.layers, self.pool = _convolutions(eqx.nn.Conv1d, 5, channels, size, key)
+        self.layers, self.pool = _convolutions(
+            eqx.nn.Conv1d, kernel=5, channels=channels, size=size, key=key
+        )
 
 
 @final
@@ -195,7 +199,9 @@ class ImageEmbedding(_AbstractConvolutions):
     axes: ClassVar[tuple[str, ...]] = ("height", "width")
 
     def __init__(self, channels: int, size: int, *, key: PRNGKey):
-        self.layers, self.pool = _convolutions(eqx.nn.Conv2d, 3, channels, size, key)
+        self.layers, self.pool = _convolutions(
+            eqx.nn.Conv2d, kernel=3, channels=channels, size=size, key=key
+        )
 
 
 def _convolutions(

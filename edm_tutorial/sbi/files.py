@@ -37,7 +37,7 @@ FIELDS = {"size", "shape", "linear", "network", "embedded", "sigmas", "history",
 
 
 def save(posterior: Any, path: str | Path) -> None:
-    """Write all fields of a `Posterior` to one file."""
+    """Storage of all fields of a `Posterior` in one file."""
     network = posterior.denoiser.network
     header = {
         "size": len(posterior.transform.bounds.low),
@@ -54,7 +54,7 @@ def save(posterior: Any, path: str | Path) -> None:
 
 
 def write(path: str | Path, kind: dict[str, Any], header: dict[str, Any], arrays: Any) -> None:
-    """Write a line of JSON, with kind, version and checksum, then the numbers."""
+    """Storage as a line of JSON, with kind, version and checksum, then the numbers."""
     body = io.BytesIO()
     eqx.tree_serialise_leaves(body, arrays)
     first = kind | {"checksum": zlib.crc32(body.getvalue())} | header
@@ -95,7 +95,7 @@ def load(
 
 
 def of_sampling(header: dict[str, Any]) -> dict[str, Any]:
-    """The noise levels, and how training went."""
+    """The noise levels and the training history in a first line."""
     low, high = header["sigmas"]
     history: dict[str, Any] = header["history"]
     history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
@@ -108,20 +108,20 @@ def _arrays(posterior: Any) -> dict[str, Any]:
 
 
 def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
-    """The first line, once it says that the file is a posterior of a version that is known."""
+    """The first line of a posterior's file, checked to be of a version that is known."""
     try:
         header = json.loads(line)
         if "kind" not in header:
             return _release_0_1().header(header)
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a posterior that `Posterior.save` wrote") from None
-    return first_line(path, line, body, KIND, VERSION, FIELDS)
+    return first_line(path, line, body, kind=KIND, version=VERSION, fields=FIELDS)
 
 
 def first_line(
     path: str | Path, line: bytes, body: bytes, kind: str, version: int, fields: set[str]
 ) -> dict[str, Any]:
-    """The first line, once it says what the file is and that it is whole.
+    """The first line of a file, checked: its kind, its version, and that it is whole.
 
     Raises:
         ValueError: the file is of another kind or version, or damaged.
@@ -144,7 +144,7 @@ def first_line(
 
 
 def _release_0_1() -> Any:
-    """What reads files of version 0.1.0; imported only when it is needed."""
+    """The module that reads files of version 0.1.0, imported only when it is needed."""
     return import_module(".._deprecated.posterior_0_1", __package__)
 
 
@@ -186,7 +186,7 @@ def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
         steps = (*steps, linear)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     sizes = header.get("density")
-    density = None if sizes is None else ObservationDensity.blank(*sizes)
+    density = None if sizes is None else ObservationDensity.zeros(*sizes)
     return {
         "denoiser": denoiser,
         "transform": Chain(steps),

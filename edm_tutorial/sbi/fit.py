@@ -1,7 +1,13 @@
-r"""From simulations $(\theta_i, x_i) \sim p(\theta)\,p(x \mid \theta)$ to the posterior of any x.
+r"""The posterior of the parameters given any observation, learned from simulations.
 
-A denoiser of the parameters that is told the observation, trained on such pairs, is the
-denoiser of the posterior: no likelihood is evaluated, no prior density is needed.
+A denoiser of the parameters that is told the observation, trained on pairs $(\theta_i, x_i) \sim
+p(\theta)\,p(x \mid \theta)$, is the denoiser of the posterior: no likelihood is evaluated, no prior
+density is needed.
+
+Theta passes through six places: `fit_posterior` here; `simulations`, where it is checked and
+split; `transforms`, where it becomes z; the training loop, `training.loop`, which draws batches
+of z; the loss, `StratifiedLoss`, which adds noise to them; and the network,
+`networks.mlp.PosteriorMLP`, which takes the noise out again.
 """
 
 import dataclasses
@@ -44,8 +50,8 @@ from .surprise import ObservationDensity
 from .transforms.chain import Chain
 from .transforms.standardize import AbstractEmbedding, Standardizer
 
-LEVELS = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
-AT_ONCE = 65_536  # simulations on the device while they are transformed
+SIGMA_DIST = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
+ROWS_AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 EMBEDDED_STEPS = 6_000  # at most, by default
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
@@ -68,7 +74,7 @@ def fit_posterior(
     callback: Callable[[FitState], Any] | None = None,
     state: FitState | None = None,
 ) -> Posterior:
-    """Learn the posterior of `theta` given `x` from simulations.
+    """The posterior of `theta` given `x`, learned from simulations.
 
         posterior = fit_posterior(key, theta, x, prior_support=(low, high))
         draws = posterior.sample(key, x_o, 10_000)
@@ -113,10 +119,14 @@ def fit_posterior(
     x_scale, seen = _scaled(given.x, kept, embedding)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
     z, log_det = _transformed(transform, given.theta, seen)
-    network = _network(network_key, z.shape[1], seen[0], settings, network, embedding)
+    network = _network(
+        network_key, z.shape[1], seen[0], settings, network=network, embedding=embedding
+    )
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
-    held_out = HeldOut.draw(held_key, z[held], seen[held], log_det[held], LEVELS)
-    state = _start(state, denoiser, settings, held_out, given, kept, held)
+    held_out = HeldOut.draw(
+        held_key, z[held], seen[held], log_det=log_det[held], sigma_dist=SIGMA_DIST
+    )
+    state = _start(state, denoiser, settings, held_out, given=given, kept=kept, held=held)
 
     chunks = train(
         denoiser,
@@ -133,8 +143,8 @@ def fit_posterior(
         denoiser=state.best,
         transform=transform,
         x_scale=x_scale,
-        sigma_min=held_out.smallest_sigma(state.best, LEVELS.sigma_min),
-        sigma_max=LEVELS.sigma_max,
+        sigma_min=held_out.smallest_sigma(state.best, SIGMA_DIST.sigma_min),
+        sigma_max=SIGMA_DIST.sigma_max,
         history=state.history,
         density=ObservationDensity.fit(state.best, seen[kept], seen[held]),
         theta_offset=given.theta_offset,
@@ -169,7 +179,7 @@ class StratifiedLoss(eqx.Module):
         n = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
 
         def error(z: Array, sigma: Array, n: Array, x: Array, key: PRNGKey) -> Array:
-            return weighted_error(denoiser, z, sigma, n, x, key=key)
+            return weighted_error(denoiser, z, sigma, n, cond=x, key=key)
 
         return jnp.mean(jax.vmap(error)(z, sigmas, n, x, jr.split(network_key, len(z))))
 
@@ -260,16 +270,14 @@ def _transformed(
     """z and the log-determinant of each simulation, in the host's memory."""
     one = lambda theta, x: (transform.forward(theta, x), transform.log_det(theta, x))
     rows = eqx.filter_jit(jax.vmap(one))
-    starts = range(0, len(theta), AT_ONCE)
-    parts = [
-        rows(jnp.asarray(theta[i : i + AT_ONCE]), jnp.asarray(x[i : i + AT_ONCE])) for i in starts
-    ]
+    slices = [slice(i, i + ROWS_AT_ONCE) for i in range(0, len(theta), ROWS_AT_ONCE)]
+    parts = [rows(jnp.asarray(theta[part]), jnp.asarray(x[part])) for part in slices]
     z, log_det = (np.concatenate(part) for part in zip(*parts, strict=True))
     return z, log_det
 
 
 def _batches(key: PRNGKey, z: np.ndarray, x: np.ndarray, batch_size: int) -> Any:
-    """What `train` draws from: the arrays, or a function of the step where they are too large."""
+    """The data of `train`: the arrays, or a function of the step where they are too large."""
     if z.nbytes + x.nbytes <= ON_DEVICE:
         return z, x
     seed = int(jr.bits(key))
@@ -290,7 +298,7 @@ def _start(
     kept: np.ndarray,
     held: np.ndarray,
 ) -> FitState:
-    """A state to go on from, or that before the first step with the losses of no training."""
+    """The state to go on from, or that before the first step, with the untrained losses."""
     fingerprint = given.fingerprint(kept)
     if state is not None:
         check_continues(state, fingerprint, denoiser)
@@ -302,7 +310,7 @@ def _start(
 
 
 def check_continues(state: Any, fingerprint: int, denoiser: Denoiser) -> None:
-    """Refuse what is no state of a fit of these simulations with this denoiser.
+    """Refuse all but a state of a fit of these simulations with this denoiser.
 
     Raises:
         ValueError: other simulations, or another network.

@@ -1,4 +1,4 @@
-r"""Noise levels of a posterior: to train with, of its validation loss, and to end sampling at.
+r"""Noise levels of a posterior's training, of its validation loss, and of the end of sampling.
 
 The mean weighted error $L(\sigma)$ of a denoiser of d features with EDM's preconditioning at
 `sigma_data` 1 bounds the cross-entropy of its model, in nats:
@@ -29,7 +29,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .._types import DenoiserFn, PRNGKey, Scalar, as_float
+from .._types import PRNGKey, Scalar, as_float
 from ..denoiser import Denoiser
 from ..losses import weighted_error
 from ..noise_levels import AbstractNoiseDistribution, LogNormal
@@ -75,6 +75,11 @@ class PosteriorNoise(AbstractNoiseDistribution):
 
     `r` is U(0, 1): its lower part `share` is spread over the first law, the rest over the
     second, so that stratified draws are stratified in both.
+
+    Arguments:
+        share: of draws that come from `likelihood`.
+        likelihood: the law that reaches all noise levels.
+        bulk: the log-normal law of most draws, near the width of the posterior.
 
     Raises:
         ValueError: not 0 < share < 1, or what the two laws refuse.
@@ -133,9 +138,9 @@ class HeldOut(eqx.Module):
         z: Float[ArrayLike, "n d"],
         x: Any,
         log_det: Float[ArrayLike, " n"],
-        levels: LikelihoodNoise,
+        sigma_dist: LikelihoodNoise,
     ) -> "HeldOut":
-        """Fix the noise.
+        """Held-out simulations with noise levels and noise, drawn once for all later losses.
 
         Arguments:
             log_det: of each example's coordinates, nats.
@@ -145,16 +150,17 @@ class HeldOut(eqx.Module):
         n, d = z.shape
         m = -(-PAIRS // n)
         strata = (jr.permutation(order_key, m * n).astype(z.dtype) + 0.5) / (m * n)
-        sigmas = jax.vmap(levels.from_variate)(strata).reshape(m, n)
+        sigmas = jax.vmap(sigma_dist.from_variate)(strata).reshape(m, n)
         noise = jr.normal(noise_key, (m, n, d), z.dtype)
         untrained = gaussian_nats(z, log_det)
-        return cls(z, x, sigmas, noise, untrained, float(levels.mass()) * d)
+        mass = float(sigma_dist.mass()) * d
+        return cls(z, x, sigmas, noise, untrained=untrained, mass=mass)
 
-    def __call__(self, denoiser: DenoiserFn) -> float:
+    def __call__(self, denoiser: Denoiser) -> float:
         """Upper bound on the mean of -ln q(theta given x), nats."""
         return self.untrained - self.mass * float(jnp.mean(_gains(self, denoiser)))
 
-    def gain(self, denoiser: DenoiserFn, sigma: float) -> float:
+    def gain(self, denoiser: Denoiser, sigma: float) -> float:
         """The mean gain at one noise level, of the feature that gains most.
 
         Each noise comes with its opposite: what is odd in it, most of the scatter, cancels.
@@ -165,15 +171,15 @@ class HeldOut(eqx.Module):
         gains = sum(jnp.mean(_gains(here, denoiser), axis=(0, 1)) for here in both)
         return float(jnp.max(gains)) / 2
 
-    def smallest_sigma(self, denoiser: DenoiserFn, sigma_min: float) -> float:
+    def smallest_sigma(self, denoiser: Denoiser, sigma_min: float) -> float:
         """The noise level at which sampling may end: its last step loses 0.1 % of the variance.
 
         That is a thirtieth of the width where all posteriors are alike. Where a tenth of them are
         far narrower than the rest, they lose 1 %. At least `sigma_min`, where training began.
         """
-        levels = np.geomspace(sigma_min, LARGEST_SIGMA_MIN, 10)
-        coarse = (i for i, s in enumerate(levels) if self.gain(denoiser, s) > LOST_VARIANCE)
-        return float(levels[max(next(coarse, len(levels)) - 1, 0)])
+        sigmas = np.geomspace(sigma_min, LARGEST_SIGMA_MIN, 10)
+        coarse = (i for i, s in enumerate(sigmas) if self.gain(denoiser, s) > LOST_VARIANCE)
+        return float(sigmas[max(next(coarse, len(sigmas)) - 1, 0)])
 
 
 def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -> float:
@@ -183,18 +189,25 @@ def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -
     return float(square / 2 + rows.shape[1] / 2 * np.log(2 * np.pi) - np.mean(log_dets))
 
 
-def _gains(held_out: HeldOut, denoiser: DenoiserFn) -> Float[Array, "m n d"]:
-    """Error of the untrained network minus that of `denoiser`, for the same noise."""
-    return _differences(held_out.z, held_out.x, held_out.sigmas, held_out.noise, denoiser)
+def _gains(held_out: HeldOut, denoiser: Denoiser) -> Float[Array, "m n d"]:
+    """The error of the untrained network less that of `denoiser`, for the same noise."""
+    return _differences(
+        z=held_out.z,
+        x=held_out.x,
+        sigmas=held_out.sigmas,
+        noise=held_out.noise,
+        denoiser=denoiser,
+    )
 
 
 @eqx.filter_jit  # of the arrays alone: another number in `HeldOut` must not compile it again
-def _differences(z: Array, x: Any, sigmas: Array, noise: Array, denoiser: Any) -> Array:
+def _differences(z: Array, x: Any, sigmas: Array, noise: Array, denoiser: Denoiser) -> Array:
     untrained = Denoiser(lambda z, *_, key: jnp.zeros_like(z), denoiser.preconditioning)
 
     def one(z: Array, sigma: Array, noise: Array, x: Any) -> Array:
         n = sigma * noise
-        return weighted_error(untrained, z, sigma, n, x) - weighted_error(denoiser, z, sigma, n, x)
+        before = weighted_error(untrained, z, sigma, n, cond=x)
+        return before - weighted_error(denoiser, z, sigma, n, cond=x)
 
     row = lambda args: jax.vmap(one)(z, args[0], args[1], x)
     return jax.lax.map(row, (sigmas, noise))

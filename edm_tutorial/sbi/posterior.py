@@ -36,14 +36,14 @@ from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
 
 SOLVER = DPMSolverPP2M()
-AT_ONCE = 16_384  # draws that are in memory together
+DRAWS_AT_ONCE = 16_384  # draws that are in memory together
 STEPS_PER_E_FOLD = 5.5  # of the noise level, when sampling
-FARTHEST = 1e-6  # of the root of the largest number: from there on, (z / width)^2 overflows
+LARGEST_Z = 1e-6  # of the root of the largest number: from there on, (z / width)^2 overflows
 CANDIDATES = 64  # draws among which the search for a mode begins
 
 
 class Weights(NamedTuple):
-    """What `Posterior.reweigh` returns.
+    """Importance weights of draws, as `Posterior.reweigh` gives them, and the evidence.
 
     Arguments:
         weights: of the draws, with sum 1.
@@ -59,7 +59,7 @@ class Weights(NamedTuple):
 
 @final
 class Posterior(eqx.Module):
-    """q(theta given x) for every x: what `fit_posterior` returns.
+    """The posterior q(theta given x) for every x, as `fit_posterior` learns it.
 
     Works under `jax.vmap`, over observations too, and `eqx.filter_jit(posterior.mode)` compiles a
     method (`jax.jit` takes functions only: a module has no hash). It can be pickled where your own
@@ -89,7 +89,7 @@ class Posterior(eqx.Module):
 
     @property
     def steps(self) -> int:
-        """How many noise levels sampling takes, unless told otherwise."""
+        """The number of noise levels of sampling, unless told otherwise."""
         return round(STEPS_PER_E_FOLD * float(np.log(self.sigma_max / self.sigma_min)))
 
     def sample(
@@ -128,7 +128,8 @@ class Posterior(eqx.Module):
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
         x_o = self._looked_at(x_o)
         churn = as_traced(churn)  # one compilation for all amounts
-        found = _draw(self, key, x_o, n, sigmas, solver, schedule, churn)
+        how = {"solver": solver, "schedule": schedule, "churn": churn}
+        found = _draw(self, key, x_o, n, sigmas=sigmas, **how)
         return with_offset(found, self.theta_offset)
 
     def log_prob(
@@ -168,8 +169,7 @@ class Posterior(eqx.Module):
     ) -> Float[Array | np.ndarray, " d"]:
         """The parameters of highest density given `x_o`: the MAP estimate under this posterior.
 
-        The best of 64 draws, improved by BFGS in the coordinates z, where the posterior has
-        width 1.
+        The best of 64 draws, improved by BFGS in the coordinates z, in which widths are 1.
 
         Warns:
             UnlikelyObservation: as `sample`.
@@ -212,7 +212,7 @@ class Posterior(eqx.Module):
         return Weights(weights, 1 / (n * jnp.sum(weights**2)), total - np.log(n))
 
     def surprise(self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]) -> Surprise:
-        """How unlike the simulations `x_o` is: a posterior knows nothing of what it never saw.
+        """The surprise of `x_o`: its unlikeness to the simulations, and the oddest feature.
 
         The p-value of fresh simulations is uniform, in steps of one in as many as were held out.
 
@@ -228,7 +228,7 @@ class Posterior(eqx.Module):
         return surprise(self.density, self.denoiser, self.x_scale.forward(self.observation(x_o)))
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file: a line of JSON, then the numbers. No pickle."""
+        """Storage of everything in one file: a line of JSON, then the numbers. No pickle."""
         files.save(self, path)
 
     @classmethod
@@ -239,7 +239,7 @@ class Posterior(eqx.Module):
         network: Callable[..., Array] | None = None,
         embedding: Callable[[Any], Array] | None = None,
     ) -> "Posterior":
-        """Read what `save` wrote.
+        """The posterior in a file that `save` wrote.
 
         Files of version 0.1.0 are read too, with a DeprecationWarning: `save` what they give.
 
@@ -327,11 +327,11 @@ def _values(log_joint: Callable[[Any], Any] | Any, theta: Any) -> Float[np.ndarr
 
 @eqx.filter_jit
 def _draw(
-    posterior: Posterior, key: PRNGKey, x_o: Array, n: int, sigmas: Array, *how: Any
+    posterior: Posterior, key: PRNGKey, x_o: Array, n: int, *, sigmas: Array, **how: Any
 ) -> Array:
     denoiser, x = posterior.given(x_o)
     sigmas = sigmas.astype(posterior.dtype)
-    return draws(denoiser, posterior.transform, x, key, n, sigmas, *how)
+    return draws(denoiser, posterior.transform, x, key, n=n, sigmas=sigmas, **how)
 
 
 def draws(
@@ -357,30 +357,30 @@ def draws(
         z = sample(denoiser, noise, sigmas, solver=solver, schedule=schedule, **options)
         return transform.inverse(z, x)
 
-    keys = jr.split(key, n)
-    return jax.vmap(one)(keys) if n <= AT_ONCE else jax.lax.map(one, keys, batch_size=AT_ONCE)
+    keys, batch = jr.split(key, n), DRAWS_AT_ONCE
+    return jax.vmap(one)(keys) if n <= batch else jax.lax.map(one, keys, batch_size=batch)
 
 
 @eqx.filter_jit
 def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> Array:
     denoiser, x = posterior.given(x_o)
-    return log_densities(denoiser, posterior.transform, x, theta, sigmas)
+    return log_densities(denoiser, posterior.transform, x, theta, sigmas=sigmas)
 
 
 def log_densities(
     denoiser: Pinned, transform: Chain, x: Array | None, theta: Array, sigmas: Array
 ) -> Float[Array, "*n"]:
     """ln q of one vector in data units, or of one a row, with a denoiser of z."""
+    sigmas = sigmas.astype(theta.dtype)
     center = transform.inverse(jnp.zeros_like(transform.bounds.low, theta.dtype), x)
 
     def one(theta: Array) -> Array:
         inside = transform.bounds.contains(theta)
         theta = jnp.where(inside, theta, center)  # any point will do where the answer is -inf
         z = transform.forward(theta, x)
-        inside &= jnp.max(jnp.abs(z)) < FARTHEST * float(jnp.finfo(z.dtype).max) ** 0.5
+        inside &= jnp.max(jnp.abs(z)) < LARGEST_Z * float(jnp.finfo(z.dtype).max) ** 0.5
         z = jnp.where(inside, z, 0)
-        levels = sigmas.astype(theta.dtype)
-        value = log_likelihood(denoiser, z, sigmas=levels, solver=diffrax.Bosh3()).log_prob
+        value = log_likelihood(denoiser, z, sigmas=sigmas, solver=diffrax.Bosh3()).log_prob
         return jnp.where(inside, value + transform.log_det(theta, x), -jnp.inf)
 
     return jax.vmap(one)(theta) if theta.ndim == 2 else one(theta)
@@ -390,9 +390,9 @@ def log_densities(
 def _mode(posterior: Posterior, x_o: Array, sigmas: Array) -> Array:
     transform = posterior.transform
     _, x = posterior.given(x_o)
-    levels = sigmas[:: max(len(sigmas) // (posterior.steps // 2), 1)]
-    density = lambda theta: _log_prob(posterior, theta, x_o, levels)
-    tried = _draw(posterior, jr.key(0), x_o, CANDIDATES, sigmas)
+    fewer = sigmas[:: max(len(sigmas) // (posterior.steps // 2), 1)]
+    density = lambda theta: _log_prob(posterior, theta, x_o, fewer)
+    tried = _draw(posterior, jr.key(0), x_o, CANDIDATES, sigmas=sigmas)
     best = tried[jnp.argmax(density(tried))]
     start = transform.forward(best, x)
     found = minimize(lambda z: -density(transform.inverse(z, x)), start, method="BFGS").x

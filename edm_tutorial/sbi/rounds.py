@@ -1,5 +1,6 @@
-r"""Rounds of simulations for one observation, each where the fit so far says that it came from.
+r"""Sequential inference for one observation: rounds of simulations under a truncated prior.
 
+Each round simulates where the fit so far puts the posterior of that observation, x_o.
 The prior, cut off outside a region R, gives the same posterior at x_o as long as R holds all of it:
 
 $$p(\theta \mid x_o) \propto p(\theta)\,1[\theta \in R]\;p(x_o \mid \theta) .$$
@@ -34,15 +35,15 @@ from .posterior import Posterior
 from .settings import Settings
 from .simulations import NarrowTruncation, warn
 
-DRAWS, CENTERS = 10_000, 256  # of the fit; those at which kernels stand
+DRAWS, KERNELS = 10_000, 256  # of the fit; those of them at which kernels stand
 TAIL = 1e-4  # of the widened fit, left out
 LEAST_SHARE = 1e-4  # of prior draws that a truncation keeps
-AT_ONCE = 50_000  # prior draws
+PROPOSALS_AT_ONCE = 50_000  # draws of the prior
 JITTER = 0.01  # of a feature that is constant in the truncation, in its spread under the prior
 
 
 class Region(NamedTuple):
-    """Where a widened fit has density; `depth` is ln of it over what bounds the region.
+    """The region of highest density of a widened fit.
 
     Arguments:
         posterior: the fit.
@@ -61,19 +62,21 @@ class Region(NamedTuple):
 
     @classmethod
     def around(cls, posterior: Posterior, key: PRNGKey, x_o: Any) -> "Region":
-        """All but `TAIL` of the widened fit."""
+        """The region of all of the widened fit at `x_o` but its `TAIL` of lowest density."""
         draw_key, blur_key = jr.split(key)
         theta = posterior.parameters(posterior.sample(draw_key, x_o, DRAWS))
         x = posterior.x_scale.forward(posterior.observation(x_o))
         z = jax.vmap(lambda row: posterior.transform.forward(row, x))(theta)
         mean, root = jnp.mean(z, axis=0), jnp.linalg.cholesky(jnp.cov(z.T).reshape(z.shape[1:] * 2))
         white = solve_triangular(root, (z - mean[None]).T, lower=True).T
-        region = cls(posterior, x, mean, root, white[:CENTERS], jnp.zeros((), z.dtype))
+        region = cls(
+            posterior, x, mean, root, centers=white[:KERNELS], least=jnp.zeros((), z.dtype)
+        )
         blurred = white + jr.normal(blur_key, white.shape, white.dtype)
         return region._replace(least=jnp.quantile(_log_kernels(region.centers, blurred), TAIL))
 
     def depth(self, theta: Any) -> np.ndarray:
-        """How much denser the widened fit is at each row than at the edge; negative outside."""
+        """ln of the widened fit's density at each row over that at the edge; negative outside."""
         return np.asarray(_depth(self, self.posterior.parameters(theta)))
 
 
@@ -108,7 +111,7 @@ def fit_rounds(
     progress: bool = True,
     callback: Callable[[FitState], Any] | None = None,
 ) -> Posterior:
-    """Learn the posterior at one observation, `x_o`, from several rounds of simulations.
+    """The posterior at one observation, `x_o`, learned from several rounds of simulations.
 
     Truncated sequential inference (Deistler et al., 2022). The posterior under the full prior,
     right at `x_o` and nowhere else. Simulations of earlier rounds that lie in the truncation are
@@ -170,17 +173,23 @@ def fit_rounds(
 def _truncated(
     prior_sample: Callable[[PRNGKey, int], Any], key: PRNGKey, n: int, regions: list[Region]
 ) -> tuple[np.ndarray, list[Region], float]:
-    """`n` prior draws in all regions, these regions, wider where too few are, and their share."""
+    """`n` prior draws inside all regions, the regions, and the share of the prior inside them.
+
+    If too few draws lie inside, the nearest are taken, and the regions returned are wide enough
+    to hold them.
+    """
     kept, depths, proposed = [], [], 0
     while True:
         theta = _rows(
-            "prior_sample(key, n)", prior_sample(jr.fold_in(key, proposed), AT_ONCE), AT_ONCE
+            "prior_sample(key, n)",
+            prior_sample(jr.fold_in(key, proposed), PROPOSALS_AT_ONCE),
+            PROPOSALS_AT_ONCE,
         )
         depth = _depth_in_all(regions, theta)
         # All that are inside, and of the others the nearest.
         best = np.sort(np.argsort(-depth)[: max(n, int(np.sum(depth >= 0)))])
         kept, depths = [*kept, theta[best]], [*depths, depth[best]]
-        proposed += AT_ONCE
+        proposed += PROPOSALS_AT_ONCE
         inside = sum(int(np.sum(part >= 0)) for part in depths)
         if inside >= n or proposed >= n / LEAST_SHARE:
             break
@@ -200,12 +209,15 @@ def _truncated(
 
 
 def _varied(x: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The same, with noise in features that are constant, small beside their first spread."""
+    """Observations with a little noise added to the features that are constant in them.
+
+    Its standard deviation is `JITTER` times that of the feature in the first round.
+    """
     constant = np.nanmax(x, axis=0) == np.nanmin(x, axis=0)
     if not constant.any():
         return x
-    noise = np.random.default_rng(0).normal(size=x.shape) * np.nanstd(first, axis=0)
-    return np.where(constant, x + JITTER * noise, x).astype(np.result_type(x, np.float32))
+    jitter = np.random.default_rng(0).normal(size=x.shape) * np.nanstd(first, axis=0)
+    return np.where(constant, x + JITTER * jitter, x).astype(np.result_type(x, np.float32))
 
 
 def _depth_in_all(regions: list[Region], theta: np.ndarray) -> np.ndarray:

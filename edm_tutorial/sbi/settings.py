@@ -4,6 +4,7 @@ Few simulations ask for strong weight decay and few steps; many bear a large net
 numbers were chosen by validation loss, not by reference posteriors.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,10 +59,11 @@ class Settings(NamedTuple):
 
 
 # Simulations to train on, and the settings that go with them.
-ROWS = {
-    1_000: Settings(8_400, 256, 1e-3, 2.0, 128, 3, 0.3),
-    10_000: Settings(12_800, 256, 1e-3, 0.2, 128, 3, 0.3),
-    100_000: Settings(19_200, 256, 7e-4, 0.02, 256, 3, 0.15),
+_row = partial(Settings, batch_size=256, depth=3)
+POSTERIOR_ROWS = {
+    1_000: _row(steps=8_400, learning_rate=1e-3, weight_decay=2.0, width=128, dropout=0.3),
+    10_000: _row(steps=12_800, learning_rate=1e-3, weight_decay=0.2, width=128, dropout=0.3),
+    100_000: _row(steps=19_200, learning_rate=7e-4, weight_decay=0.02, width=256, dropout=0.15),
 }
 
 
@@ -82,14 +84,15 @@ class JointSettings(NamedTuple):
 
 
 # The training of `fit_joint`, whose width and depth are those of a transformer.
+_joint_row = partial(Settings, batch_size=256, learning_rate=2e-3, width=64, depth=3, dropout=0.0)
 JOINT_ROWS = {
-    1_000: Settings(3_000, 256, 2e-3, 0.5, 64, 3, 0.0),
-    10_000: Settings(8_000, 256, 2e-3, 0.1, 64, 3, 0.0),
-    100_000: Settings(24_000, 256, 2e-3, 0.02, 64, 3, 0.0),
+    1_000: _joint_row(steps=3_000, weight_decay=0.5),
+    10_000: _joint_row(steps=8_000, weight_decay=0.1),
+    100_000: _joint_row(steps=24_000, weight_decay=0.02),
 }
 
 
-def default_settings(count: int, rows: dict[int, Settings] = ROWS) -> Settings:
+def default_settings(count: int, rows: dict[int, Settings] = POSTERIOR_ROWS) -> Settings:
     """The settings for `count` simulations to train on: rows, interpolated in logarithms.
 
     A setting that is 0 in one of the rows is interpolated as it is.

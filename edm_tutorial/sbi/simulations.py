@@ -30,31 +30,31 @@ DIGITS = 1e-3  # of a width, that float32 must resolve
 
 
 class FitWarning(UserWarning):
-    """What is likely to be wrong with a fit; each kind is a subclass."""
+    """A likely fault of a fit; each kind is a subclass."""
 
 
 class DroppedSimulations(FitWarning):
-    """Failed simulations were left out."""
+    """Failed simulations that were left out."""
 
 
 class DuplicatedSimulations(FitWarning):
-    """Rows occur more than once."""
+    """Rows that occur more than once."""
 
 
 class DiscreteParameter(FitWarning):
-    """A parameter takes few distinct values."""
+    """A parameter that takes few distinct values."""
 
 
 class WideScales(FitWarning):
-    """A column spreads over many orders of magnitude, or has outliers."""
+    """A column that spreads over many orders of magnitude, or has outliers."""
 
 
 class SupportOrder(FitWarning):
-    """prior_support looks transposed."""
+    """A `prior_support` that looks transposed."""
 
 
 class UnlikelyObservation(FitWarning):
-    """An observation is unlike all simulations."""
+    """An observation that is unlike all simulations."""
 
 
 class UntrainedQuestion(FitWarning):
@@ -62,15 +62,15 @@ class UntrainedQuestion(FitWarning):
 
 
 class NarrowTruncation(FitWarning):
-    """Less than 1 in 10,000 prior draws lie where a round of simulations should be."""
+    """A round of simulations where less than 1 in 10,000 prior draws lie."""
 
 
 class PoorFit(FitWarning):
-    """The fit is no better than what needs no training."""
+    """A fit that is no better than one that needs no training."""
 
 
 class Simulations(NamedTuple):
-    """Pairs of parameters and observations that nothing speaks against.
+    """Checked simulations: pairs of parameters and observations.
 
     Arguments:
         theta: parameters less `theta_offset`.
@@ -95,7 +95,7 @@ class Simulations(NamedTuple):
         return functools.reduce(lambda crc, data: zlib.crc32(data, crc), raw, 0)
 
     def split(self, key: PRNGKey) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows to train on, and which to hold out: a tenth, within limits.
+        """The rows to train on, and those to hold out: a tenth, within limits.
 
         Rows that are the same simulation are on one side. Those without which a column would be
         constant in training, as a count that is hardly ever above zero, are trained on.
@@ -125,7 +125,7 @@ def checked(
     invalid: str,
     missing: bool = False,
 ) -> Simulations:
-    """Simulations, once nothing speaks against them.
+    """The simulations of a user, checked, less what the working dtype cannot hold.
 
     Arguments:
         structured: x may have any shape.
@@ -157,12 +157,19 @@ def checked(
     ]
     bounds = Bounds.of(prior_support, theta, offsets[0])
     theta, x = _off_the_bound(small[0], bounds), np.where(absent, np.nan, small[1])
-    told = (tuple(offset.tolist()) if offset.any() else () for offset in offsets)
-    return Simulations(theta, x, bounds, _groups(theta, x), *told)
+    theta_offset, x_offset = (tuple(o.tolist()) if o.any() else () for o in offsets)
+    return Simulations(
+        theta,
+        x,
+        bounds,
+        group=_groups(theta, x),
+        theta_offset=theta_offset,
+        x_offset=x_offset,
+    )
 
 
 def _arrays(theta: Any, x: Any, structured: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both as floating arrays of matching shapes, on the host."""
+    """theta and x as floating arrays of matching shapes, on the host."""
     # What is masked is missing, and refused as such.
     theta, x = (np.asarray(a.filled(np.nan) if np.ma.isMA(a) else a) for a in (theta, x))
     for name, array in (("theta", theta), ("x", x)):
@@ -221,7 +228,7 @@ def _filled(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
 
 
 def _look_at_scales(name: str, rows: np.ndarray) -> None:
-    """Warn of columns whose mean and standard deviation describe nothing."""
+    """A warning for each column whose mean and standard deviation describe nothing."""
     rows = rows.astype(float)
     low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
     widths = np.abs(rows - middle) / np.where(high > low, (high - low) / 1.349, 1)
@@ -249,7 +256,7 @@ def _look_at_scales(name: str, rows: np.ndarray) -> None:
 
 
 def _look_at_values(theta: np.ndarray) -> None:
-    """Warn of parameters that are not continuous."""
+    """A warning for each parameter that is not continuous."""
     for column in range(theta.shape[1]):
         count = len(np.unique(theta[:, column]))
         if count <= FEW_VALUES and count < len(theta) / 10:
@@ -262,7 +269,7 @@ def _look_at_values(theta: np.ndarray) -> None:
 
 
 def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
-    """Warn where theta fills the box that prior_support would be if it were transposed."""
+    """A warning if theta fills the box that prior_support would be if it were transposed."""
     if theta.shape[1] != 2:
         return
     stated = np.stack(pair(prior_support, 2))
@@ -280,7 +287,7 @@ def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
 
 
 def warn(kind: type[FitWarning], told: str) -> None:
-    """Warn at the line outside of this package from which it was called."""
+    """A warning at the line outside of this package from which it was called."""
     inside = __name__.removesuffix("sbi.simulations")
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals["__name__"].startswith(inside):
@@ -326,7 +333,7 @@ def _offset(rows: np.ndarray, axis: int | None) -> np.ndarray:
 
 
 def _narrowed(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
-    """The same in the working dtype."""
+    """The rows in the working dtype; refused where it cannot hold them."""
     info = np.finfo(dtype)
     spread, largest = rows.std(dtype=float, axis=0), np.abs(rows).max(axis=0)
     # What does not vary at all loses nothing: a mask, the border of an image.
@@ -340,10 +347,10 @@ def _narrowed(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _off_the_bound(theta: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """What lies on a bound without another opposite is as far from it as the nearest that does not.
+    """Parameters, those on an only bound moved inside, as far as the nearest that is not on it.
 
-    There the map of `Bounds` is a logarithm, and one such row would be all that its mean and
-    standard deviation describe.
+    With one bound, the map of `Bounds` is the logarithm of the distance from it: a row on the bound
+    would be so far out that the mean and the standard deviation would describe that row alone.
     """
     low, high = np.asarray(bounds.low), np.asarray(bounds.high)
     for column in np.flatnonzero(np.isfinite(low) ^ np.isfinite(high)):

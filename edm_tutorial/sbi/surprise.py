@@ -23,16 +23,16 @@ from ..denoiser import Denoiser
 from ..networks.mlp import Embedded
 from .simulations import UnlikelyObservation, warn
 
-ROWS, CENTERS = 10_000, 2000  # of the training simulations, however many there are
+DENSITY_ROWS, DENSITY_CENTERS = 10_000, 2000  # of the training simulations, at most
 SHRINKAGES = np.geomspace(1e-8, 1, 25)  # of the covariance towards that of independent features
 BANDWIDTHS = np.geomspace(0.03, 1, 16)
-AT_ONCE = 64  # observations in memory together
+OBSERVATIONS_AT_ONCE = 64  # observations in memory together
 FURTHER = 3.0  # times the distance of the least likely held-out simulation: extreme
 ORDINARY = 3.0  # standard deviations of a feature
 
 
 class Surprise(NamedTuple):
-    """What `Posterior.surprise` returns.
+    """The surprise of an observation, as `Posterior.surprise` gives it.
 
     Arguments:
         p_value: the share of held-out simulations that are at least as unlikely.
@@ -69,13 +69,13 @@ class ObservationDensity(eqx.Module):
         kept: Float[np.ndarray, " n *shape"],
         held: Float[np.ndarray, " m *shape"],
     ) -> "ObservationDensity":
-        """Measure the density on some of the scaled observations `kept`, in random order.
+        """The density measured on some of the scaled observations `kept`, in random order.
 
         Half of them give the covariance and the centers. Under its other half, the shrinkage of
         the covariance and the bandwidth are those of maximum likelihood, so that few rows of
         many features make it wide, not wrong.
         """
-        rows = _all_features(denoiser, kept[:ROWS])
+        rows = _all_features(denoiser, kept[:DENSITY_ROWS])
         mean, std = rows.mean(axis=0, dtype=float), rows.std(axis=0, dtype=float)
         std = np.where(std > 0, std, 1)
         first, second = np.array_split((rows - mean) / std, 2)
@@ -85,16 +85,16 @@ class ObservationDensity(eqx.Module):
         further = np.mean((second @ axes) ** 2, axis=0)
         best = np.argmin(np.sum(np.log(candidates) + further / candidates, axis=1))
         whiten = axes.T / np.sqrt(candidates[best])[:, None]
-        parts = mean, whiten / std, first[:CENTERS] @ whiten.T, 1.0, np.zeros(0)
+        parts = mean, whiten / std, first[:DENSITY_CENTERS] @ whiten.T, 1.0, np.zeros(0)
         fitted = cls(*(jnp.asarray(part, rows.dtype) for part in parts))
-        judges = rows[len(first) :][:CENTERS]
+        judges = rows[len(first) :][:DENSITY_CENTERS]
         tried = [fitted.with_bandwidth(h) for h in BANDWIDTHS]
         fitted = min(tried, key=lambda density: np.mean(_nats_of_rows(density, judges)))
         scores = _nats_of_rows(fitted, _all_features(denoiser, held))
         return eqx.tree_at(lambda density: density.held, fitted, jnp.sort(scores))
 
     @classmethod
-    def blank(cls, size: int, centers: int, held: int) -> "ObservationDensity":
+    def zeros(cls, size: int, centers: int, held: int) -> "ObservationDensity":
         """Zeros of the shapes of another density, to be filled from a file; see `sizes`."""
         shapes = (size,), (size, size), (centers, size), (), (held,)
         return cls(*map(jnp.zeros, shapes))
@@ -140,14 +140,14 @@ class ObservationDensity(eqx.Module):
 
 
 def surprise(density: ObservationDensity, denoiser: Denoiser, x: Array) -> Surprise:
-    """How unlike the simulations a scaled observation is."""
+    """The surprise of a scaled observation under the density of simulated ones."""
     p_value, _ = _judged(density, denoiser, x)
     named = concrete(p_value) and not isinstance(denoiser.network, Embedded)
     return Surprise(p_value, density.worst(x) if named else None)
 
 
 def look_at(density: ObservationDensity | None, denoiser: Denoiser, x: Array) -> None:
-    """Warn of a scaled observation unlike all simulations, where it can be looked at."""
+    """A warning about a scaled observation unlike all simulations, where it can be looked at."""
     if density is None or not concrete(x):
         return
     _, extreme = _judged(density, denoiser, x)
@@ -168,8 +168,8 @@ def _judged(density: ObservationDensity, denoiser: Denoiser, x: Array) -> tuple[
     return density.p_value(told), density.extreme(told)
 
 
-def _features(denoiser: Any, x: Float[Array, "*shape"]) -> Float[Array, " k"]:
-    """What the network is told of a scaled observation, as one vector."""
+def _features(denoiser: Denoiser, x: Float[Array, "*shape"]) -> Float[Array, " k"]:
+    """The features of a scaled observation that the network is told, as one vector."""
     network = denoiser.network
     return ravel_pytree(network.embedding(x) if isinstance(network, Embedded) else x)[0]
 
@@ -180,9 +180,9 @@ def _all_features(denoiser: Denoiser, x: np.ndarray) -> np.ndarray:
 
 @eqx.filter_jit
 def _features_of_rows(denoiser: Denoiser, x: Array) -> Array:
-    return jax.lax.map(lambda x: _features(denoiser, x), x, batch_size=AT_ONCE)
+    return jax.lax.map(lambda x: _features(denoiser, x), x, batch_size=OBSERVATIONS_AT_ONCE)
 
 
 @eqx.filter_jit
 def _nats_of_rows(density: ObservationDensity, rows: Any) -> Array:
-    return jax.lax.map(density.nats, rows, batch_size=AT_ONCE)
+    return jax.lax.map(density.nats, rows, batch_size=OBSERVATIONS_AT_ONCE)

@@ -50,7 +50,7 @@ class Stored(NamedTuple):
 
 
 def save(path: Folder, state: TrainState, *, keep: int = 3, metric: float | None = None) -> None:
-    """Write `state` to `path/<step>`, then delete all but the last `keep` and the best.
+    """A checkpoint of `state` in `path/<step>`; only the last `keep` and the best are kept.
 
     With several processes every one of them calls this, on one file system.
 
@@ -131,7 +131,7 @@ def _steps(path: Path) -> list[int]:
 
 
 def _prune(path: Path, step: int, keep: int) -> None:
-    """Delete what is neither among the last `keep` up to `step` nor the best."""
+    """The deletion of checkpoints other than the last `keep` up to `step` and the best."""
     steps = sorted(other for other in _steps(path) if other <= step)
     if len(steps) > keep:
         best = min(steps, key=lambda other: _metric(path / str(other)))

@@ -126,14 +126,22 @@ def train(
     source = load(data, batch_size, sharding)
     start = init_state(denoiser, optimizer, ema) if state is None else state
     check_state(start, optimizer, ema)
-    run = Run(loss, optimizer, key, ema, batch_size, accumulate, sharding)
+    run = Run(
+        loss=loss,
+        optimizer=optimizer,
+        key=key,
+        ema=ema,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        sharding=sharding,
+    )
     if sharding is not None:
         start, run = replicate((start, run), sharding)
-    return _chunks(start, source, run, steps, every)
+    return _chunks(start, source, run, steps=steps, every=every)
 
 
 def _chunks(
-    state: TrainState, source: Examples | BatchOf, run: Run, steps: int, every: int
+    state: TrainState, source: Examples | BatchOf, run: Run, *, steps: int, every: int
 ) -> Iterator[tuple[TrainState, Array]]:
     finite = True
     looped = is_loop(state, source, run, every)
@@ -224,8 +232,14 @@ def training_step(
         updates, opt_state = _update(run.optimizer, grads, state.opt_state, params, **known)
         denoiser = eqx.combine(eqx.apply_updates(params, updates), static)
     average = _average(run.ema, state, denoiser, run.batch_size)
-    seen = add_examples(state.seen, run.batch_size)
-    return TrainState(denoiser, average, opt_state, state.step + 1, seen), value
+    following = TrainState(
+        denoiser=denoiser,
+        ema=average,
+        opt_state=opt_state,
+        step=state.step + 1,
+        seen=add_examples(state.seen, run.batch_size),
+    )
+    return following, value
 
 
 def _mean(f: Callable[[Any], Any], batch: Any, parts: int) -> Any:
@@ -242,7 +256,7 @@ def _mean(f: Callable[[Any], Any], batch: Any, parts: int) -> Any:
 
 
 def _split(parts: int, array: Array) -> Array:
-    """Every so many rows make a part: on several devices each keeps its share of every part."""
+    """The rows of an array in parts, interleaved: each device keeps its share of every part."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = _split(parts, jr.key_data(array))
         return jr.wrap_key_data(data, impl=jr.key_impl(array))

@@ -46,7 +46,15 @@ def step_memory(
             f"batch, got {type(data).__name__}"
         )
     state = init_state(denoiser, optimizer, ema)
-    run = Run(loss, optimizer, jax.random.key(0), ema, batch_size, accumulate, None)
+    run = Run(
+        loss=loss,
+        optimizer=optimizer,
+        key=jax.random.key(0),
+        ema=ema,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        sharding=None,
+    )
     source = load(data, batch_size, None)
     if is_loop(state, source, run, whole("every", every)):
         lowered: Any = scan_steps.lower(state, source, run, every)  # type: ignore  # jitted

@@ -16,7 +16,7 @@ from .averages import Averaging
 
 
 class TrainState(NamedTuple):
-    """All that training needs to go on.
+    """The state of a training between two steps, from which it goes on.
 
     Arguments:
         denoiser: the live weights.
@@ -56,7 +56,13 @@ def init_state(
     average = tuple(denoiser for _ in ema) if isinstance(ema, tuple) else denoiser
     opt_state = optimizer.init(parameters(denoiser))
     unsigned = jax.dtypes.canonicalize_dtype(np.uint64)  # 32 bits, unless JAX may use 64
-    return TrainState(denoiser, average, opt_state, jnp.zeros((), int), jnp.zeros((), unsigned))
+    return TrainState(
+        denoiser=denoiser,
+        ema=average,
+        opt_state=opt_state,
+        step=jnp.zeros((), int),
+        seen=jnp.zeros((), unsigned),
+    )
 
 
 def trainable(denoiser: Any) -> Any:

@@ -42,7 +42,7 @@ class Rows(eqx.Module):
 
     array: Float[Array, "*inputs out"]
 
-    def unit(self, dtype: Any) -> Float[Array, "*inputs out"]:
+    def unit(self, dtype: jax.typing.DTypeLike) -> Float[Array, "*inputs out"]:
         """The rows at norm 1, as the layers use them, in `dtype`."""
         return (self.array / _norms(self.array)).astype(dtype)
 
@@ -52,7 +52,7 @@ class Rows(eqx.Module):
         return Rows(self.array * (length / _norms(self.array)))
 
 
-def _random_rows(key: PRNGKey, *shape: int) -> Rows:
+def _random_rows(key: PRNGKey, shape: tuple[int, ...]) -> Rows:
     """Rows in random directions: the first of 2^n numbers, so that XLA compiles few generators."""
     size = max(16, (math.prod(shape) - 1).bit_length())
     return _first_rows(jr.normal(key, (2**size,)), shape)
@@ -109,7 +109,7 @@ class MPLinear(eqx.Module):
     weight: Rows
 
     def __init__(self, in_channels: int, out_channels: int, *, key: PRNGKey):
-        self.weight = _random_rows(key, in_channels, out_channels)
+        self.weight = _random_rows(key, (in_channels, out_channels))
 
     def __call__(self, x: Float[Array, "*points in"]) -> Float[Array, "*points out"]:
         return x @ self.weight.unit(x.dtype)
@@ -122,7 +122,7 @@ class MPConv(eqx.Module):
     weight: Rows
 
     def __init__(self, in_channels: int, out_channels: int, *, key: PRNGKey):
-        self.weight = _random_rows(key, 3, 3, in_channels, out_channels)
+        self.weight = _random_rows(key, (3, 3, in_channels, out_channels))
 
     def __call__(self, x: Float[Array, "h w in"]) -> Float[Array, "h w out"]:
         return convolve(x, self.weight.unit(x.dtype), 1)

@@ -148,9 +148,16 @@ def edm2_unet(
     first = MPConv(shape[0] + 1, channels[0], key=next(keys))
     encoder = _encoder(channels, num_blocks, attends, keys)
     skips = [channels[0], *(_out_channels(block) for block in encoder)]
-    decoder = _decoder(channels, num_blocks, attends, skips, keys)
-    last = MPConv(channels[0], shape[0], key=next(keys))
-    return EDM2UNet(embedding, first, encoder, decoder, last, jnp.zeros(()), shape)
+    decoder = _decoder(channels, num_blocks, attends, skips=skips, keys=keys)
+    return EDM2UNet(
+        embedding=embedding,
+        first=first,
+        encoder=encoder,
+        decoder=decoder,
+        last=MPConv(channels[0], shape[0], key=next(keys)),
+        gain=jnp.zeros(()),
+        shape=shape,
+    )
 
 
 def _checked_sizes(
@@ -202,6 +209,7 @@ def _decoder(
     channels: list[int],
     num_blocks: int,
     attends: list[bool],
+    *,
     skips: list[int],
     keys: Iterator[PRNGKey],
 ) -> list[DecoderLevel]:

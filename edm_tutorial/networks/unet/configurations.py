@@ -198,8 +198,8 @@ def small_unet(
     keys = _fresh_keys(key)
     labels = _lengths(label_dim, augment_dim, vector_dim)
     lengths = {"noise_channels": width, "emb_channels": sizes.emb_channels}
-    noise = Positional(width, endpoint=True)
-    embedding = SongEmbedding(noise, **lengths, **labels, key=next(keys))
+    map_noise = Positional(width, endpoint=True)
+    embedding = SongEmbedding(map_noise, **lengths, **labels, key=next(keys))
     types = {"encoder_type": "standard", "decoder_type": "standard"}
     return make_unet(sizes, SONG._replace(axes=len(size)), embedding, **types, keys=keys)
 

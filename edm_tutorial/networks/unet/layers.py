@@ -228,7 +228,7 @@ def crop_image(x: Float[Array, "*size2 c"], size: Sequence[int]) -> Float[Array,
     return x[tuple(slice(at, at + length) for at, length in zip(starts, size, strict=True))]
 
 
-def _wide(dtype: Any) -> Any:
+def _wide(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     """The dtype for sums over many entries: float32, or what is longer."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 

@@ -159,8 +159,14 @@ def make_unet(
 ) -> UNet:
     """The untrained network of these sizes; its decoder mirrors its encoder."""
     encoder, skips = _encoder(sizes, style, encoder_type, keys)
-    decoder = _decoder(sizes, style, decoder_type, skips, keys)
-    return UNet(embedding, encoder, decoder, Up(sizes.resample_filter), sizes.shape)
+    decoder = _decoder(sizes, style, decoder_type, skips=skips, keys=keys)
+    return UNet(
+        embedding=embedding,
+        encoder=encoder,
+        decoder=decoder,
+        enlarge=Up(sizes.resample_filter),
+        shape=sizes.shape,
+    )
 
 
 def _encoder(
@@ -196,7 +202,7 @@ def _encoder(
 
 
 def _decoder(
-    sizes: UNetSizes, style: Style, decoder_type: str, skips: list[int], keys: Iterator[PRNGKey]
+    sizes: UNetSizes, style: Style, decoder_type: str, *, skips: list[int], keys: Iterator[PRNGKey]
 ) -> list[DecoderLevel]:
     """The levels of the decoder; `skips` are the channels of the encoder's outputs."""
     make = partial(Block, emb_channels=sizes.emb_channels, style=style, dropout=sizes.dropout)

@@ -29,7 +29,7 @@ from .network import Told, Unknown
 
 @final
 class Joint(eqx.Module):
-    """q of any numbers of (theta, x) given all others: what `fit_joint` returns.
+    """q of any numbers of (theta, x) given all others, as `fit_joint` learns it.
 
     Warns: UntrainedQuestion, whatever is asked, where training never hid just those numbers.
 
@@ -115,12 +115,12 @@ class Joint(eqx.Module):
         return self._given(_shaped("values", values, (self._numbers,)), known)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file: a line of JSON, then the numbers. No pickle."""
+        """Storage of everything in one file: a line of JSON, then the numbers. No pickle."""
         files.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Joint":
-        """Read what `save` wrote.
+        """The joint fit in a file that `save` wrote.
 
         Raises:
             ValueError: the file is no joint fit, or is damaged.
@@ -187,7 +187,7 @@ class Conditional(eqx.Module):
 
     @property
     def steps(self) -> int:
-        """How many noise levels sampling takes, unless told otherwise."""
+        """The number of noise levels of sampling, unless told otherwise."""
         return round(STEPS_PER_E_FOLD * float(np.log(self.sigma_max / self.sigma_min)))
 
     def sample(
@@ -212,7 +212,8 @@ class Conditional(eqx.Module):
         """
         check_key("key", key)
         n, sigmas = whole("n", n), self._sigmas(steps)
-        found = _draw(self, key, n, sigmas, solver, schedule, as_traced(churn))
+        how = {"solver": solver, "schedule": schedule, "churn": as_traced(churn)}
+        found = _draw(self, key, n, sigmas, **how)
         return with_offset(found, self.offset).reshape(n, *self.shape)
 
     def log_prob(
@@ -262,12 +263,14 @@ def _joined(theta: Any, x: Any) -> Any:
 
 
 @eqx.filter_jit
-def _draw(conditional: Conditional, key: PRNGKey, n: int, sigmas: Array, *how: Any) -> Array:
+def _draw(conditional: Conditional, key: PRNGKey, n: int, sigmas: Array, **how: Any) -> Array:
     transform = conditional.transform
     sigmas = sigmas.astype(transform.bounds.low.dtype)
-    return draws(conditional.denoiser, transform, None, key, n, sigmas, *how)
+    return draws(conditional.denoiser, transform, None, key, n=n, sigmas=sigmas, **how)
 
 
 @eqx.filter_jit
 def _log_prob(conditional: Conditional, v: Array, sigmas: Array) -> Array:
-    return log_densities(conditional.denoiser, conditional.transform, None, v, sigmas)
+    return log_densities(
+        conditional.denoiser, conditional.transform, x=None, theta=v, sigmas=sigmas
+    )

@@ -22,7 +22,7 @@ FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset", "de
 
 
 def save(joint: Any, path: str | Path) -> None:
-    """Write all fields of a `Joint` to one file."""
+    """Storage of all fields of a `Joint` in one file."""
     transformer = joint.denoiser.network.transformer
     header = {
         "kinds": transformer.kinds,
@@ -46,7 +46,7 @@ def load(path: str | Path) -> dict[str, Any]:
         ValueError: as `Joint.load`.
     """
     first, _, body = Path(path).read_bytes().partition(b"\n")
-    header = first_line(path, first, body, KIND, VERSION, FIELDS)
+    header = first_line(path, first, body, kind=KIND, version=VERSION, fields=FIELDS)
     fields = jax.tree.map(partial(read, path, io.BytesIO(body)), _form(header))
     told = {name: tuple(header[name]) for name in ("offset", "shares")}
     told |= {"count": header["count"], "x_shape": tuple(header["shape"])}
@@ -63,5 +63,5 @@ def _form(header: dict[str, Any]) -> dict[str, Any]:
     network = JointNetwork(gaussian, transformer, mask, count)
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     sizes = header["density"]
-    density = None if sizes is None else ObservationDensity.blank(*sizes)
+    density = None if sizes is None else ObservationDensity.zeros(*sizes)
     return {"denoiser": denoiser, "transform": elementwise(numbers), "density": density}

@@ -5,7 +5,8 @@ shown as they are, and carry no loss. What is hidden is drawn anew each time: th
 trains the posterior), the observation (the likelihood), all numbers, or any.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -24,7 +25,7 @@ from ...training.averages import HalfLifeEMA
 from ...training.loop import BatchLoss, train
 from ...training.state import init_state
 from ..early_stopping import FitState, until_stale
-from ..fit import LEVELS, check_continues, optimizer_of
+from ..fit import SIGMA_DIST, check_continues, optimizer_of
 from ..noise_levels import HeldOut, PosteriorNoise
 from ..settings import JOINT_ROWS, JointSettings, Settings, default_settings
 from ..simulations import FEWEST, PoorFit, Simulations, checked, warn
@@ -55,7 +56,7 @@ def fit_joint(
     callback: Callable[[FitState], Any] | None = None,
     state: FitState | None = None,
 ) -> Joint:
-    """Learn every conditional of (theta, x) from simulations.
+    """Every conditional of (theta, x), learned from simulations.
 
         joint = fit_joint(key, theta, x, prior_support=(low, high))
         draws = joint.posterior(x_o).sample(key, 10_000)
@@ -96,12 +97,13 @@ def fit_joint(
     transform = _coordinates(given, kept)
     z, present, log_dets = transformed(transform, given.theta, given.x)
     mask = neighbours(depends, count, count + given.x.shape[1])
-    network = _network(network_key, z[kept], mask, given, settings)
-    denoiser = Denoiser(network, EDMPreconditioning(1.0))
-    held_rows = z[held], present[held], log_dets[held], count
-    judge = held_out(held_keys[0], *held_rows, shares)
-    denoiser = _no_worse_than_independent(denoiser, judge)
-    state = _start(state, denoiser, settings, judge, given.fingerprint(kept))
+    network = _network(network_key, z[kept], mask, given, settings=settings)
+    judge_of = partial(
+        held_out, z=z[held], present=present[held], log_dets=log_dets[held], parameters=count
+    )
+    judge = judge_of(held_keys[0], shares=shares)
+    denoiser = _no_worse_than_independent(Denoiser(network, EDMPreconditioning(1.0)), judge)
+    state = _start(state, denoiser, settings, judge, fingerprint=given.fingerprint(kept))
 
     chunks = train(
         denoiser,
@@ -114,17 +116,16 @@ def fit_joint(
     )
     state = until_stale(chunks, state, judge, settings, progress=progress, callback=callback)
     _look_at_losses(state)
-    ends = [held_out(k, *held_rows, one) for k, one in zip(held_keys[1:], ENDS, strict=True)]
     return Joint(
         denoiser=state.best,
         transform=transform,
-        sigma_min=min(end.smallest_sigma(state.best, LEVELS.sigma_min) for end in ends),
-        sigma_max=LEVELS.sigma_max,
+        sigma_min=_smallest_sigma(held_keys[1:], judge_of, state.best),
+        sigma_max=SIGMA_DIST.sigma_max,
         count=count,
         x_shape=given.x.shape[1:],
         history=state.history,
         offset=_offset(given),
-        density=_density(state.best, z[:, count:], present[:, count:], kept, held),
+        density=_density(state.best, z[:, count:], present[:, count:], kept=kept, held=held),
         shares=tuple(map(float, shares)),
     )
 
@@ -155,7 +156,7 @@ def _coordinates(given: Simulations, kept: np.ndarray) -> Chain:
 def transformed(
     transform: Chain, theta: np.ndarray, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z of every number, 0 where it is missing, which there are, and log-determinants."""
+    """z of every number, 0 where it is missing, the mask of those present, log-determinants."""
     numbers = np.concatenate([theta, x.reshape(len(x), -1)], axis=1)
     present = np.isfinite(numbers)
     middle = np.asarray(transform.inverse(jnp.zeros_like(transform.bounds.low)))
@@ -200,7 +201,7 @@ def _no_worse_than_independent(denoiser: Denoiser, judge: HeldOut) -> Denoiser:
 def _start(
     state: FitState | None, denoiser: Denoiser, settings: Settings, judge: HeldOut, fingerprint: int
 ) -> FitState:
-    """A state to go on from, or that before the first step."""
+    """The state to go on from, or that before the first step."""
     if state is not None:
         check_continues(state, fingerprint, denoiser)
         return state
@@ -208,8 +209,16 @@ def _start(
     return FitState.start(start, judge(denoiser), judge.untrained, fingerprint)
 
 
+def _smallest_sigma(
+    keys: Sequence[PRNGKey], judge_of: Callable[..., HeldOut], denoiser: Denoiser
+) -> float:
+    """The noise level at which sampling may end, for posterior and likelihood alike."""
+    ends = [judge_of(key, shares=shares) for key, shares in zip(keys, ENDS, strict=True)]
+    return min(end.smallest_sigma(denoiser, SIGMA_DIST.sigma_min) for end in ends)
+
+
 def _look_at_losses(state: FitState) -> None:
-    """Warn where training did not help."""
+    """A warning where training did not help."""
     history = state.history
     trained, untrained = min(history.held_out, default=np.inf), history.untrained
     if trained >= untrained:
@@ -233,7 +242,7 @@ def _density(
 
 
 def _offset(given: Simulations) -> tuple[float, ...]:
-    """What is subtracted from every number; empty where nothing is."""
+    """The offset of every number; empty where nothing is subtracted."""
     if not (given.theta_offset or given.x_offset):
         return ()
     parts = (given.theta_offset, given.theta[0]), (given.x_offset, given.x[0])

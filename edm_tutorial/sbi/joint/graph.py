@@ -1,4 +1,4 @@
-r"""The simulator's graph: which tokens may look at which.
+r"""The simulator's graph: the tokens that each token may look at.
 
 Given its parents, its children and its children's other parents, a number is independent of all
 others. These are its neighbours once every two parents of a common child are joined ("moralised")
@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 
 def neighbours(depends: Any, parameters: int, tokens: int) -> Bool[np.ndarray, "tokens tokens"]:
-    """Which tokens may look at which, themselves included: all at all where nothing is said.
+    """The tokens that each token (a row) may look at: itself and its neighbours; all if not told.
 
     Arguments:
         depends: `depends[i, j]`: token i is simulated from token j; or None.
@@ -52,7 +52,10 @@ def neighbours(depends: Any, parameters: int, tokens: int) -> Bool[np.ndarray, "
 def connected(
     edges: Bool[np.ndarray, "tokens tokens"], *, directed: bool = False
 ) -> Bool[np.ndarray, "tokens tokens"]:
-    """From where there is a way to where; a token to itself counts only if there is one."""
+    """The pairs of tokens that a path of one edge or more joins, along its direction if `directed`.
+
+    A token is joined to itself only where such a path leads back to it.
+    """
     reached = (edges if directed else edges | edges.T).astype(int)
     for _ in range(len(edges).bit_length()):
         reached = ((reached + reached @ reached) > 0).astype(int)

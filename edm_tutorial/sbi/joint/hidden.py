@@ -1,4 +1,4 @@
-"""The training game: which numbers of a simulation are hidden, and how well they are found."""
+"""The training game: hidden numbers of a simulation, and the loss of finding them."""
 
 from typing import Any, final
 
@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..._types import PRNGKey
+from ...denoiser import Denoiser
 from ...losses import weighted_error
 from ...noise_levels import AbstractNoiseDistribution
-from ..fit import LEVELS
+from ..fit import SIGMA_DIST
 from ..noise_levels import HeldOut, stratified
 from .network import Told
 
@@ -22,7 +23,7 @@ POSTERIOR, LIKELIHOOD, EVERYTHING, ANY = range(4)  # what is hidden
 def draw_known(
     key: PRNGKey, kinds: Array, parameters: int, numbers: int
 ) -> Bool[Array, "n numbers"]:
-    """What is shown of each simulation, by the kind of its game; at least one number is hidden.
+    """The mask of the numbers shown in each game, drawn by its kind; at least one is hidden.
 
     Where any number may be hidden, each is shown with one probability, drawn from U(0, 1).
     """
@@ -37,7 +38,7 @@ def draw_known(
 
 
 def _shown(kind: Any, is_theta: Any) -> Any:
-    """What a game shows whose kind leaves nothing to chance."""
+    """The mask of the numbers shown where the kind alone decides: in every game but `ANY`."""
     return ((kind == POSTERIOR) & ~is_theta) | ((kind == LIKELIHOOD) & is_theta)
 
 
@@ -74,7 +75,7 @@ class HiddenLoss(eqx.Module):
 
     def __call__(
         self,
-        denoiser: Any,
+        denoiser: Denoiser,
         z: Float[Array, "n numbers"],
         present: Bool[Array, "n numbers"],
         *,
@@ -82,20 +83,19 @@ class HiddenLoss(eqx.Module):
     ) -> Float[Array, ""]:
         """The mean over the batch."""
         kind_key, known_key, level_key, noise_key, network_key = jr.split(key, 5)
-        n = len(z)
-        kinds = draw_kinds(kind_key, n, self.shares)
+        kinds = draw_kinds(kind_key, len(z), self.shares)
         known = draw_known(known_key, kinds, self.parameters, z.shape[1])
-        sigmas = stratified(level_key, self.sigma_dist, n, z.dtype)
-        noise = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
+        sigmas = stratified(level_key, self.sigma_dist, len(z), z.dtype)
+        n = sigmas[:, None] * jr.normal(noise_key, z.shape, z.dtype)
 
         def error(z: Array, sigma: Array, n: Array, told: Told, key: PRNGKey) -> Array:
             hidden = told.present & ~told.known
-            found = weighted_error(denoiser, z, sigma, n, told, key=key)
+            found = weighted_error(denoiser, z, sigma, n, cond=told, key=key)
             count = jnp.sum(hidden, dtype=z.dtype)
             return jnp.sum(jnp.where(hidden, found, 0)) / jnp.maximum(count, 1)
 
-        told, keys = Told(z, known, present), jr.split(network_key, n)
-        return jnp.mean(jax.vmap(error)(z, sigmas, noise, told, keys))
+        told, keys = Told(z, known, present), jr.split(network_key, len(z))
+        return jnp.mean(jax.vmap(error)(z, sigmas, n, told, keys))
 
 
 def held_out(
@@ -106,7 +106,7 @@ def held_out(
     parameters: int,
     shares: tuple[float, ...],
 ) -> HeldOut:
-    """Simulations kept out of training, with noise and games drawn once: -ln q of what is hidden.
+    """Held-out simulations with noise and games drawn once; their loss is -ln q of what is hidden.
 
     Arguments:
         log_dets: of every number's coordinate, nats.
@@ -118,5 +118,5 @@ def held_out(
     nats = np.asarray(z, float) ** 2 / 2 + np.log(2 * np.pi) / 2 - log_dets
     hidden = present & ~np.asarray(known)
     untrained = float(np.mean(np.sum(np.where(hidden, nats, 0), axis=1)))
-    drawn = HeldOut.draw(noise_key, z, told, np.zeros(len(z)), LEVELS)
+    drawn = HeldOut.draw(noise_key, z, told, log_det=np.zeros(len(z)), sigma_dist=SIGMA_DIST)
     return eqx.tree_at(lambda held: held.untrained, drawn, untrained)

@@ -25,7 +25,7 @@ INDEPENDENT = 1e-4  # share of a number's variance that no other number can tell
 
 
 class Told(NamedTuple):
-    """What a joint network is told of one simulation.
+    """The condition of a joint network: the numbers of one simulation, and which are known.
 
     Arguments:
         values: z of all numbers; what stands where one is not known is ignored, even a NaN.
@@ -73,7 +73,7 @@ class GaussianPreconditioning(eqx.Module):
         return cls(jnp.asarray(correlation, z.dtype))
 
     def __call__(self, t: Array, sigma: Array, told: Told) -> tuple[Array, Array]:
-        """F, and how far each number is from what the others let expect, in its widths."""
+        """F, and the residual of each number given the others, in its standard deviations."""
         scale = jnp.where(told.known, 1, 1 / jnp.sqrt(1 + sigma**2))
         scale = jnp.where(told.present, scale, 0)
         eye = jnp.eye(len(t), dtype=t.dtype)
@@ -113,9 +113,9 @@ class JointNetwork(eqx.Module):
         t = jnp.where(cond.known, cond.values.astype(x.dtype), x)
         t = jnp.where(cond.present, t, 0)
         sigma = jnp.exp(4 * c_noise.astype(x.dtype))
-        gaussian, surprise = self.preconditioning(t, sigma, cond)
+        gaussian, residual = self.preconditioning(t, sigma, cond)
         state = jnp.where(cond.present, cond.known.astype(x.dtype), -1)
-        values = jnp.concatenate([self._tokens(t, 0), self._tokens(surprise, 0)], axis=1)
+        values = jnp.concatenate([self._tokens(t, 0), self._tokens(residual, 0)], axis=1)
         known = jnp.tile(self._tokens(state, 1), (1, 2))
         mask = self.mask & jnp.any(self._tokens(cond.present, False), axis=1)[None]
         found = self.transformer(values, known, c_noise, mask, key=key)
@@ -132,7 +132,7 @@ class JointNetwork(eqx.Module):
 
 @final
 class Unknown(eqx.Module):
-    """A joint network as one of the unknown numbers alone, so that every sampler can use it.
+    """A joint network as one of its unknown numbers alone, so that every sampler can use it.
 
     What is compiled for one question serves all with as many unknown numbers.
 

@@ -1,4 +1,4 @@
-r"""What an inference problem is: a prior $p(\theta)$ and a simulator $x \sim p(x \mid \theta)$.
+r"""An inference problem: a prior $p(\theta)$ and a simulator $x \sim p(x \mid \theta)$.
 
 A task is one module that holds both, for one $\theta$ at a time; `draw` makes a data set of
 independent pairs $(\theta_i, x_i) \sim p(\theta)\,p(x \mid \theta)$, which is all that
@@ -24,7 +24,7 @@ class AbstractPrior(eqx.Module):
     @property
     @abstractmethod
     def support(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """Where the density is positive: (low, high), with -inf and inf where it has no end."""
+        """The box of positive density: (low, high), with -inf and inf where it has no end."""
 
     @abstractmethod
     def sample(self, key: PRNGKey) -> Float[Array, " d"]:
@@ -105,18 +105,18 @@ Prior = TypeVar("Prior", bound=AbstractPrior)
 
 
 class AbstractTask(eqx.Module, Generic[Prior]):
-    """A prior and a simulator. Where more is known, a task has more methods.
+    """A prior and a simulator; where more is known, a task has more methods.
 
     `log_likelihood(x, theta)`, `sample_posterior(key, x_o)` and `log_posterior(theta, x_o)`
     exist where they have a closed form.
     """
 
     prior: Prior
-    dim_x: ClassVar[int]  # how many data there are
+    dim_x: ClassVar[int]  # the number of data
 
     @property
     def dim_theta(self) -> int:
-        """How many parameters there are."""
+        """The number of parameters."""
         return len(self.prior_support[0])
 
     @property

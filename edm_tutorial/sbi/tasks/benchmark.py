@@ -1,4 +1,4 @@
-r"""Inference problems whose posterior is known: what a learned one is held against.
+r"""Inference problems whose posterior is known, to compare a learned one with.
 
 Each factory returns a task: a prior, a simulator, and what else has a closed form. $U$ is
 the uniform law and $N(m, V)$ a Gaussian with *variance* $V$. The five tasks here are
@@ -45,8 +45,9 @@ class GaussianMixtureTask(AbstractTask[UniformPrior]):
         check_vector("x_o", x_o, 2)
         which_key, key = jr.split(key)
         stds = self._stds(x_o)
+        low, high = self.prior_support
         k = jr.categorical(which_key, self._log_masses(x_o))
-        return truncated_normal(key, x_o, stds[k], *self.prior_support)
+        return truncated_normal(key, x_o, stds[k], low=low, high=high)
 
     def log_posterior(self, theta: Float[Array, "2"], x_o: Float[Array, "2"]) -> Float[Array, ""]:
         """ln p(theta given x_o) in nats: the mixture around `x_o`, cut to the prior's box."""
@@ -111,7 +112,8 @@ class GaussianLinearUniform(AbstractTask[UniformPrior]):
     def sample_posterior(self, key: PRNGKey, x_o: Float[Array, "10"]) -> Float[Array, "10"]:
         """One exact draw, for `x_o` within about 5 noise widths of the prior's box."""
         check_vector("x_o", x_o, 10)
-        return truncated_normal(key, x_o, jnp.array(0.1**0.5, x_o.dtype), *self.prior_support)
+        std, (low, high) = jnp.array(0.1**0.5, x_o.dtype), self.prior_support
+        return truncated_normal(key, x_o, std, low=low, high=high)
 
     def log_posterior(self, theta: Float[Array, "10"], x_o: Float[Array, "10"]) -> Float[Array, ""]:
         """ln p(theta given x_o) in nats: N(x_o, 0.1 I) cut to the prior's box."""

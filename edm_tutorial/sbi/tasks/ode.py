@@ -121,8 +121,11 @@ def sir() -> SIR:
 
 
 def _populations(logs: Array) -> Array:
-    """Their exponentials. A trial step that overshoots must not overflow: the step size
-    would become NaN. No accepted step comes near e^20, half a billion."""
+    """The populations, from their logarithms, cut off at e^20, which is half a billion.
+
+    A trial step that overshoots must not overflow: the step size would become NaN. No accepted
+    step comes near the cut.
+    """
     return jnp.exp(jnp.minimum(logs, 20.0))
 
 

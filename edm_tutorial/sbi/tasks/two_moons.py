@@ -27,7 +27,7 @@ _MAX_TRIES = 10_000
 
 @final
 class TwoMoons(AbstractTask[UniformPrior]):
-    """The task of this file; parameters and data have two dimensions."""
+    """The task of two crescents; parameters and data have two dimensions."""
 
     dim_x: ClassVar[int] = 2
 
@@ -49,7 +49,7 @@ class TwoMoons(AbstractTask[UniformPrior]):
         return jnp.where(right, radial - jnp.log(jnp.pi * rho), -jnp.inf)
 
     def sample_posterior(self, key: PRNGKey, x_o: Float[Array, "2"]) -> Float[Array, "2"]:
-        """One exact draw: invert the simulator until theta lies in the prior's box.
+        """One exact draw: the simulator is inverted until theta lies in the prior's box.
 
         Raises:
             RuntimeError: no success in 10,000 tries, where `x_o` could hardly have come from
@@ -77,13 +77,13 @@ def two_moons() -> TwoMoons:
 
 
 def _centre(theta: Array) -> Array:
-    """Where the crescent of the data has its centre."""
+    """The centre of the data's crescent."""
     z_1, z_2 = (theta[0] + theta[1]) / 2**0.5, (theta[1] - theta[0]) / 2**0.5
     return jnp.stack([0.25 - jnp.abs(z_1), z_2])
 
 
 def _crescent(key: PRNGKey, like: Array) -> Array:
-    """r (cos a, sin a)."""
+    """A draw of r (cos a, sin a)."""
     angle_key, radius_key = jr.split(key)
     angle = jr.uniform(angle_key, (), like.dtype, -jnp.pi / 2, jnp.pi / 2)
     radius = 0.1 + 0.01 * jr.normal(radius_key, (), like.dtype)

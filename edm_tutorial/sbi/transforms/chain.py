@@ -1,4 +1,4 @@
-r"""Transforms one after the other, and the chain that a posterior is fitted in.
+r"""A chain of transforms, and the one in which a posterior is fitted.
 
 Bounds first, then scale, then a linear fit to the observation x: where the posterior is Gaussian
 around a straight line, z is N(0, I) for every x.
@@ -12,18 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import AbstractTransform, Observation, Parameters
-from .bounds import Bounds
+from .bounds import Bounds, narrowness
 from .linear import LinearRegression
 from .standardize import Standardizer
-
-QUERIES, OTHERS = 1_000, 10_000  # simulations that look for a neighbour, and among which
-QUARTILE = 0.4506  # the first, of the difference of two draws of N(0, 1) without its sign
-NARROWEST = 0.1  # least ratio of the width of posteriors and the spread around a line
 
 
 @final
 class Chain(AbstractTransform):
-    """The composition of its steps, the first applied first.
+    """A composition of transforms, the first applied first.
 
     Arguments:
         steps: transforms of one vector of parameters.
@@ -61,7 +57,7 @@ class Chain(AbstractTransform):
 
     @property
     def bounds(self) -> Bounds:
-        """The first step."""
+        """The map of bounded parameters to the whole line: the first step."""
         (bounds,) = (step for step in self.steps if isinstance(step, Bounds))
         return bounds
 
@@ -86,31 +82,3 @@ class Chain(AbstractTransform):
 def rows(transform: AbstractTransform, theta: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """The images of many parameters under a transform that needs no x, on the host."""
     return np.asarray(jax.vmap(transform.forward)(jnp.asarray(theta)))
-
-
-def narrowness(
-    theta: Float[np.ndarray, "n d"], x: Float[np.ndarray, "n k"], spread: Float[np.ndarray, " d"]
-) -> Float[np.ndarray, " d"]:
-    r"""How much narrower posteriors are than what a linear fit leaves: 0.1 to 1, a parameter each.
-
-    Two simulations with close x are nearly two draws from one posterior. If it is Gaussian of
-    standard deviation w, a quarter of all $|\theta_i - \theta_j|$ are below
-    $\sqrt 2\,\Phi^{-1}(5/8)\,w \approx 0.4506\,w$, and w is what the line leaves. Around a curved
-    or two-peaked posterior the line leaves more. In many dimensions of x no two simulations are
-    close, w comes out as the line's or larger, and the answer is 1. On
-    problems that did not choose it, it has gained 0.04 nats (a wave with several peaks) and
-    nothing measurable (a ring), by `benchmarks/sbi_choices.py`.
-
-    Arguments:
-        theta, x: standardised parameters and observations; the first 1,000 are compared with
-            their nearest among the first 10,000.
-        spread: the standard deviation that a linear fit leaves of each parameter.
-    """
-    theta, x = theta[:OTHERS], x[:OTHERS].astype(np.float32)
-    squares = np.sum(x**2, axis=1)
-    distance = squares - 2 * x[:QUERIES] @ x.T  # up to what does not depend on the neighbour
-    np.fill_diagonal(distance, np.inf)
-    nearest = np.argmin(distance, axis=1)
-    difference = np.abs(theta[:QUERIES] - theta[nearest])
-    width = np.quantile(difference, 0.25, axis=0) / QUARTILE
-    return np.clip(width / spread, NARROWEST, 1)

@@ -1,4 +1,4 @@
-r"""A linear fit to the observation, taken out first: $z = L^{-1}(u - A x - b)$.
+r"""The residual of a linear fit to the observation: $z = L^{-1}(u - A x - b)$.
 
 A is a ridge regression of the parameters u on the observation x, and $L L^T$ the covariance of its
 errors on simulations that it has not seen. The network then learns only what is not linear and
@@ -21,7 +21,7 @@ from . import AbstractTransform, Observation, Parameters
 from .standardize import float_dtype
 
 RIDGES = np.array([*np.geomspace(1.0, 1e6, 7), np.inf])  # in examples; an infinite one ignores x
-NARROWEST = 1e-4  # of L, beside the spread of u, so that float32 can invert it
+LEAST_SCALE = 1e-4  # of L, beside the spread of u, so that float32 can invert it
 
 
 @final
@@ -39,12 +39,10 @@ class LinearRegression(AbstractTransform):
     scale: Float[Array, "d d"]
 
     @classmethod
-    def fit(
-        cls, u: Float[ArrayLike, "n d"], x: Float[ArrayLike, "n k"], ridges: np.ndarray = RIDGES
-    ) -> "LinearRegression":
+    def fit(cls, u: Float[ArrayLike, "n d"], x: Float[ArrayLike, "n k"]) -> "LinearRegression":
         """Ridge regression whose strength and spread are those of leave-one-out prediction.
 
-        In float64. Of all `ridges`, the one whose Gaussian gives left-out simulations the
+        In float64. Of all `RIDGES`, the one whose Gaussian gives left-out simulations the
         highest density is kept. Works for fewer simulations than features of x.
 
         Arguments:
@@ -55,7 +53,7 @@ class LinearRegression(AbstractTransform):
         targets, features = targets - u_mean, features - x_mean
         squares, axes = np.linalg.eigh(features.T @ features)
         scores = features @ axes
-        strengths = (1 / (np.maximum(squares, 0) + ridge) for ridge in ridges)
+        strengths = (1 / (np.maximum(squares, 0) + ridge) for ridge in RIDGES)
         fits = [_left_out(targets, scores, strength) for strength in strengths]
         covariance, slope = min(fits, key=lambda fit: np.linalg.slogdet(fit[0])[1])
         slope = slope @ axes.T
@@ -72,7 +70,7 @@ class LinearRegression(AbstractTransform):
         return self.scale.astype(z.dtype) @ z + self.line(x, z.dtype)
 
     def log_det(self, theta: Parameters, x: Observation = None) -> Float[Array, ""]:
-        """The same everywhere."""
+        """The log-determinant, which is the same everywhere, in nats."""
         return -jnp.sum(jnp.log(jnp.diagonal(self.scale)))
 
     def spread(self) -> Float[Array, " d"]:
@@ -92,4 +90,4 @@ def _left_out(u: np.ndarray, scores: np.ndarray, inverse: np.ndarray) -> tuple[n
     slope = (scores.T @ u).T * inverse
     leverage = 1 / n + scores**2 @ inverse
     errors = (u - scores @ slope.T) / np.maximum(1 - leverage, 1e-6)[:, None]
-    return errors.T @ errors / n + NARROWEST**2 * np.eye(d), slope
+    return errors.T @ errors / n + LEAST_SCALE**2 * np.eye(d), slope

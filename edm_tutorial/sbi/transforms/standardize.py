@@ -44,7 +44,7 @@ class Standardizer(AbstractTransform):
 
     @classmethod
     def fit(cls, x: Float[ArrayLike, " n *shape"], name: str = "x") -> "Standardizer":
-        """Measure the mean and the standard deviation of each feature, in float64.
+        """The mean and the standard deviation of each feature, measured in float64.
 
         Arguments:
             x: examples, stacked along the first axis.
@@ -77,7 +77,7 @@ class Standardizer(AbstractTransform):
             check_shape(name, np.empty(got), self.mean)
 
     def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
-        """Data units to unit variance.
+        """Features of unit variance, from data units.
 
         Raises:
             ValueError: another shape than that of one example.
@@ -86,7 +86,7 @@ class Standardizer(AbstractTransform):
         return (theta - self.mean.astype(theta.dtype)) / self.std.astype(theta.dtype)
 
     def inverse(self, z: Parameters, x: Observation = None) -> Parameters:
-        """Unit variance to data units.
+        """Features in data units, from unit variance.
 
         Raises:
             ValueError: another shape than that of one example.
@@ -95,7 +95,7 @@ class Standardizer(AbstractTransform):
         return z * self.std.astype(z.dtype) + self.mean.astype(z.dtype)
 
     def log_det(self, theta: Parameters | None = None, x: Observation = None) -> Float[Array, ""]:
-        """The same everywhere."""
+        """The log-determinant, which is the same everywhere, in nats."""
         return -jnp.sum(jnp.log(self.std))
 
 
