@@ -235,9 +235,10 @@ def check_stateless(name: str, tree: Any) -> None:
 
 
 def check_shape(name: str, array: Any, x: Array) -> None:
-    """Refuse an array that is not shaped like `x`, even where it would broadcast."""
-    if jnp.shape(array) != x.shape:
-        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}")
+    """Refuse None, and an array that is not shaped like `x`, even where it would broadcast."""
+    shape = None if array is None else jnp.shape(array)
+    if shape != x.shape:
+        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {shape}")
 
 
 def check_denoised(denoised: Any, x: Array) -> None:
@@ -269,9 +270,11 @@ def check_data(name: str, data: Any) -> None:
             f"{name} needs at least one example along its first axis, got shape {data.shape}"
         )
     if concrete(data) and not np.all(np.isfinite(np.asarray(data))):
-        bad = int(np.sum(~np.isfinite(np.asarray(data))))
+        bad = ~np.isfinite(np.asarray(data)).reshape(len(data), -1)
+        rows = bad.any(axis=1)
         raise ValueError(
-            f"{name} has {bad} entries that are not finite; remove or repair them first"
+            f"{name} has {bad.sum()} entries that are not finite, in {rows.sum()} of {len(data)} "
+            f"rows (first in row {np.argmax(rows)}): remove or repair them first"
         )
 
 
@@ -351,17 +354,19 @@ def log_likelihood(
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
-        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap` and
-            `jax.export`, which takes fields of the result, such as `.log_prob`.
+        throw: False returns NaN with `ok` False where a solve failed or x has a NaN, for use in
+            `vmap` and `jax.export`, which takes fields of the result, such as `.log_prob`.
 
     Raises:
-        ValueError: an argument out of its range or shape, one of `probes` and `key` without
-            the other, or a denoiser that changes the shape or dtype of x.
+        ValueError: an argument out of its range or shape or not finite, one of `probes` and `key`
+            without the other, or a denoiser that changes the shape or dtype of x.
         TypeError: `probes` or `max_steps` is not a whole number, or `key` is no key.
         RuntimeError: the solve failed, for instance by running out of steps; inside `jit`
             also for a range or a `prior_std` that a ValueError refuses outside.
     """
     _check_dtype(x)
+    if throw:
+        check_finite("x", x)
     if isinstance(stepsize_controller, diffrax.PIDController):
         tolerances = lambda controller: (controller.rtol, controller.atol)
         stepsize_controller = eqx.tree_at(tolerances, stepsize_controller, replace_fn=jnp.asarray)
@@ -561,6 +566,9 @@ def _prior(x: Array, mean: Any, std: Any) -> tuple[Array | None, ...]:
             raise ValueError(
                 f"{name} must be a number or have the shape of x, {x.shape}, got {np.shape(value)}"
             )
+        known = value is not None and concrete(*jax.tree.leaves(value))
+        if known and not np.all(np.isfinite(np.asarray(value, float))):
+            raise ValueError(f"{name} must be finite, got {value}")
     if std is not None and concrete(std) and not np.all(np.asarray(std) >= 0):
         raise ValueError(f"prior_std must not be negative, got {std}")
     return tuple(None if part is None else as_float(part, x) for part in (mean, std))

@@ -145,9 +145,10 @@ def check_stateless(name: str, tree: Any) -> None:
 
 
 def check_shape(name: str, array: Any, x: Array) -> None:
-    """Refuse an array that is not shaped like `x`, even where it would broadcast."""
-    if jnp.shape(array) != x.shape:
-        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {jnp.shape(array)}")
+    """Refuse None, and an array that is not shaped like `x`, even where it would broadcast."""
+    shape = None if array is None else jnp.shape(array)
+    if shape != x.shape:
+        raise ValueError(f"{name} must have the shape of x, {x.shape}, got {shape}")
 
 
 def check_denoised(denoised: Any, x: Array) -> None:
@@ -179,9 +180,11 @@ def check_data(name: str, data: Any) -> None:
             f"{name} needs at least one example along its first axis, got shape {data.shape}"
         )
     if concrete(data) and not np.all(np.isfinite(np.asarray(data))):
-        bad = int(np.sum(~np.isfinite(np.asarray(data))))
+        bad = ~np.isfinite(np.asarray(data)).reshape(len(data), -1)
+        rows = bad.any(axis=1)
         raise ValueError(
-            f"{name} has {bad} entries that are not finite; remove or repair them first"
+            f"{name} has {bad.sum()} entries that are not finite, in {rows.sum()} of {len(data)} "
+            f"rows (first in row {np.argmax(rows)}): remove or repair them first"
         )
 
 

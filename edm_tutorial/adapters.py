@@ -11,6 +11,8 @@ Both kinds see a scaled point at a time label of their own. With $x = y + \sigma
 Nothing is trained anew: these denoisers can be sampled with any grid, schedule and solver.
 """
 
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -39,16 +41,25 @@ def from_ddpm(
         alphas_cumprod: $\bar\alpha_t$ of all steps, from nearly 1 down to nearly 0. Give them
             in float64: the first ones lose digits in $1 - \bar\alpha_t$.
 
+    Warns: UserWarning if the last of them is above 0.5, as of the alphas without their product.
+
     Raises: ValueError unless `alphas_cumprod` is 1-D, descending and between 0 and 1; TypeError if
-    `eps_network` is not callable.
+    `eps_network` is not callable or has another signature.
     """
-    check_callable("eps_network", eps_network)
+    _check_network("eps_network", eps_network)
     alpha_bar = np.asarray(alphas_cumprod, float)
     bounded = alpha_bar.ndim == 1 and np.all((alpha_bar > 0) & (alpha_bar < 1))
     if not (bounded and len(alpha_bar) >= 2 and np.all(np.diff(alpha_bar) < 0)):
         raise ValueError(
             "alphas_cumprod must be 1-D, at least 2 numbers descending strictly between 1 and "
             f"0, from the step of least noise to that of most; got {alphas_cumprod}"
+        )
+    if alpha_bar[-1] > 0.5:
+        warnings.warn(
+            f"alphas_cumprod ends at {alpha_bar[-1]:.3g}, where there is more data than noise: is "
+            "it np.cumprod(1 - betas)? If so, all is well up to its sigma_max, "
+            f"{np.sqrt(1 / alpha_bar[-1] - 1):.3g}",
+            stacklevel=2,
         )
     log_sigmas = (np.log1p(-alpha_bar) - np.log(alpha_bar)) / 2
     return _FromDDPM(eps_network, tuple(log_sigmas.tolist()))
@@ -63,9 +74,9 @@ def from_flow_matching(velocity: Callable[..., Array]) -> DenoiserFn:
             of the dtype of `x_t`. Returns the mean of $n - y$, shaped like `x_t`. A model whose
             time runs from noise to data is `lambda x, t, cond: -model(x, 1 - t, cond)`.
 
-    Raises: TypeError if `velocity` is not callable.
+    Raises: TypeError if `velocity` is not callable or has another signature.
     """
-    check_callable("velocity", velocity)
+    _check_network("velocity", velocity)
     return _FromFlowMatching(velocity)
 
 
@@ -93,6 +104,23 @@ class _FromFlowMatching(eqx.Module):
         sigma = _level(x, sigma)
         x_t, t = x / (1 + sigma), sigma / (1 + sigma)
         return x_t - t * _predict(self.network, x_t, t, cond, key=key)
+
+
+def _check_network(name: str, network: Any) -> None:
+    """Refuse what cannot be called with a point, its label and a condition."""
+    check_callable(name, network)
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # a builtin does not tell
+        return
+    try:
+        signature.bind("x_t", "t", "cond")
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called as {name}(x_t, t, cond) and returns an array shaped like x_t; got "
+            f"{type(network).__name__} with the signature {signature} ({error}). Of a model that "
+            "takes no condition, write lambda x_t, t, cond: model(x_t, t)"
+        ) from None
 
 
 def _level(x: Array, sigma: Scalar) -> Array:

@@ -21,7 +21,16 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
-from ._checks import check_denoised, check_key, check_range, check_scalar, concrete, levels, whole
+from ._checks import (
+    check_denoised,
+    check_finite,
+    check_key,
+    check_range,
+    check_scalar,
+    concrete,
+    levels,
+    whole,
+)
 from ._types import Condition, DenoiserFn, Example, PRNGKey, Scalar, as_float, as_traced
 
 
@@ -85,17 +94,19 @@ def log_likelihood(
         solver, stepsize_controller, adjoint, max_steps: handed to `diffrax.diffeqsolve`. With
             `BacksolveAdjoint`, differentiate with respect to arguments of this function, not
             to what the denoiser closes over.
-        throw: False returns NaN with `ok` False where a solve failed, for use in `vmap` and
-            `jax.export`, which takes fields of the result, such as `.log_prob`.
+        throw: False returns NaN with `ok` False where a solve failed or x has a NaN, for use in
+            `vmap` and `jax.export`, which takes fields of the result, such as `.log_prob`.
 
     Raises:
-        ValueError: an argument out of its range or shape, one of `probes` and `key` without
-            the other, or a denoiser that changes the shape or dtype of x.
+        ValueError: an argument out of its range or shape or not finite, one of `probes` and `key`
+            without the other, or a denoiser that changes the shape or dtype of x.
         TypeError: `probes` or `max_steps` is not a whole number, or `key` is no key.
         RuntimeError: the solve failed, for instance by running out of steps; inside `jit`
             also for a range or a `prior_std` that a ValueError refuses outside.
     """
     _check_dtype(x)
+    if throw:
+        check_finite("x", x)
     if isinstance(stepsize_controller, diffrax.PIDController):
         tolerances = lambda controller: (controller.rtol, controller.atol)
         stepsize_controller = eqx.tree_at(tolerances, stepsize_controller, replace_fn=jnp.asarray)
@@ -295,6 +306,9 @@ def _prior(x: Array, mean: Any, std: Any) -> tuple[Array | None, ...]:
             raise ValueError(
                 f"{name} must be a number or have the shape of x, {x.shape}, got {np.shape(value)}"
             )
+        known = value is not None and concrete(*jax.tree.leaves(value))
+        if known and not np.all(np.isfinite(np.asarray(value, float))):
+            raise ValueError(f"{name} must be finite, got {value}")
     if std is not None and concrete(std) and not np.all(np.asarray(std) >= 0):
         raise ValueError(f"prior_std must not be negative, got {std}")
     return tuple(None if part is None else as_float(part, x) for part in (mean, std))

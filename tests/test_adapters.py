@@ -103,6 +103,16 @@ def test_what_the_networks_are_shown(sigma):
     np.testing.assert_allclose(denoised[1], flow[0], rtol=0)
 
 
+def test_a_schedule_that_ends_in_data_is_said():
+    """As the alphas do, for their product; of a short schedule it may be true."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    told = r"alphas_cumprod ends at 0.98.*np.cumprod\(1 - betas\)\?"
+    with pytest.warns(UserWarning, match=told):
+        edm.from_ddpm(eps_network, 1 - betas)
+    edm.from_ddpm(eps_network, np.cumprod(1 - betas))  # a warning would be an error
+    edm.from_ddpm(eps_network, [0.9, 0.5])
+
+
 def test_velocity_is_that_of_the_parameterisations(key):
     x, prediction = jr.normal(key, (2, 3))
     denoised = edm.from_flow_matching(lambda x_t, t, cond: prediction)(x, 0.7)

@@ -69,8 +69,8 @@ def by_sigma(x=DATA, sigmas: Any = (1.0,), cond: Any = None, denoiser=DENOISER):
     return edm.loss_by_sigma(denoiser, x, jnp.array(sigmas), cond, key=key())
 
 
-def train(data: Any = DATA, **options: Any):
-    loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
+def train(data: Any = DATA, loss: Any = None, **options: Any):
+    loss = loss or partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
     options = {"steps": 1, "batch_size": 1, "key": key()} | options
     denoiser = edm.Denoiser(mlp(), EDM)
     return edm.train(denoiser, loss, data, optax.sgd(0.1), **options)
@@ -380,6 +380,17 @@ LIKELIHOOD = {
     "bfloat16": (lambda: likelihood(X.astype(jnp.bfloat16)), "float32 or float64, got bfloat16"),
     "x a list": (lambda: likelihood([0.5, 1.0]), "x must be .* got list"),
     "many ends": (lambda: likelihood(sigma_max=SIGMAS), "sigma_max must be one number"),
+    "x nan": (lambda: likelihood(X * NAN), "x must be finite"),
+    "prior_std infinite": (lambda: likelihood(prior_std=INF), "prior_std must be finite, got inf"),
+    "prior_std nan": (lambda: likelihood(prior_std=NAN), "prior_std must be finite, got nan"),
+    "prior_mean nan": (
+        lambda: likelihood(prior_mean=[0.0, NAN]),
+        r"prior_mean must be finite, got \[0.0, nan\]",
+    ),
+    "denoiser returns nothing": (
+        lambda: edm.log_likelihood(returns(None), X),
+        "denoiser's output must have the shape of x, .* got None",
+    ),
     "grid rising": (lambda: likelihood(sigmas=SIGMAS[::-1]), "sigmas must be .* descending"),
     "grid of one": (lambda: likelihood(sigmas=[80.0]), "1-D array of at least 2 noise levels"),
     "prior_std negative": (lambda: likelihood(prior_std=-1.0), "prior_std must"),
@@ -428,6 +439,14 @@ NETWORKS = {
         lambda: loss(edm.Denoiser(lambda x, c, cond, key: (x, c), EDM)),
         "got a tuple: networks.adapt",
     ),
+    "nothing returned": (
+        lambda: edm.Denoiser(lambda x, c, cond, key: None, EDM)(X, 1.0),
+        r"the network's output must have the shape of x, \(2,\), got None",
+    ),
+    "adapt: nothing returned": (
+        lambda: edm.Denoiser(networks.adapt(lambda x, c: None), EDM)(X, 1.0),
+        "the network must return an array shaped like x, got None",
+    ),
     "adapt: a number": (lambda: networks.adapt(3.0), "network must be callable, got 3.0"),
     "adapt: another size": (
         lambda: edm.Denoiser(networks.adapt(NET), EDM)(jnp.ones(3), 1.0),
@@ -446,6 +465,43 @@ NETWORKS = {
         lambda: networks.song_unet(12, 1, 1, channel_mult=(1, 1, 1, 1), key=key()),
         "img_resolution must be a multiple of 8.*got 12: pad the images, or give channel_mult",
     ),
+    "unet: half a factor": (
+        lambda: networks.song_unet(8, 1, 1, channel_mult=(1, 1.5), model_channels=8, key=key()),
+        "model_channels times channel_mult must be a whole number, got 12.0",
+    ),
+    "unet: one factor": (
+        lambda: networks.song_unet(8, 1, 1, channel_mult=2, key=key()),
+        r"channel_mult must be a tuple of numbers, got 2: write \(2,\)",
+    ),
+    "unet: one resolution": (
+        lambda: networks.song_unet(8, 1, 1, attn_resolutions=4, key=key()),
+        r"attn_resolutions must be a tuple of numbers, got 4: write \(4,\)",
+    ),
+    "unet: one tap": (
+        lambda: networks.song_unet(8, 1, 1, attn_resolutions=(), resample_filter=2, key=key()),
+        r"resample_filter must be a tuple of numbers, got 2: write \(2,\)",
+    ),
+    "adm: one factor": (
+        lambda: networks.dhariwal_unet(8, 1, 1, channel_mult=2, key=key()),
+        r"channel_mult must be a tuple of numbers, got 2: write \(2,\)",
+    ),
+    "adm: one resolution": (
+        lambda: networks.dhariwal_unet(8, 1, 1, attn_resolutions=8, key=key()),
+        r"attn_resolutions must be a tuple of numbers, got 8: write \(8,\)",
+    ),
+    "adm: unequal heads": (
+        lambda: networks.dhariwal_unet(
+            8,
+            1,
+            1,
+            model_channels=8,
+            channel_mult=(1, 2),
+            attn_resolutions=(4,),
+            channels_per_head=3,
+            key=key(),
+        ),
+        "channels_per_head=3 makes 5 heads of 16 channels, which are not equal: .* divisor of 16",
+    ),
     "unet: key a seed": (lambda: networks.song_unet(32, 1, 1, key=3), "key must be one random key"),
     "adm: half a head": (
         lambda: networks.dhariwal_unet(64, 1, 1, channels_per_head=0.5, key=key()),
@@ -454,6 +510,10 @@ NETWORKS = {
     "small unet: no axis": (
         lambda: networks.small_unet((8,), key=key()),
         r"shape must be \(channels, length\), .* got \(8,\)",
+    ),
+    "small unet: a number": (
+        lambda: networks.small_unet(28, key=key()),
+        r"shape must be a tuple of numbers, got 28: write \(channels, length\), ",
     ),
     "small unet: half a vector": (
         lambda: networks.small_unet((1, 8), vector_dim=0.5, key=key()),
@@ -532,6 +592,11 @@ NETWORKS = {
     "ddpm: no noise": (lambda: edm.from_ddpm(zero, [1.0, 0.5]), "strictly between 1 and 0"),
     "ddpm: nan": (lambda: edm.from_ddpm(zero, ALPHA_BAR * NAN), "strictly between 1 and 0"),
     "ddpm: one step": (lambda: edm.from_ddpm(zero, ALPHA_BAR[:1]), "at least 2 numbers"),
+    "ddpm: no condition": (
+        lambda: edm.from_ddpm(lambda x, t: x, ALPHA_BAR),
+        r"eps_network is called as eps_network\(x_t, t, cond\).*signature \(x, t\) .*write "
+        r"lambda x_t, t, cond: model\(x_t, t\)",
+    ),
     "ddpm: many sigmas": (
         lambda: edm.from_ddpm(zero, ALPHA_BAR)(X, X),
         "sigma must be one number",
@@ -547,6 +612,10 @@ NETWORKS = {
         r"null must be shaped like cond, in whose place it stands, \(3,\), got \(\)",
     ),
     "flow: no network": (lambda: edm.from_flow_matching(1.0), "velocity must be callable"),
+    "flow: no condition": (
+        lambda: edm.from_flow_matching(lambda x, t: x),
+        r"velocity is called as velocity\(x_t, t, cond\).*write lambda x_t, t, cond: model",
+    ),
     "flow: integers": (lambda: edm.from_flow_matching(zero)(WHOLE, 1.0), "x must be a floating"),
 }
 
@@ -752,7 +821,30 @@ TRAINING = {
         lambda: train(jnp.ones((3, 2), int)),
         "data must be a floating",
     ),
-    "train: nan": (lambda: train(DATA.at[0, 0].set(NAN)), "data has 1 entries"),
+    "train: nan": (
+        lambda: train(DATA.at[1, 0].set(NAN)),
+        r"data has 1 entries that are not finite, in 1 of 3 rows \(first in row 1\): remove or",
+    ),
+    "train: a denoiser for a state": (
+        lambda: train(state=edm.Denoiser(mlp(), EDM)),
+        "state must be an instance of TrainState, got Denoiser",
+    ),
+    "train: a loss and more": (
+        lambda: next(train(loss=lambda denoiser, x, cond, key: (jnp.sum(denoiser(x, 1.0)), x))),
+        "loss must return a scalar for one example, got a tuple: return the loss alone",
+    ),
+    "train: no loss returned": (
+        lambda: next(train(loss=lambda denoiser, x, cond, key: None)),
+        "loss must return a scalar for one example, got None",
+    ),
+    "train: losses of a batch": (
+        lambda: next(train(loss=BatchLoss(lambda denoiser, x, cond, key: jnp.sum(x, axis=1)))),
+        r"loss must return a scalar for a batch, got shape \(1,\): take its mean",
+    ),
+    "train: a loss of a batch and more": (
+        lambda: next(train(loss=BatchLoss(lambda denoiser, x, cond, key: (jnp.sum(x), x)))),
+        "loss must return a scalar for a batch, got a tuple: return the loss alone",
+    ),
     "train: three parts": (
         lambda: train((DATA, DATA, DATA)),
         "data must be x or a pair",
@@ -762,8 +854,8 @@ TRAINING = {
         "needs its condition",
     ),
     "train: condition nan": (
-        lambda: train((DATA, DATA.at[0].set(NAN))),
-        "cond has 2 entries",
+        lambda: train((DATA, DATA.at[2].set(NAN))),
+        r"cond has 2 entries that are not finite, in 1 of 3 rows \(first in row 2\)",
     ),
     "train: no steps": (lambda: train(steps=0), "steps must be at least 1, got steps=0"),
     "train: no batch": (lambda: train(batch_size=-2), "batch_size must be at least 1"),
@@ -924,8 +1016,8 @@ TAKE_NOTHING |= {name for name in vars(edm_tutorial) if name.startswith("Abstrac
 # What a TypeError says: an object is of another kind. All else is a ValueError.
 ANOTHER_KIND = re.compile(
     r"must be (a whole number, got|one whole number:|one number, got [^s]|one random key|callable|"
-    r"an instance of|one of Optax's|known outside jit|linear in x)|PRNG key|is called as F|"
-    r"that keeps a state"
+    r"a tuple of|an instance of|one of Optax's|known outside jit|linear in x)|PRNG key|"
+    r"is called as|that keeps a state"
 )
 # Whose docstring leaves what is raised to another, and to whom.
 LEFT_TO = {

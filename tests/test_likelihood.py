@@ -417,6 +417,7 @@ def test_quantised_gaussian_bits():
         ({"prior_mean": np.zeros(3)}, r"prior_mean must be .* shape of x, \(2,\), got \(3,\)"),
         ({"prior_std": np.ones((1, 2))}, r"prior_std must be .* shape of x, \(2,\), got \(1, 2\)"),
         ({"prior_std": -1.0}, "prior_std must not be negative"),
+        ({"prior_std": np.inf}, "prior_std must be finite, got inf"),
     ],
 )
 def test_refuses(kwargs, message):
@@ -464,6 +465,14 @@ def test_a_failed_solve_leaves_no_number_behind():
     latent = eqx.filter_jit(lambda x: edm.log_likelihood(mixture.denoise, x, max_steps=4).latent)
     with pytest.raises(RuntimeError, match="max_steps"):
         latent(jnp.ones(2)).block_until_ready()
+
+
+def test_a_point_that_is_nan_is_refused_unless_nan_is_asked_for():
+    denoise, x = MIXTURES["centred"].denoise, jnp.array([1.0, jnp.nan])
+    with pytest.raises(ValueError, match="x must be finite"):
+        edm.log_likelihood(denoise, x)
+    quiet = edm.log_likelihood(denoise, x, throw=False)
+    assert np.isnan(quiet.log_prob) and not quiet.ok
 
 
 def test_refuses_arrays_that_are_out_of_range(unchecked):

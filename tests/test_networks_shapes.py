@@ -181,6 +181,15 @@ def test_what_conditions_a_network(dim):
         assert np.all(told_of(1, vector=vector) != one)
 
 
+def test_a_network_takes_each_of_its_classes_by_number():
+    """Called as it is, where the number can be looked at."""
+    network = awake((1, 6), label_dim=3)
+    run = lambda labels: network(jnp.ones((1, 6)), jnp.array(0.3), ImageCondition(labels))
+    for label in range(3):
+        np.testing.assert_array_equal(run(label), run(jax.nn.one_hot(label, 3)))
+    np.testing.assert_array_equal(run(-1), run(None))
+
+
 def test_the_vector_enters_beside_the_classes():
     """In the sum that the embedding's layers see: a vector of weights W is worth the class W."""
     network = awake((1, 6), label_dim=2, vector_dim=2)

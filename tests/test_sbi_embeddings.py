@@ -149,6 +149,10 @@ def test_one_fit_combines_any_number_of_observations(key):
         (lambda key: SetEmbedding(2, 3, key=key)(jnp.ones((4, 3))), "shape .points, point_size."),
         (lambda key: SeriesEmbedding(2, 3, key=key)(jnp.ones(8)), "shape .channels, length."),
         (lambda key: ImageEmbedding(2, 3, key=key)(jnp.ones((3, 8, 8))), "channels, height, width"),
+        (
+            lambda key: SetEmbedding(2, 3, masked=True, key=key).scale(np.full((60, 4, 2), 0.5)),
+            r"embedding: of SetEmbedding.masked=True.*such as 0\.5",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -20,11 +20,13 @@ from scipy.stats import norm
 import edm_tutorial as edm
 from edm_tutorial.sbi import PoorFit, default_settings, fit, fit_posterior, noise_levels, tasks
 from edm_tutorial.sbi.early_stopping import FitState, History
+from edm_tutorial.sbi.embeddings import SetEmbedding
 from edm_tutorial.sbi.fit import StratifiedLoss, optimizer_of
 from edm_tutorial.sbi.noise_levels import HeldOut, LikelihoodNoise, PosteriorNoise
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.settings import POSTERIOR_ROWS
 from edm_tutorial.sbi.simulations import checked
+from edm_tutorial.sbi.surprise import WideScales
 from edm_tutorial.sbi.transforms.bounds import Bounds
 from edm_tutorial.sbi.transforms.chain import Chain
 from edm_tutorial.training import TrainState
@@ -655,3 +657,28 @@ def test_more_simulations_go_on_from_the_weights_of_an_embedded_fit(key):
     # One step of Adam moves a weight by the learning rate at most.
     np.testing.assert_allclose(after, before, atol=0.02)
     assert np.max(np.abs(after - embedding.weight)) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        ({"embedding": SetEmbedding}, TypeError, "embedding must be an instance, got the class"),
+        ({"embedding": lambda x: (x, x)}, TypeError, "embedding must return one vector, got a tup"),
+        ({"embedding": lambda x: np.sort(x)}, TypeError, "embedding must be written in JAX"),
+        ({"sigma_dist": 0.5}, TypeError, "sigma_dist must be an instance"),
+        ({"settings": SMALL._replace(learning_rate=-1.0)}, ValueError, "settings.learning_rate"),
+        ({"settings": SMALL._replace(learning_rate=np.nan)}, ValueError, "settings.learning_rate"),
+        ({"settings": SMALL._replace(weight_decay="1")}, TypeError, "settings.weight_decay must"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused_by_name(change, kind, told, key, unchecked):
+    with pytest.raises(kind, match=told):
+        fit_posterior(key, *uniform(7, 60), **change, progress=False)
+
+
+def test_columns_of_unlike_spread_before_an_embedding_of_ones_own_warn():
+    theta, x = uniform(7, 60)
+    embedding = eqx.nn.Linear(2, 2, key=jr.key(1))
+    fit._scaled(x, np.arange(50), embedding)
+    with pytest.warns(WideScales, match="divide each column by its standard deviation"):
+        fit._scaled(x * np.float32([1, 1e4]), np.arange(50), embedding)

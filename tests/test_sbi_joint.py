@@ -1,8 +1,10 @@
 """Every conditional by one network: against joint Gaussians, whose conditionals are known."""
 
 import dataclasses
+import json
 import pickle
 import warnings
+import zlib
 from functools import partial
 
 import equinox as eqx
@@ -333,6 +335,25 @@ def test_a_fit_with_missing_numbers_saves_loads_and_pickles(rng, key, tmp_path):
         sbi.Joint.load(tmp_path / "foreign")
 
 
+def test_one_digit_of_the_first_line_turned_is_noticed(rng, tmp_path):
+    """And the version before, with a checksum of the numbers only, is read."""
+    joint, _ = exact(rng)
+    path = tmp_path / "joint"
+    joint.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"sigmas": [0.005,', b'"sigmas": [0.004,'))
+    with pytest.raises(ValueError, match="joint is damaged: its checksum"):
+        sbi.Joint.load(path)
+    line, _, body = whole.partition(b"\n")
+    old = json.loads(line) | {"version": 1, "checksum": zlib.crc32(body)}
+    path.write_bytes(json.dumps(old).encode() + b"\n" + body)
+    assert eqx.tree_equal(sbi.Joint.load(path), joint)
+    for wrong in ({"kinds": 3}, {"sizes": 2}, {"shares": 1}):
+        path.write_bytes(json.dumps(old | wrong).encode() + b"\n" + body)
+        with pytest.raises(ValueError, match="joint is damaged: its first line"):
+            sbi.Joint.load(path)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet")
 def test_a_fit_goes_on_where_it_stopped(rng, key):
@@ -440,6 +461,8 @@ def test_questions_that_make_no_sense_are_refused(rng):
             call()
     with pytest.raises(TypeError, match="True and False"):
         joint.given(np.zeros(5), np.ones(5))
+    with pytest.raises(TypeError, match="churn must be .*such as Churn"):
+        joint.posterior(np.zeros(3)).sample(jr.key(0), 2, churn=3.0)
 
 
 def test_correlation_is_that_of_the_simulations_and_of_points_without_order(rng):

@@ -6,6 +6,7 @@ About 40 seconds on one core.
 import dataclasses
 import json
 import re
+import zlib
 from typing import Any
 
 import diffrax
@@ -321,6 +322,58 @@ def test_a_file_that_is_not_whole_is_refused_by_name(key, tmp_path):
             Posterior.load(path)
 
 
+def test_one_bit_of_the_first_line_turned_is_noticed(key, tmp_path):
+    """Whichever: of names, of numbers that say how to sample, of the checksum, and its end."""
+    path = tmp_path / "posterior"
+    learned(key).save(path)
+    whole = path.read_bytes()
+    for place in range(whole.index(b"\n") + 1):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 7
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            Posterior.load(path)
+
+
+def before(path, **changed):
+    """A file as the version before wrote it, its checksum of the numbers only."""
+    line, _, body = path.read_bytes().partition(b"\n")
+    header = json.loads(line)
+    header |= {"version": header["version"] - 1, "checksum": zlib.crc32(body)} | changed
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+
+
+def test_a_file_of_the_version_before_is_read(key, tmp_path):
+    posterior = learned(key)
+    posterior.save(tmp_path / "posterior")
+    before(tmp_path / "posterior")
+    again = Posterior.load(tmp_path / "posterior")
+    assert again.history == posterior.history and eqx.tree_equal(again, posterior)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"size": "two"},
+        {"shape": 2},
+        {"network": {"width": 8}},
+        {"network": [8]},
+        {"sigmas": [0.01]},
+        {"sigmas": [15.0, 0.01]},
+        {"sigmas": ["low", 1.0]},
+        {"history": {"stop": []}},
+        {"offsets": 3},
+        {"density": [1]},
+    ],
+)
+def test_a_first_line_without_sense_is_refused_by_name(damage, key, tmp_path, unchecked):
+    path = tmp_path / "posterior"
+    learned(key).save(path)
+    before(path, **damage)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is damaged: its first line"):
+        Posterior.load(path)
+
+
 def test_a_network_of_your_own_is_saved_with_its_structure(key, tmp_path):
     posterior = gaussian(0.4)
     posterior.save(tmp_path / "own")
@@ -363,6 +416,10 @@ def test_messages(key, unchecked):
         posterior.log_prob(jnp.zeros(3), X_O)
     with pytest.raises(ValueError, match=r"shape \(2,\) or one a row, \(n, 2\), got \(2, 5, 2\)"):
         posterior.log_prob(jnp.zeros((2, 5, 2)), X_O)
+    with pytest.raises(
+        TypeError, match=r"churn must be one, such as Churn\(s_churn=40\.0\), got 3"
+    ):
+        posterior.sample(key, X_O, 3, churn=3.0)
     for count in (1.5, 1e3, "3", True):
         with pytest.raises(TypeError, match="n must be a whole number"):
             posterior.sample(key, X_O, count)

@@ -10,7 +10,8 @@ from scipy import stats
 
 from edm_tutorial import sbi
 from edm_tutorial.sbi import simulations
-from edm_tutorial.sbi.simulations import FEW_VALUES, checked
+from edm_tutorial.sbi.simulations import checked
+from edm_tutorial.sbi.surprise import FEW_VALUES, DependentParameters
 from edm_tutorial.sbi.transforms import bounds
 
 
@@ -236,3 +237,98 @@ def test_a_support_may_be_open(support):
     theta = np.random.default_rng(0).normal(size=(60, 2))
     bounds = checked(theta, theta, support, structured=False, invalid="raise").bounds
     assert bounds.contains(jnp.zeros(2))
+
+
+# Faults of the data that ended elsewhere, or nowhere
+
+
+def test_columns_that_are_constant_but_for_a_row_are_named(rng):
+    with pytest.raises(ValueError, match="x in columns .* constant but for a row"):
+        look(rng.normal(size=(300, 1)), np.eye(300)).split(jr.key(0))
+
+
+def test_too_few_distinct_simulations_are_counted():
+    theta = np.array([[0.0], [1.0]])[np.arange(200) % 2]
+    with pytest.warns(sbi.FitWarning):
+        given = look(theta, theta + 1)
+    with pytest.raises(ValueError, match="only 2 distinct simulations among 200"):
+        given.split(jr.key(0))
+
+
+@pytest.mark.parametrize("support", [[(-1, 1), (4, None)], [(-1.0, 1.0), (4.0, np.inf)]])
+def test_an_open_transposed_support_warns(support, rng):
+    theta = np.c_[rng.uniform(-1, 1, 300), rng.uniform(4, 6, 300)]
+    with pytest.warns(sbi.SupportOrder, match="transpose"):
+        look(theta, theta + rng.normal(size=(300, 2)), support)
+
+
+def test_a_transposed_support_out_of_order_has_the_hint(rng):
+    theta = np.c_[rng.exponential(size=300) - 1, rng.exponential(size=300) + 4]
+    with pytest.warns(sbi.SupportOrder), pytest.raises(ValueError, match="low < high.*transpose"):
+        look(theta, theta + rng.normal(size=(300, 2)), [(-1, np.inf), (4, np.inf)])
+    with pytest.raises(ValueError, match=r"low < high, got .*\]$"):
+        look(theta, theta + 1, ([0.0, 0.0], [-1.0, 9.0]))
+
+
+@pytest.mark.parametrize("support", [([0, 0], None), ([0, None], [None, 1]), (None, [1, 1])])
+def test_open_supports_that_hold_are_silent(support, rng):
+    theta = rng.uniform(0, 1, (300, 2))
+    look(theta, theta + rng.normal(size=(300, 2)), support)
+
+
+def test_simulations_of_one_theta_are_on_one_side_of_the_split(rng):
+    index = np.repeat(np.arange(30), 10)
+    theta = rng.normal(size=(30, 2))[index]
+    with pytest.warns(sbi.DuplicatedSimulations, match="only 30 distinct parameters for 300"):
+        given = look(theta, theta + rng.normal(size=(300, 2)))
+    kept, held = given.split(jr.key(0))
+    assert not set(index[kept]) & set(index[held]) and len(held) >= 75
+
+
+def test_parameters_that_are_equal_by_chance_leave_the_split_as_it_is(rng):
+    theta, x = rng.normal(size=(300, 1)), rng.normal(size=(300, 2))
+    theta[:5] = theta[5:10]
+    np.testing.assert_array_equal(look(theta, x).group, np.arange(300))
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (lambda u: -(10 ** (6 * u - 4)), r"fit -np\.log\(-theta\[:, 0\]\)"),
+        (lambda u: np.tan(3.1 * (u - 0.5)), r"fit np\.arcsinh\(theta\[:, 0\] / "),
+        (lambda u: np.round(10 ** (6 * u)), r"fit np\.log1p\(theta\[:, 0\]\)"),
+    ],
+)
+def test_theta_is_never_to_be_clipped(column, told, rng):
+    theta = column(rng.uniform(size=(2000, 1)))
+    with pytest.warns(sbi.WideScales, match=told) as found:
+        look(theta, rng.normal(size=(2000, 2)))
+    assert not any("clip" in str(warning.message) for warning in found)
+
+
+def test_counts_over_decades_warn(rng):
+    x = rng.poisson(10 ** rng.uniform(0, 6, (300, 1))).astype(float)
+    with pytest.warns(sbi.WideScales, match=r"fit np\.log1p\(x\[:, 0\]\)"):
+        look(rng.normal(size=(300, 1)), x)
+
+
+def test_parameters_that_sum_to_one_warn(rng):
+    theta = rng.dirichlet([1, 2, 3], 300)
+    with pytest.warns(DependentParameters, match=r"columns \[0, 1, 2\].*Leave one out"):
+        look(theta.astype(np.float32), theta[:, :2] + rng.normal(size=(300, 2)))
+
+
+def test_a_spike_in_a_continuous_parameter_warns(rng):
+    theta, x = pairs()
+    theta[rng.random(300) < 0.2, 1] = 0.5
+    with pytest.warns(sbi.DiscreteParameter, match=r"theta\[:, 1\] is 0.5 in "):
+        look(theta, x)
+    look(np.round(pairs()[0], 2), x)  # rounded values are continuous enough
+
+
+def test_a_constant_parameter_is_refused():
+    theta = np.random.default_rng(0).normal(size=(200, 2))
+    x = theta.copy()
+    theta[:, 1] = 3.0
+    with pytest.raises(ValueError, match=r"theta.*constant|constant.*theta"):
+        checked(theta, x, None, structured=False, invalid="raise")

@@ -16,7 +16,7 @@ import pytest
 
 import edm_tutorial as edm
 from edm_tutorial import sbi
-from edm_tutorial.sbi.surprise import ObservationDensity
+from edm_tutorial.sbi.surprise import ObservationDensity, look_at
 
 PLAIN = edm.Denoiser(lambda x, *_, key=None: x, edm.EDMPreconditioning(1.0))
 RELEASE_0_1 = Path(__file__).parent / "release_0_1"
@@ -237,3 +237,20 @@ def test_few_rows_of_many_features_are_shrunk_towards_independent_ones():
     density = ObservationDensity.fit(denoiser, rows, rows[:10])
     widths = np.linalg.svd(np.asarray(density.whiten), compute_uv=False)
     assert 0.3 < widths.min() and widths.max() < 3
+
+
+def test_what_is_far_outside_of_all_ranges_is_found_though_it_lies_along_the_correlation():
+    rng = np.random.default_rng(6)
+    law = lambda rng, n: rng.uniform(-1, 1, (n, 1)) + 0.01 * noise(rng, n, 2)
+    density, scale = fitted(law, rng, 2000, 200)
+    assert density.beyond(jnp.asarray(scale([3.0, 3.0]))).min() > 0.5
+    with pytest.warns(sbi.UnlikelyObservation, match=r"most of all in x\[\d\],"):
+        look_at(density, PLAIN, jnp.asarray(scale([3.0, 3.0])))
+    for row in law(rng, 50):
+        look_at(density, PLAIN, jnp.asarray(scale(row)))  # a warning is an error here
+
+
+def test_one_feature_has_no_others():
+    rng = np.random.default_rng(7)
+    density, scale = fitted(lambda rng, n: noise(rng, n, 1), rng, 400, 40)
+    assert density.worst(jnp.asarray(scale([2.0]))) == "x[0]"

@@ -304,3 +304,32 @@ def test_the_bend_has_a_finite_derivative_everywhere(exponent, place, dtype):
         got, _ = slopes(low.astype(float), high.astype(float), s, theta)
         # Half-way the two sides cancel: relative to each of them.
         np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-12 * np.max((a + b) / s) + 1e-300)
+
+
+@jax.jit
+def way_back(low, high, theta):
+    """The derivatives of the inverse at the u of theta, and of ln du/dtheta."""
+    box = Bounds(low, high, jnp.asarray([1.0], theta.dtype))
+    u = box.forward(theta)
+    return jax.grad(lambda u: box.inverse(u)[0])(u), jax.grad(lambda t: box.log_det(t))(theta)
+
+
+SUPPORTS = [(-np.inf, np.inf), (-1.0, np.inf), (-np.inf, 3.0), (-1.0, 3.0), (150.0, 250.0)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    support=st.sampled_from(SUPPORTS),
+    exponent=st.floats(-44.0, 3.0),
+    upper=st.booleans(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_any_number_of_bounds_has_finite_derivatives_both_ways(support, exponent, upper, dtype):
+    """At any distance from a bound that the float knows, and a thousand away from all."""
+    low, high = (np.array([bound], dtype) for bound in support)
+    start = next((bound for bound in (low, high) if np.isfinite(bound)), np.zeros(1, dtype))
+    first, last = np.nextafter(low, high), np.nextafter(high, low)
+    away = dtype(10.0**exponent) * (-1 if upper and np.isinf(low) else 1)
+    theta = np.clip((high - away if upper and np.isfinite(high) else start + away), first, last)
+    back, slope = way_back(low, high, theta)
+    assert np.isfinite(back).all() and np.isfinite(slope).all()

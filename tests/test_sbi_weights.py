@@ -1,5 +1,8 @@
 """Importance weights of a Gaussian posterior for another Gaussian: all is known."""
 
+import dataclasses
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +60,36 @@ def test_draws_where_the_joint_density_is_zero_have_no_weight(key):
     rows = np.where(np.arange(50) < 20, -np.inf, 0.0)
     found = posterior.reweigh(theta, X_O, rows)
     assert np.all(found.weights[:20] == 0) and np.all(found.weights[20:] > 0)
+
+
+def branching(row):
+    """As an author of plain Python writes it, for whom a row is numbers."""
+    if row[0] < 0:
+        return -np.inf
+    return math.log(float(row[0])) - row[row > 0].sum()
+
+
+def test_a_function_in_plain_python_is_called_row_by_row(key):
+    posterior = gaussian(0.5)
+    theta = posterior.sample(key, X_O, 50)
+    found = posterior.reweigh(theta, X_O, branching)
+    expected = posterior.reweigh(theta, X_O, np.array([*map(branching, np.asarray(theta))]))
+    np.testing.assert_array_equal(found.weights, expected.weights)
+    assert 0 < np.sum(found.weights == 0) < 50
+
+
+@pytest.mark.usefixtures("single_precision")
+@pytest.mark.parametrize("function", [np.sum, jnp.sum])
+def test_draws_with_an_offset_reach_the_function_in_float64(key, function):
+    """A Julian date: in float32 it is known to a quarter only, half a width."""
+    date = np.array([2_459_000.5, 0.0])
+    posterior = dataclasses.replace(gaussian(0.5), theta_offset=tuple(date.tolist()))
+    theta = posterior.sample(key, X_O, 50)
+    assert theta.dtype == np.float64
+    log_joint = lambda row: -function((row - date) ** 2)
+    found = posterior.reweigh(theta, X_O, log_joint)
+    expected = posterior.reweigh(theta, X_O, np.array([*map(log_joint, theta)], float))
+    np.testing.assert_array_equal(found.weights, expected.weights)
 
 
 @pytest.mark.usefixtures("unchecked")

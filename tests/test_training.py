@@ -706,6 +706,21 @@ def test_a_loss_that_is_not_finite_is_not_said_where_it_is_repaired():
     assert np.isnan(losses).sum() == 3 and int(cleaned(state).steps) == 3
 
 
+@pytest.mark.parametrize("every, bad, before", [(3, 5, 3), (1, 10, 10)])
+def test_a_training_of_repaired_steps_only_is_said(every, bad, before):
+    """Nothing is learned, and nothing else would tell; a few bad steps are repaired in silence."""
+    repaired = optax.chain(clean_gradients(), optax.sgd(0.1))
+    run = simple_run(repaired, diverging, data=signs(1.0, *[-1.0] * 11), steps=12, every=every)
+    message = rf"none of the last {bad} losses is finite.*clean_gradients"
+    seen = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NonFiniteLossWarning)
+        with pytest.raises(NonFiniteLossWarning, match=message):
+            for state, _ in run:
+                seen = int(state.step)
+    assert seen == before  # said before the next chunk is yielded
+
+
 def test_the_warning_can_be_silenced_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -54,7 +54,8 @@ class Adapted(eqx.Module):
     ) -> Float[Array, "..."]:
         """The output of the network, shaped like `x` if it is as large.
 
-        Raises: ValueError if the network refuses the vector, most often because of its length.
+        Raises: ValueError if the network returns None, or refuses the vector, most often because
+        of its length.
         """
         network = cast_floating(self.network, x.dtype)
         if key is None:
@@ -65,6 +66,8 @@ class Adapted(eqx.Module):
         else:
             output = network(*(x, c_noise, cond)[: self.arity], **given)
         output = output[0] if isinstance(output, tuple | list) else output
+        if output is None:
+            raise ValueError("the network must return an array shaped like x, got None")
         return output.reshape(x.shape) if output.size == x.size else output
 
 

@@ -20,7 +20,8 @@ from .settings import (
     Settings as Settings,
     default_settings as default_settings,
 )
-from .simulations import (
+from .surprise import (
+    DependentParameters as DependentParameters,
     DiscreteParameter as DiscreteParameter,
     DroppedSimulations as DroppedSimulations,
     DuplicatedSimulations as DuplicatedSimulations,
@@ -28,11 +29,11 @@ from .simulations import (
     NarrowTruncation as NarrowTruncation,
     PoorFit as PoorFit,
     SupportOrder as SupportOrder,
+    Surprise as Surprise,
     UnlikelyObservation as UnlikelyObservation,
     UntrainedQuestion as UntrainedQuestion,
     WideScales as WideScales,
 )
-from .surprise import Surprise as Surprise
 from .transforms.standardize import Standardizer as Standardizer
 
 # These need more than the core (`pip install "edm-tutorial[sbi]"`): imported when asked for.

@@ -233,12 +233,14 @@ def expected_coverage(
     Raises:
         ValueError: no ranks, one that is not from 0 to `draws`, `prob` not between 0 and 1, or
             a count (`draws`, `levels`, `simulations`) below 1.
+        TypeError: a count that is not a whole number.
     """
     # Here, since it needs NumPy 2; the ranks do not.
     from arviz_stats.ecdf_utils import get_pointwise_confidence_band, simulate_confidence_bands
 
-    counts = np.asarray(ranks)
-    _check_coverage(counts, draws=draws, prob=prob, levels=levels, runs=simulations)
+    counts, draws, levels = np.asarray(ranks), whole("draws", draws), whole("levels", levels)
+    simulations = whole("simulations", simulations)
+    _check_coverage(counts, draws, prob)
     k = np.unique(np.round(np.linspace(1, draws, min(draws, levels))).astype(int))
     credibility = k / (draws + 1)
     below = counts[None] < k.reshape(-1, *[1] * counts.ndim)
@@ -304,7 +306,8 @@ def posterior_predictive(
 
     Arguments:
         simulate: called as `simulate(key, theta)` for one `theta`. In JAX, all are simulated at
-            once. One in NumPy or another language is called once a draw, with a NumPy `theta`;
+            once, twice over: where the two answers differ, NumPy's random numbers are inside. One
+            with these, in NumPy or in another language is called once a draw, with a NumPy `theta`;
             for its own random numbers it may ignore the key, or seed
             `np.random.default_rng(int(jax.random.bits(key)))`.
 
@@ -318,9 +321,9 @@ def posterior_predictive(
         raise ValueError("draws is empty: sample the posterior first")
     keys = jr.split(key, len(rows))
     try:
-        at_once, alone = jax.vmap(simulate)(keys, jnp.asarray(rows)), simulate(keys[0], rows[0])
-        # NumPy's random numbers inside are constants to JAX, and the same for all draws.
-        if np.allclose(at_once[0], alone, rtol=1e-3, atol=1e-6, equal_nan=True):
+        at_once, again = (jax.vmap(simulate)(jr.clone(keys), jnp.asarray(rows)) for _ in range(2))
+        # NumPy's random numbers inside are the same for all draws, and others at each call.
+        if np.array_equal(at_once, again, equal_nan=True):
             return at_once
     except Exception:  # whatever a simulator that is not JAX's raises; in the loop it raises again
         pass
@@ -347,15 +350,11 @@ def _check(theta: Any, draws: Any) -> tuple[np.ndarray, np.ndarray]:
     return truth, sample
 
 
-def _check_coverage(ranks: np.ndarray, draws: int, prob: float, levels: int, runs: int) -> None:
-    if min(draws, levels, runs) < 1:
-        raise ValueError(
-            f"draws, levels and simulations must be at least 1, got {draws}, {levels} and {runs}"
-        )
+def _check_coverage(ranks: np.ndarray, draws: int, prob: float) -> None:
     if not 0 < prob < 1:
         raise ValueError(f"prob must lie between 0 and 1, got {prob}")
-    whole = np.issubdtype(ranks.dtype, np.integer)
-    if not (whole and ranks.ndim and ranks.size and ranks.min() >= 0 and ranks.max() <= draws):
+    integer = np.issubdtype(ranks.dtype, np.integer)
+    if not (integer and ranks.ndim and ranks.size and ranks.min() >= 0 and ranks.max() <= draws):
         raise ValueError(
             f"ranks must be whole numbers from 0 to draws = {draws}, at least one, got "
             f"{ranks.dtype} of shape {ranks.shape}"

@@ -128,6 +128,12 @@ class SetEmbedding(AbstractEmbedding):
 
     def scale(self, x: Float[np.ndarray, "n points point_size"]) -> Standardizer:
         rows = x.reshape(-1, x.shape[-1])
+        if self.masked and not np.isin(rows[:, -1], (0, 1)).all():
+            raise ValueError(
+                "embedding: of SetEmbedding(masked=True) the last number of each point must be 1 "
+                "where the point is present and 0 where it is not, got others, such as "
+                f"{rows[~np.isin(rows[:, -1], (0, 1)), -1][0]}"
+            )
         rows = rows[rows[:, -1] > 0] if self.masked else rows
         return _scale(rows, (1, x.shape[-1]), unscaled=-1 if self.masked else None)
 

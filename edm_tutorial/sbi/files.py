@@ -1,15 +1,17 @@
 """Posteriors in files: a line of JSON, then the numbers. Nothing in a file is ever run.
 
-The line says what the file is, its version, the checksum of all that follows, and how the
-posterior is built; the numbers fill the form that is built from it. Files of version 0.1.0 had
-another line and no checksum; they are read, not written.
+The line says what the file is, its version, the checksum of all else, and how the posterior is
+built; the numbers fill the form that is built from it. Two older kinds of files are read, not
+written: in the version before, the checksum was of the numbers only; files of version 0.1.0 of the
+package had another line and no checksum.
 """
 
 import io
 import json
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from .._checks import check_range
 from ..denoiser import Denoiser
 from ..networks.mlp import MLP, Embedded, PosteriorMLP
 from ..preconditioning import EDMPreconditioning
@@ -31,7 +34,7 @@ from .transforms.chain import Chain
 from .transforms.linear import LinearRegression
 from .transforms.standardize import Standardizer
 
-KIND, VERSION = "edm_tutorial posterior", 3
+KIND, VERSION = "edm_tutorial posterior", 4
 # What the first line says beside kind, version and checksum; `density` came later.
 FIELDS = {"size", "shape", "linear", "network", "embedded", "sigmas", "history", "offsets"}
 
@@ -57,8 +60,14 @@ def write(path: str | Path, kind: dict[str, Any], header: dict[str, Any], arrays
     """Storage as a line of JSON, with kind, version and checksum, then the numbers."""
     body = io.BytesIO()
     eqx.tree_serialise_leaves(body, arrays)
-    first = kind | {"checksum": zlib.crc32(body.getvalue())} | header
+    first = kind | {"checksum": _checksum(kind | header, body.getvalue())} | header
     Path(path).write_bytes(json.dumps(first).encode() + b"\n" + body.getvalue())
+
+
+def _checksum(header: dict[str, Any], body: bytes) -> int:
+    """The checksum of a first line, whatever checksum it says, and of the numbers."""
+    told = {name: value for name, value in header.items() if name != "checksum"}
+    return zlib.crc32(body, zlib.crc32(json.dumps(told, sort_keys=True).encode()))
 
 
 def load(
@@ -78,7 +87,13 @@ def load(
         raise ValueError(f"{path} was fitted with {needed} embedding=")
     if header["network"] is None and network is None:
         raise ValueError(f"{path} has a network of your own: pass network=")
-    form = _form(header, network, embedding)
+    with sensible(path):
+        told = of_sampling(header)
+        told["theta_offset"], told["x_offset"] = map(tuple, header["offsets"])
+        form = _form(header)
+        inner: Any = _default(header, embedding) if network is None else network
+    inner = inner if embedding is None else Embedded(inner, embedding)
+    form["denoiser"] = Denoiser(inner, EDMPreconditioning(1.0))
     filled = partial(read, path, io.BytesIO(body))
     if "version" in header:
         fields = jax.tree.map(filled, form)
@@ -90,13 +105,30 @@ def load(
             DeprecationWarning,
             stacklevel=3,
         )
-    theta_offset, x_offset = map(tuple, header["offsets"])
-    return fields | of_sampling(header) | {"theta_offset": theta_offset, "x_offset": x_offset}
+    return fields | told
+
+
+@contextmanager
+def sensible(path: str | Path) -> Iterator[None]:
+    """A reading of a first line: an error that a line without sense raises names the file.
+
+    Raises:
+        ValueError: in place of any other error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: its first line makes no sense ({error})") from error
 
 
 def of_sampling(header: dict[str, Any]) -> dict[str, Any]:
-    """The noise levels and the training history in a first line."""
+    """The noise levels and the training history in a first line.
+
+    Raises:
+        ValueError: noise levels that are none.
+    """
     low, high = header["sigmas"]
+    check_range(low, high)
     history: dict[str, Any] = header["history"]
     history = {k: tuple(v) if isinstance(v, list) else v for k, v in history.items()}
     return {"sigma_min": low, "sigma_max": high, "history": History(**history)}
@@ -119,9 +151,9 @@ def _header(path: str | Path, line: bytes, body: bytes) -> dict[str, Any]:
 
 
 def first_line(
-    path: str | Path, line: bytes, body: bytes, kind: str, version: int, fields: set[str]
+    path: str | Path, line: bytes, body: bytes, *, kind: str, version: int, fields: set[str]
 ) -> dict[str, Any]:
-    """The first line of a file, checked: its kind, its version, and that it is whole.
+    """The first line of a file, checked: its kind, its version or the one before, and all bits.
 
     Raises:
         ValueError: the file is of another kind or version, or damaged.
@@ -132,13 +164,15 @@ def first_line(
     except (ValueError, KeyError, TypeError):
         what = kind.removeprefix("edm_tutorial ")
         raise ValueError(f"{path} is not a {what} that `save` wrote") from None
-    if (found, number) != (kind, version):
+    if found != kind or number not in (version - 1, version):
         raise ValueError(
             f"{path} is {found!r}, version {number}; this package reads {kind!r}, version {version}"
         )
     if missing := fields - header.keys():
         raise ValueError(f"{path} is damaged: its first line lacks {sorted(missing)}")
-    if zlib.crc32(body) != checksum:
+    of_all = number == version
+    same = checksum == (_checksum(header, body) if of_all else zlib.crc32(body))
+    if not same or (of_all and json.dumps(header).encode() != line):
         raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with")
     return header
 
@@ -170,29 +204,24 @@ def _sizes_of(mlp: MLP) -> dict[str, Any]:
     }
 
 
-def _form(header: dict[str, Any], network: Any, embedding: Any) -> Any:
-    """A posterior's parts with the right shapes, to be filled from the file."""
+def _default(header: dict[str, Any], embedding: Any) -> Any:
+    """The default network of the right sizes, to be filled from the file."""
+    if "release" in header["network"]:
+        return _release_0_1().default_network(header, embedding)
+    return PosteriorMLP(header["size"], **header["network"], key=jr.key(0))
+
+
+def _form(header: dict[str, Any]) -> dict[str, Any]:
+    """A posterior's other parts with the right shapes, to be filled from the file."""
     size, shape = header["size"], tuple(header["shape"])
-    if network is None and "release" in header["network"]:
-        network = _release_0_1().default_network(header, embedding)
-    elif network is None:
-        network = PosteriorMLP(size, **header["network"], key=jr.key(0))
-    if embedding is not None:
-        network = Embedded(network, embedding)
     scale = lambda shape: Standardizer(jnp.zeros(shape), jnp.ones(shape))
     steps = elementwise(size).steps
     if header["linear"]:
         linear = LinearRegression(jnp.zeros((size, *shape)), jnp.zeros(size), jnp.eye(size))
         steps = (*steps, linear)
-    denoiser = Denoiser(network, EDMPreconditioning(1.0))
     sizes = header.get("density")
     density = None if sizes is None else ObservationDensity.zeros(*sizes)
-    return {
-        "denoiser": denoiser,
-        "transform": Chain(steps),
-        "x_scale": scale(shape),
-        "density": density,
-    }
+    return {"transform": Chain(steps), "x_scale": scale(shape), "density": density}
 
 
 def elementwise(size: int) -> Chain:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import check_key, check_kind, check_stateless
+from .._checks import check_callable, check_key, check_kind, check_stateless
 from .._deprecated import renamed
 from .._types import PRNGKey
 from ..denoiser import Denoiser
@@ -45,8 +45,8 @@ from .noise_levels import (
 )
 from .posterior import Posterior
 from .settings import Settings, default_settings
-from .simulations import PoorFit, Simulations, checked, warn
-from .surprise import ObservationDensity
+from .simulations import Simulations, checked
+from .surprise import ObservationDensity, PoorFit, WideScales, warn
 from .transforms.chain import Chain
 from .transforms.standardize import AbstractEmbedding, Standardizer
 
@@ -54,6 +54,7 @@ SIGMA_DIST = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to 
 ROWS_AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 EMBEDDED_STEPS = 6_000  # at most, by default
+UNLIKE = 1e3  # standard deviations of columns, as a ratio: the smaller is lost in one unit
 LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
@@ -105,12 +106,15 @@ def fit_posterior(
 
     Raises:
         ValueError: fewer than 50 simulations, `theta` and `x` of unequal length, columns that
-            are constant, rows that are not finite, parameters outside `prior_support`, a `state`
-            of other simulations, or a network with nothing to train.
-        TypeError: `key` is no random key, or a network or an embedding has layers that keep a
-            state.
+            are constant or nearly, rows that are not finite, too few distinct simulations,
+            parameters outside `prior_support`, a `state` of other simulations, settings that
+            cannot be, or a network with nothing to train.
+        TypeError: `key` is no random key, settings or `sigma_dist` of another kind, an embedding
+            that is a class, is not written in JAX or returns more than an array, or layers of it
+            or of a network that keep a state.
     """
     structured = embedding is not None
+    check_kind("sigma_dist", sigma_dist, AbstractNoiseDistribution)
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
     split_key, network_key, held_key, train_key = _keys(key)
     kept, held = given.split(split_key)
@@ -220,6 +224,7 @@ def _settings(settings: Any, count: int, *, structured: bool) -> Settings:
         if structured:  # steps through an embedding cost more, and it learns from fewer
             settings = settings.with_steps(min(settings.steps, EMBEDDED_STEPS))
     check_kind("settings", settings, Settings)
+    settings.check()
     return settings
 
 
@@ -233,8 +238,13 @@ def _network(
 ) -> Callable[..., Array]:
     """The user's network, or the default one, behind the embedding if there is one."""
     check_stateless("embedding", embedding)
+    cond = x if embedding is None else _told(embedding, x)
     if network is None:
-        cond = x if embedding is None else eqx.filter_eval_shape(embedding, jnp.asarray(x))
+        if not isinstance(cond, jax.ShapeDtypeStruct | np.ndarray | Array):
+            raise TypeError(
+                f"embedding must return one vector, got a {type(cond).__name__}: join what it "
+                "returns with jnp.concatenate"
+            )
         if len(cond.shape) != 1:
             raise ValueError(
                 f"the network is told a vector, got shape {cond.shape}: pass an embedding= that "
@@ -243,6 +253,23 @@ def _network(
         sizes = {"width": settings.width, "depth": settings.depth, "dropout": settings.dropout}
         network = PosteriorMLP(size, len(cond), **sizes, key=key)
     return network if embedding is None else Embedded(network, embedding)
+
+
+def _told(embedding: Any, x: np.ndarray) -> Any:
+    """The shape and dtype of what an embedding makes of one observation."""
+    if isinstance(embedding, type):
+        raise TypeError(
+            f"embedding must be an instance, got the class {embedding.__name__}: make one, as with "
+            f"{embedding.__name__}(..., key=key)"
+        )
+    check_callable("embedding", embedding)
+    try:
+        return eqx.filter_eval_shape(embedding, jnp.asarray(x))
+    except jax.errors.JAXTypeError as error:
+        raise TypeError(
+            "embedding must be written in JAX, jax.numpy in place of numpy, without a look at the "
+            "numbers: it is trained with the network"
+        ) from error
 
 
 def _scaled(
@@ -258,6 +285,14 @@ def _scaled(
     elif isinstance(embedding, AbstractEmbedding):
         scale = embedding.scale(x[kept])
     else:
+        stds = x[kept].std(axis=0, dtype=float)
+        if x.ndim == 2 and stds.max() > UNLIKE * stds[stds > 0].min(initial=np.inf):
+            warn(
+                WideScales,
+                "the columns of x have standard deviations that differ by a factor of more than "
+                f"{UNLIKE:g}, and an embedding= of your own is told all in one unit: divide each "
+                "column by its standard deviation first",
+            )
         scale = Standardizer.fit(x[kept].reshape(-1), "x")
         full = lambda value: jnp.full(x.shape[1:], value)
         scale = Standardizer(full(scale.mean), full(scale.std))

@@ -63,8 +63,7 @@ class Posterior(eqx.Module):
 
     Works under `jax.vmap`, over observations too, and `eqx.filter_jit(posterior.mode)` compiles a
     method (`jax.jit` takes functions only: a module has no hash). It can be pickled where your own
-    network or embedding can: `eqx.nn.MLP` with `final_activation=jax.nn.identity`, since its
-    default is a lambda.
+    network or embedding can: `eqx.nn.MLP` needs `final_activation=jax.nn.identity` for it.
 
     Arguments:
         denoiser: of z, given the standardised observation.
@@ -120,16 +119,13 @@ class Posterior(eqx.Module):
 
         Raises:
             ValueError: `n` or `steps` below 1, or `x_o` of another shape or not finite.
-            TypeError: `n` or `steps` is not a whole number, or `key` is no random key.
+            TypeError: `n` or `steps` is not a whole number, `key` no random key, or `churn` none.
         """
         check_key("key", key)
-        n = whole("n", n)
-        steps = self.steps if steps is None else whole("steps", steps)
+        n, steps = whole("n", n), self.steps if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max)
-        x_o = self._looked_at(x_o)
-        churn = as_traced(churn)  # one compilation for all amounts
-        how = {"solver": solver, "schedule": schedule, "churn": churn}
-        found = _draw(self, key, x_o, n, sigmas=sigmas, **how)
+        how = {"solver": solver, "schedule": schedule, "churn": traced(churn)}
+        found = _draw(self, key, self._looked_at(x_o), n, sigmas=sigmas, **how)
         return with_offset(found, self.theta_offset)
 
     def log_prob(
@@ -161,8 +157,7 @@ class Posterior(eqx.Module):
         theta = self.parameters(theta)
         steps = self.steps // 2 if steps is None else whole("steps", steps)
         sigmas = edm_sigmas(max(steps, 2), self.sigma_min, self.sigma_max)
-        x_o = self._looked_at(x_o)
-        return _log_prob(self, theta, x_o, sigmas)
+        return _log_prob(self, theta, self._looked_at(x_o), sigmas)
 
     def mode(
         self, x_o: Real[ArrayLike, "*shape"] | Sequence[Any]
@@ -178,8 +173,7 @@ class Posterior(eqx.Module):
             ValueError: `x_o` of another shape or not finite.
         """
         sigmas = edm_sigmas(self.steps, self.sigma_min, self.sigma_max)
-        x_o = self._looked_at(x_o)
-        return with_offset(_mode(self, x_o, sigmas), self.theta_offset)
+        return with_offset(_mode(self, self._looked_at(x_o), sigmas), self.theta_offset)
 
     def reweigh(
         self,
@@ -193,15 +187,16 @@ class Posterior(eqx.Module):
 
         Arguments:
             theta: draws of this posterior, as `sample(key, x_o, n)` returned them.
-            log_joint: ln p(theta) + ln p(x_o given theta): a function of one theta, in JAX or
-                NumPy, or its values at the draws.
+            log_joint: ln p(theta) + ln p(x_o given theta): its values at the draws, or a function
+                of one theta, in JAX or NumPy. With an offset, theta is a NumPy array in float64.
 
         Raises:
             ValueError: `log_joint` does not give a number a draw, is NaN, or is -inf throughout.
         """
         # As many levels as for sampling: what the solver loses would be taken for weight.
         log_q = self.log_prob(theta, x_o, steps=self.steps)
-        ratio = jnp.asarray(_values(log_joint, theta), log_q.dtype) - log_q
+        values = _values(log_joint, theta, at_once=not self.theta_offset)
+        ratio = jnp.asarray(values, log_q.dtype) - log_q
         if not np.any(np.isfinite(ratio)) or np.any(np.isnan(ratio) | (ratio == np.inf)):
             raise ValueError(
                 "log_joint must be finite or -inf for draws of the posterior, and not -inf for "
@@ -277,9 +272,8 @@ class Posterior(eqx.Module):
                 f"x_o must be one observation of shape {self.x_scale.mean.shape}, got "
                 f"{np.shape(x_o)}: use jax.vmap for more"
             ) from None
-        if concrete(x_o) and not np.all(
-            np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))
-        ):
+        values = np.ma.filled(np.asanyarray(x_o, float), np.nan) if concrete(x_o) else 0
+        if not np.all(np.isfinite(values)):
             raise ValueError(f"x_o must be finite, got {x_o}")
         return less_offset("x_o", x_o, self.x_offset, self.dtype)
 
@@ -304,20 +298,27 @@ class Posterior(eqx.Module):
         x = self.x_scale.forward(x_o)
         network, preconditioning = self.denoiser.network, self.denoiser.preconditioning
         if isinstance(network, Embedded):
-            denoiser = Denoiser(network.network, preconditioning)
-            return Pinned(denoiser, network.embedding(x)), x
+            return Pinned(Denoiser(network.network, preconditioning), network.embedding(x)), x
         return Pinned(self.denoiser, x), x
 
 
-def _values(log_joint: Callable[[Any], Any] | Any, theta: Any) -> Float[np.ndarray, " n"]:
+def traced(churn: Churn | None) -> Churn | None:
+    """Churn whose amounts share one compilation. Raises: TypeError for all else."""
+    if not isinstance(churn, Churn | None):
+        raise TypeError(f"churn must be one, such as Churn(s_churn=40.0), got {churn!r}")
+    return as_traced(churn)
+
+
+def _values(log_joint: Any, theta: Any, *, at_once: bool) -> Float[np.ndarray, " n"]:
     """The joint log-density at every row, from a function of one or from its values."""
-    if not callable(log_joint):
-        found = np.asarray(log_joint, float)
-    else:
+    found = log_joint
+    if callable(log_joint):
+        one_by_one = lambda: [log_joint(row) for row in np.asarray(theta)]
         try:
-            found = np.asarray(jax.vmap(log_joint)(jnp.asarray(theta)), float)
-        except jax.errors.TracerArrayConversionError:  # a likelihood in NumPy, called one by one
-            found = np.asarray([log_joint(row) for row in np.asarray(theta)], float)
+            found = jax.vmap(log_joint)(jnp.asarray(theta)) if at_once else one_by_one()
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # a likelihood in NumPy
+            found = one_by_one()
+    found = np.asarray(found, float)
     if found.shape != (len(theta),):
         raise ValueError(
             f"log_joint must give one number for each of {len(theta)} draws, got {found.shape}"
@@ -388,8 +389,7 @@ def log_densities(
 
 @eqx.filter_jit
 def _mode(posterior: Posterior, x_o: Array, sigmas: Array) -> Array:
-    transform = posterior.transform
-    _, x = posterior.given(x_o)
+    transform, x = posterior.transform, posterior.x_scale.forward(x_o)
     fewer = sigmas[:: max(len(sigmas) // (posterior.steps // 2), 1)]
     density = lambda theta: _log_prob(posterior, theta, x_o, fewer)
     tried = _draw(posterior, jr.key(0), x_o, CANDIDATES, sigmas=sigmas)

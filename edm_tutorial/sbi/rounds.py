@@ -33,7 +33,8 @@ from .fit import fit_posterior
 from .noise_levels import PosteriorNoise
 from .posterior import Posterior
 from .settings import Settings
-from .simulations import NarrowTruncation, warn
+from .surprise import NarrowTruncation, warn
+from .transforms.standardize import AbstractEmbedding
 
 DRAWS, KERNELS = 10_000, 256  # of the fit; those of them at which kernels stand
 TAIL = 1e-4  # of the widened fit, left out
@@ -131,14 +132,17 @@ def fit_rounds(
             10,000 times as many are kept, which cuts off less than asked for.
 
     Raises:
-        ValueError: a count below 1, functions that do not return a row for each draw, or what
-            `fit_posterior` refuses.
+        ValueError: a count below 1, functions that do not return a row for each draw, an `x_o`
+            that is not finite or not shaped like what is simulated, or what `fit_posterior`
+            refuses.
         TypeError: a count that is not a whole number, `key` is no random key, or no function.
     """
     check_key("key", key)
     check_callable("prior_sample", prior_sample)
     check_callable("simulate", simulate)
     rounds, simulations = whole("rounds", rounds), whole("simulations", simulations)
+    if not np.all(np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))):
+        raise ValueError(f"x_o must be finite, got {x_o}")
     fit = functools.partial(
         fit_posterior,
         prior_support=prior_support,
@@ -154,6 +158,7 @@ def fit_rounds(
     keys = jr.split(key, (rounds, 4))
     theta = _rows("prior_sample(key, n)", prior_sample(keys[0, 0], simulations), simulations)
     x = _rows("simulate(key, theta)", simulate(keys[0, 1], theta), simulations)
+    _check_observation(x_o, x, embedding)
     posterior, regions, first = fit(keys[0, 2], theta, x), [], x
     for prior_key, simulate_key, fit_key, region_key in keys[1:]:
         regions = [*regions, Region.around(posterior, region_key, x_o)]
@@ -222,6 +227,23 @@ def _varied(x: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _depth_in_all(regions: list[Region], theta: np.ndarray) -> np.ndarray:
     return np.min([region.depth(theta) for region in regions], axis=0)
+
+
+def _check_observation(x_o: Any, x: np.ndarray, embedding: Any) -> None:
+    """Refuse an `x_o` that is not shaped like a simulation; an embedding may take other sizes."""
+    shape, needed = np.shape(x_o), x.shape[1:]
+    fits = shape == needed
+    if isinstance(embedding, AbstractEmbedding) and len(shape) == len(needed):
+        try:
+            eqx.filter_eval_shape(embedding, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
+            fits = True
+        except ValueError:
+            fits = False
+    if not fits:
+        raise ValueError(
+            f"x_o must be one observation of shape {needed}, as simulate(key, theta) returns, got "
+            f"{shape}"
+        )
 
 
 def _rows(name: str, value: Any, n: int) -> np.ndarray:

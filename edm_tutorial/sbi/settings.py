@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import whole
+from .._checks import host, whole
 
 
 class Settings(NamedTuple):
@@ -40,6 +40,20 @@ class Settings(NamedTuple):
     def every(self) -> int:
         """Steps between two looks at the validation loss."""
         return max(self.steps // 40, 1)
+
+    def check(self) -> None:
+        """Refuse a learning rate or a weight decay that cannot be one.
+
+        Raises:
+            ValueError: negative or not finite.
+            TypeError: no number.
+        """
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"settings.{name} must be one number, got {value!r}")
+            if not 0 <= host(f"settings.{name}", value) < np.inf:
+                raise ValueError(f"settings.{name} must be finite and not negative, got {value}")
 
     def of_training(self) -> dict[str, Any]:
         """The keywords of `train`."""

@@ -1,13 +1,11 @@
 """Simulations as a user brings them: looked at whole, once, before anything is fitted.
 
-What is wrong is refused by name and row. What is likely to be wrong is a `FitWarning`, one class
-a kind, so that a user can silence the one that he knows about.
+What is wrong is refused by name and row. What is likely to be wrong is a `FitWarning`, from
+`surprise`.
 """
 
 import functools
 import math
-import sys
-import warnings
 import zlib
 from typing import Any, NamedTuple
 
@@ -18,55 +16,24 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import concrete
 from .._types import PRNGKey
-from .transforms.bounds import Bounds, pair
+from .surprise import (
+    DroppedSimulations,
+    DuplicatedSimulations,
+    discrete,
+    look_at_dependence,
+    look_at_order,
+    look_at_scales,
+    look_at_values,
+    warn,
+)
+from .transforms.bounds import Bounds
 from .transforms.standardize import float_dtype, refuse_columns
 
 FEWEST = 50  # simulations
 FEWEST_HELD_OUT, MOST_HELD_OUT = 100, 10_000
-FEW_VALUES = 20  # distinct ones of a continuous parameter, and fewer than a tenth of the rows
-FAR = 30.0  # robust widths from the median: an outlier
-DECADES, SKEWED = 1e3, 8.0  # a ratio of quantiles and robust widths: better in logarithms
+FEWEST_JUDGES = 5  # simulations on either side of the split
+REPEATED = 0.1  # of the distinct parameters, that occur again: no chance of float32
 DIGITS = 1e-3  # of a width, that float32 must resolve
-
-
-class FitWarning(UserWarning):
-    """A likely fault of a fit; each kind is a subclass."""
-
-
-class DroppedSimulations(FitWarning):
-    """Failed simulations that were left out."""
-
-
-class DuplicatedSimulations(FitWarning):
-    """Rows that occur more than once."""
-
-
-class DiscreteParameter(FitWarning):
-    """A parameter that takes few distinct values."""
-
-
-class WideScales(FitWarning):
-    """A column that spreads over many orders of magnitude, or has outliers."""
-
-
-class SupportOrder(FitWarning):
-    """A `prior_support` that looks transposed."""
-
-
-class UnlikelyObservation(FitWarning):
-    """An observation that is unlike all simulations."""
-
-
-class UntrainedQuestion(FitWarning):
-    """A conditional that a joint fit was never trained on."""
-
-
-class NarrowTruncation(FitWarning):
-    """A round of simulations where less than 1 in 10,000 prior draws lie."""
-
-
-class PoorFit(FitWarning):
-    """A fit that is no better than one that needs no training."""
 
 
 class Simulations(NamedTuple):
@@ -76,7 +43,7 @@ class Simulations(NamedTuple):
         theta: parameters less `theta_offset`.
         x: observations less `x_offset`.
         bounds: of the parameters, less the offset.
-        group: which rows are the same simulation.
+        group: which rows are the same simulation, or simulations of the same parameters.
         theta_offset, x_offset: what the working dtype could not hold beside the spread, one
             number a column (of structured x, one in all); empty where it can.
     """
@@ -97,8 +64,11 @@ class Simulations(NamedTuple):
     def split(self, key: PRNGKey) -> tuple[np.ndarray, np.ndarray]:
         """The rows to train on, and those to hold out: a tenth, within limits.
 
-        Rows that are the same simulation are on one side. Those without which a column would be
-        constant in training, as a count that is hardly ever above zero, are trained on.
+        Rows of one group are on one side. Those without which a column would be constant in
+        training, as a count that is hardly ever above zero, are trained on.
+
+        Raises:
+            ValueError: hardly a row is left on one side.
         """
         count = len(self.theta)
         held = min(max(count // 10, FEWEST_HELD_OUT), count // 4, MOST_HELD_OUT)
@@ -112,8 +82,25 @@ class Simulations(NamedTuple):
         trained, judged = numbers[kept], numbers[held]
         usual = np.fmax.reduce(trained)  # of what is not missing
         constant = usual == np.fmin.reduce(trained)
-        rare = np.any(constant & (judged != usual) & ~np.isnan(judged), axis=1)
-        return np.append(kept, held[rare]), held[~rare]
+        odd = constant & (judged != usual) & ~np.isnan(judged)
+        rare = odd.any(axis=1)
+        kept, held = np.append(kept, held[rare]), held[~rare]
+        if min(len(kept), len(held)) < FEWEST_JUDGES:
+            raise ValueError(self._unsplit(groups, np.flatnonzero(odd.any(axis=0))))
+        return kept, held
+
+    def _unsplit(self, groups: int, columns: Int[np.ndarray, " c"]) -> str:
+        """Why hardly a row is left on one side of the split."""
+        if groups < 2 * FEWEST_JUDGES or not len(columns):
+            return (
+                f"only {groups} distinct simulations among {len(self.theta)}: too few to train on "
+                "some and hold out others"
+            )
+        size = self.theta.shape[1]
+        in_theta, in_x = columns[columns < size], columns[columns >= size] - size
+        parts = {"theta": in_theta.tolist(), "x": in_x.tolist()}
+        named = " and ".join(f"{name} in columns {part}" for name, part in parts.items() if part)
+        return f"{named} is constant but for a row or a few: leave these columns out"
 
 
 def checked(
@@ -146,10 +133,11 @@ def checked(
     refuse_columns("theta", "constant", (theta == theta[:1]).all(axis=0))
     if not structured:
         refuse_columns("x", "constant", (x == x[:1]).all(axis=0))
-        _look_at_scales("x", x)
-    _look_at_scales("theta", theta)
-    _look_at_values(theta)
-    _look_at_order(prior_support, theta)
+        look_at_scales("x", x)
+    look_at_scales("theta", theta)
+    look_at_values(theta)
+    look_at_dependence(theta)
+    look_at_order(prior_support, theta)
     offsets = _offset(theta, axis=0), _offset(x, axis=None if structured else 0)
     small = [
         _narrowed(name, rows - offset, float_dtype(rows))
@@ -227,74 +215,6 @@ def _filled(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
     return np.where(absent, np.nanmean(x, axis=0, dtype=float), x).astype(x.dtype)
 
 
-def _look_at_scales(name: str, rows: np.ndarray) -> None:
-    """A warning for each column whose mean and standard deviation describe nothing."""
-    rows = rows.astype(float)
-    low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
-    widths = np.abs(rows - middle) / np.where(high > low, (high - low) / 1.349, 1)
-    bottom, top = np.quantile(rows, (0.01, 0.99), axis=0)
-    decades = (rows > 0).all(axis=0) & (top > DECADES * np.maximum(bottom, 0))
-    counts = (rows == np.round(rows)).all(axis=0)  # mostly zeros, they have no width to judge by
-    judged = (high > low) & ~counts
-    skewed, far = widths.max(axis=0) > SKEWED, widths.max(axis=0) > FAR
-    for column in np.flatnonzero(judged & decades & skewed):
-        which, ratio = f"{name}[:, {column}]", top[column] / bottom[column]
-        warn(
-            WideScales,
-            f"{which} spreads over {np.log10(ratio):.0f} decades, and what is small in it is lost "
-            f"beside what is large: fit np.log({which}) in its place, with its bounds transformed "
-            "alike",
-        )
-    for column in np.flatnonzero(judged & ~decades & far):
-        which, share = f"{name}[:, {column}]", np.mean(widths[:, column] > FAR)
-        warn(
-            WideScales,
-            f"{which} has {share:.2%} of its values beyond {FAR:g} robust widths of its median, "
-            f"and its standard deviation describes those: fit np.clip({which}, *np.quantile("
-            f"{which}, [0.01, 0.99])) or np.arcsinh of it in its place",
-        )
-
-
-def _look_at_values(theta: np.ndarray) -> None:
-    """A warning for each parameter that is not continuous."""
-    for column in range(theta.shape[1]):
-        count = len(np.unique(theta[:, column]))
-        if count <= FEW_VALUES and count < len(theta) / 10:
-            warn(
-                DiscreteParameter,
-                f"theta[:, {column}] takes only {count} distinct values. Posteriors here are "
-                "densities: draws will lie between them, and nats mean nothing. Fit one posterior "
-                "a value, or leave it out",
-            )
-
-
-def _look_at_order(prior_support: Any, theta: np.ndarray) -> None:
-    """A warning if theta fills the box that prior_support would be if it were transposed."""
-    if theta.shape[1] != 2:
-        return
-    stated = np.stack(pair(prior_support, 2))
-    if not np.isfinite(stated).all():
-        return
-    low, high = stated.T  # if each row were the (low, high) of one parameter
-    inside = np.all((theta >= low) & (theta <= high))
-    spread = np.ptp(theta, axis=0)
-    if inside and np.all(spread > 0.8 * (high - low)) and np.any(stated[0] != low):
-        warn(
-            SupportOrder,
-            "prior_support is (low, high), each with an entry a parameter; theta fills the box "
-            "whose rows are the (low, high) of one parameter: pass np.transpose(prior_support)",
-        )
-
-
-def warn(kind: type[FitWarning], told: str) -> None:
-    """A warning at the line outside of this package from which it was called."""
-    inside = __name__.removesuffix("sbi.simulations")
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(inside):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(told, kind, stacklevel=level)
-
-
 def less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:
     """An array less its offset, subtracted in float64, in the working dtype.
 
@@ -363,18 +283,38 @@ def _off_the_bound(theta: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 def _groups(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A number for each row, the same for rows that are the same simulation."""
-    rows = np.concatenate([theta, x.reshape(len(x), -1).astype(theta.dtype)], axis=1)
-    key = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
-    _, group = np.unique(key.ravel(), return_inverse=True)
+    """A number for each row, the same for rows that are the same simulation.
+
+    Where parameters are simulated several times, it is the same for rows of the same parameters.
+    """
+    group = _numbered(np.concatenate([theta, x.reshape(len(x), -1).astype(theta.dtype)], axis=1))
     distinct = int(group.max()) + 1
-    if distinct < len(rows):
+    if distinct < len(theta):
         warn(
             DuplicatedSimulations,
-            f"only {distinct} of {len(rows)} simulations are distinct. Equal rows are kept on one "
+            f"only {distinct} of {len(theta)} simulations are distinct. Equal rows are kept on one "
             "side of the split between training and validation; they add no information",
         )
-    # In the order of first appearance, so that distinct rows are numbered 0, 1, 2, ...
-    first = np.full(distinct, math.inf)
+    by_theta = _numbered(theta)
+    times = np.bincount(by_theta)
+    # What takes few values is no parameter simulated several times: each value is trained on.
+    if np.mean(times > 1) <= REPEATED or discrete(theta).all():
+        return group
+    if len(times) < min(distinct, len(theta) / 2):
+        warn(
+            DuplicatedSimulations,
+            f"only {len(times)} distinct parameters for {len(theta)} simulations. Those of one "
+            "theta are kept on one side of the split between training and validation; of the "
+            "prior the fit sees no more than these: draw parameters anew for each simulation",
+        )
+    return by_theta
+
+
+def _numbered(rows: np.ndarray) -> np.ndarray:
+    """The number of each row among the distinct ones, in the order of first appearance."""
+    key = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
+    _, group = np.unique(key.ravel(), return_inverse=True)
+    # So that distinct rows are numbered 0, 1, 2, ...
+    first = np.full(int(group.max()) + 1, math.inf)
     np.minimum.at(first, group, np.arange(len(rows)))
     return np.argsort(np.argsort(first))[group]

@@ -19,16 +19,21 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from .._checks import check_callable, check_key, whole
+from .._checks import check_callable, check_key, check_kind, whole
 from .._types import PRNGKey
 from .averages import Averaging, HalfLifeEMA
 from .batches import Batch, BatchOf, Examples, load
 from .sharding import automatic, replicate
 from .state import TrainState, add_examples, check_state, cleaners, init_state, trainable
 
+REPAIRED = 10  # steps in a row without a finite loss that chunks of one step may have
+
 
 class NonFiniteLossWarning(UserWarning):
-    """A training loss that is NaN or infinite, where no `clean_gradients` repairs the step."""
+    """A training loss that is NaN or infinite, and not repaired by `clean_gradients` now and then.
+
+    Where every step needs the repair, nothing is learned, and that is said too.
+    """
 
 
 @final
@@ -102,8 +107,9 @@ def train(
         sharding: of a batch's first axis over devices, for data-parallel training:
             `data_parallel()`.
 
-    Warns: NonFiniteLossWarning at the end of the first chunk with a loss that is not finite, unless
-    `clean_gradients` is part of the optimizer.
+    Warns: NonFiniteLossWarning at the end of the first chunk with a loss that is not finite; where
+    `clean_gradients` is part of the optimizer, of the first chunk without one that is (in chunks of
+    one step, of the tenth in a row).
 
     Raises:
         ValueError: data that are empty, not finite, or of another length than `batch_size`
@@ -113,7 +119,8 @@ def train(
             that have a state; a `state` of another optimizer, or without an average for each
             rule.
         TypeError: a count that is not an integer, a key that is none, a sharding of another
-            kind, no optimizer, or one that needs what is not known here.
+            kind, a `state` that is no `TrainState`, no optimizer, or one that needs what is not
+            known here.
     """
     steps, every = whole("steps", steps), whole("every", every)
     batch_size, accumulate = whole("batch_size", batch_size), whole("accumulate", accumulate)
@@ -125,6 +132,7 @@ def train(
     sharding = None if sharding is None else automatic(sharding, batch_size // accumulate)
     source = load(data, batch_size, sharding)
     start = init_state(denoiser, optimizer, ema) if state is None else state
+    check_kind("state", start, TrainState)
     check_state(start, optimizer, ema)
     run = Run(
         loss=loss,
@@ -143,7 +151,7 @@ def train(
 def _chunks(
     state: TrainState, source: Examples | BatchOf, run: Run, *, steps: int, every: int
 ) -> Iterator[tuple[TrainState, Array]]:
-    finite = True
+    told, unlearned = False, 0
     looped = is_loop(state, source, run, every)
     for done in range(int(state.step), steps, every):
         length = min(every, steps - done)
@@ -156,10 +164,15 @@ def _chunks(
                 state, loss = one_step(state, drawn, run)
                 parts.append(loss)
             losses = jnp.stack(parts)
-        if finite and not cleaners(state):
-            finite = bool(np.all(np.isfinite(losses)))
-            if not finite:
-                warnings.warn(_diverged(losses, done), NonFiniteLossWarning, stacklevel=2)
+        if not told:
+            finite = np.isfinite(np.asarray(losses))
+            unlearned = int(np.argmax(finite[::-1])) if finite.any() else unlearned + length
+            repaired = bool(cleaners(state))
+            least = length if length > 1 else REPAIRED
+            told = unlearned >= least if repaired else not finite.all()
+            if told:
+                message = _unlearned(unlearned) if repaired else _diverged(losses, done)
+                warnings.warn(message, NonFiniteLossWarning, stacklevel=2)
         yield state, losses
 
 
@@ -217,12 +230,16 @@ def training_step(
         x, cond, key = batch
         denoiser = eqx.combine(params, static)
         if whole:
-            return run.loss(denoiser, x, cond, key=key)
-        losses = jax.vmap(partial(run.loss, denoiser))(x, cond, key=key)
-        if losses.ndim != 1:
-            got = f"got shape {losses.shape[1:]}: take its mean"
-            raise ValueError(f"loss must return a scalar for one example, {got}")
-        return jnp.mean(losses)
+            value = run.loss(denoiser, x, cond, key=key)
+            _check_loss(value, "a batch")
+            return value
+
+        def one(*args: Any, key: PRNGKey) -> Array:
+            value = run.loss(denoiser, *args, key=key)
+            _check_loss(value, "one example")
+            return value
+
+        return jnp.mean(jax.vmap(one)(x, cond, key=key))
 
     gradient = partial(jax.value_and_grad(loss), params)
     value, grads = _mean(gradient, batch, run.accumulate)
@@ -293,6 +310,24 @@ def check_parts(accumulate: int, batch_size: int, loss: Any) -> None:
             f"accumulate must be 1 with a BatchLoss, which sees its whole batch, got {accumulate}: "
             "take the loss of one example"
         )
+
+
+def _check_loss(value: Any, of: str) -> None:
+    """Refuse what a loss returns unless it is one number."""
+    needed = f"loss must return a scalar for {of}"
+    if value is None:
+        raise ValueError(f"{needed}, got None")
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
+        raise ValueError(f"{needed}, got a {type(value).__name__}: return the loss alone")
+    if shape := jnp.shape(value):
+        raise ValueError(f"{needed}, got shape {shape}: take its mean")
+
+
+def _unlearned(steps: int) -> str:
+    return (
+        f"none of the last {steps} losses is finite: clean_gradients repairs such steps, but "
+        "nothing is learned from them alone. Look at the loss of one example"
+    )
 
 
 def _diverged(losses: Array, done: int) -> str:

@@ -22,7 +22,10 @@ from .state import Cleaned, cleaners
 def ramp_up(learning_rate: float, examples: float | int, *, batch_size: int) -> optax.Schedule:
     """Learning-rate schedule that rises linearly to `learning_rate`, then stays.
 
-    `examples` is the length of the ramp-up; with 0 only the first step has rate 0.
+    `examples` is the length of the ramp-up; with 0 only the first step has rate 0. Optax tells a
+    schedule the number of steps and nothing else, so the examples seen are those steps times
+    `batch_size`, not `TrainState.seen`: a run that goes on with another batch size before the
+    ramp-up has ended jumps to the rate of a run that had this one from its start.
 
     Raises: ValueError for a rate or batch size that is not positive, or negative `examples`.
     """

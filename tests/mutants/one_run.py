@@ -13,9 +13,10 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-FAST = "not slow and not book and not browser"
+UNIT = "not book and not browser"
+FAST, SLOW = f"not slow and {UNIT}", f"slow and {UNIT}"
 HEAVY = ("jax", "jax.numpy", "equinox", "diffrax", "optax", "lineax", "hypothesis", "beartype")
 LIMIT_S = 3600  # of CPU time, against endless loops: far above the whole suite's
 NOTHING_TO_RUN = (4, 5)  # pytest's exit codes: no such test, or none but slow ones
@@ -34,16 +35,20 @@ def prepare(cache: Path) -> None:
         importlib.import_module(name)
 
 
-def first_failure(folder: Path, stages: Sequence[Sequence[str]]) -> tuple[str | None, float]:
-    """The first test of the first stage to fail, or None, and the CPU seconds of all stages.
+class Stage(NamedTuple):
+    """Modules or tests below `folder`/tests, run in one process, and which of theirs."""
 
-    A stage names modules or tests below `folder`/tests; each runs in a process of its own.
-    """
+    names: Sequence[str]
+    marked: str = FAST
+
+
+def first_failure(folder: Path, stages: Sequence[Stage]) -> tuple[str | None, float]:
+    """The first test of the first stage to fail, or None, and the CPU seconds of all stages."""
     seconds, failed = 0.0, folder / "failed.txt"
-    for names in stages:
+    for stage in stages:
         child = os.fork()
         if not child:
-            _run(folder, names, failed)
+            _run(folder, stage, failed)
         _, status, usage = os.wait4(child, 0)
         seconds += usage.ru_utime + usage.ru_stime
         code = os.waitstatus_to_exitcode(status)
@@ -70,7 +75,7 @@ class Recorder:
             self.write(report.nodeid)
 
 
-def _run(folder: Path, names: Sequence[str], failed: Path) -> None:
+def _run(folder: Path, stage: Stage, failed: Path) -> None:
     """In the child: pytest, and the end of the process."""
     code = 70
     try:
@@ -88,8 +93,8 @@ def _run(folder: Path, names: Sequence[str], failed: Path) -> None:
             failed.write_text("it would not import the copy")
             os._exit(code)
         pytest = importlib.import_module("pytest")
-        options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", FAST]
-        tests = [f"tests/{name}" for name in names]
+        options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", stage.marked]
+        tests = [f"tests/{name}" for name in stage.names]
         code = int(pytest.main([*options, *tests], plugins=[Recorder(failed)]))
     finally:
         os._exit(code)

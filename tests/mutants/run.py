@@ -6,7 +6,8 @@ Two kinds. Each `NN_name.patch` of this folder is a bug found in a public implem
 first line says what it breaks, its second which test modules should notice. Others are small
 mutations drawn by `mutate.py`. One at a time they are planted, and the fast suite runs against
 the copy until the first failure: the test that caught the same bug last time, the tests of
-the touched module, then all others. `one_run.py` says how a run is made cheap.
+the touched module, then all others, then the slow ones of the module. `one_run.py` says how a
+run is made cheap.
 
 Every result is kept in `build/mutants.csv` at once; `--resume` repeats none whose mutated source
 is still the same, except survivors. The whole table goes to `benchmarks/results/mutants.csv`.
@@ -145,8 +146,11 @@ def attempt(plan: Plan, near: bool, known: dict[str, Result]) -> Result:
         everything = sorted(path.stem for path in (folder / "tests").glob("test_*.py"))
         first = [name for name in plan.first if name in everything]
         others = [] if near else [name for name in everything if name not in first]
-        stages = [[plan.catcher], *([f"{name}.py" for name in part] for part in (first, others))]
-        caught, seconds = one_run.first_failure(folder, [stage for stage in stages if any(stage)])
+        first, others = ([f"{name}.py" for name in part] for part in (first, others))
+        stages = [one_run.Stage(names) for names in ([plan.catcher], first, others)]
+        stages += [one_run.Stage(names, one_run.SLOW) for names in ([plan.catcher], first)]
+        stages = [stage for stage in stages if any(stage.names)]
+        caught, seconds = one_run.first_failure(folder, stages)
     return Result(plan.name, plan.what, caught or SURVIVED, round(seconds, 1), source)
 
 
@@ -222,7 +226,8 @@ def main(argv: Sequence[str]) -> int:
     if not plans:
         sys.exit(f"nothing is called like {options.wanted}")
     whole = not (options.wanted or options.near)
-    sound = [Plan("no mutant", "", nothing, ())] if whole else []
+    modules = sorted(path.stem for path in HERE.parent.glob("test_*.py"))
+    sound = [Plan("no mutant", "", nothing, modules)] if whole else []
     results = run_all([*sound, *plans], options)
     if sound and results.pop(0).caught_by != SURVIVED:
         sys.exit("the suite is red without a bug")

@@ -70,7 +70,7 @@ def song_unet(
         resample_filter: the weights of the filter along an axis, an even number of them.
 
     Raises: ValueError for a size that does not fit or an unknown type; TypeError for a size that is
-    not a whole number.
+    not a whole number, or a number for a tuple.
     """
     _check_name("embedding_type", embedding_type, ("positional", "fourier"))
     _check_name("encoder_type", encoder_type, ("standard", "residual", "skip"))
@@ -79,13 +79,13 @@ def song_unet(
     sizes = _square(
         img_resolution,
         in_channels,
-        tuple(attn_resolutions),
+        _tuple("attn_resolutions", attn_resolutions),
         out_channels=out_channels,
         first_channels=model_channels,
-        channels=tuple(model_channels * mult for mult in channel_mult),
+        channels=tuple(model_channels * mult for mult in _tuple("channel_mult", channel_mult)),
         emb_channels=model_channels * channel_mult_emb,
         num_blocks=num_blocks,
-        resample_filter=tuple(resample_filter),
+        resample_filter=_tuple("resample_filter", resample_filter),
         dropout=dropout,
     )
     keys = _fresh_keys(key)
@@ -122,14 +122,15 @@ def dhariwal_unet(
     As in the reference, a level with fewer than `channels_per_head` channels does not attend at
     all, not even the lowest. The other arguments are those of `song_unet`.
 
-    Raises: ValueError for a size that does not fit; TypeError for one that is not a whole number.
+    Raises: ValueError for a size that does not fit, or channels that do not fall into equal heads;
+    TypeError for a size that is not a whole number, or a number for a tuple.
     """
-    channels = tuple(model_channels * mult for mult in channel_mult)
+    channels = tuple(model_channels * mult for mult in _tuple("channel_mult", channel_mult))
     labels = _lengths(label_dim, augment_dim, vector_dim)
     sizes = _square(
         img_resolution,
         in_channels,
-        tuple(attn_resolutions),
+        _tuple("attn_resolutions", attn_resolutions),
         out_channels=out_channels,
         first_channels=channels[0] if channels else 0,
         channels=channels,
@@ -138,7 +139,7 @@ def dhariwal_unet(
         resample_filter=(1, 1),
         dropout=dropout,
     )
-    whole("channels_per_head", channels_per_head)
+    _check_heads(sizes, whole("channels_per_head", channels_per_head))
     keys = _fresh_keys(key)
     lengths = {"noise_channels": int(model_channels), "emb_channels": sizes.emb_channels}
     embedding = DhariwalEmbedding(**lengths, **labels, key=next(keys))
@@ -172,14 +173,13 @@ def small_unet(
     many below. The other arguments are those of `song_unet`.
 
     Raises: ValueError for another number of axes, or a width that is not a multiple of 4;
-    TypeError for a size that is not a whole number.
+    TypeError for a size that is not a whole number, or a number for a tuple.
     """
-    if not 2 <= len(shape) <= 4:
-        raise ValueError(
-            "shape must be (channels, length), (channels, height, width) or (channels, depth, "
-            f"height, width), got {tuple(shape)}"
-        )
-    channels, *size = shape = tuple(whole("every number in shape", n) for n in shape)
+    forms = "(channels, length), (channels, height, width) or (channels, depth, height, width)"
+    given = _tuple("shape", shape, write=forms)
+    if not 2 <= len(given) <= 4:
+        raise ValueError(f"shape must be {forms}, got {given}")
+    channels, *size = shape = tuple(whole("every number in shape", n) for n in given)
     width, lowest, halvings = whole("width", width), size, 0
     while _is_halved(lowest, halvings):
         lowest, halvings = [-(-length // 2) for length in lowest], halvings + 1
@@ -220,6 +220,28 @@ def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
+def _tuple(name: str, numbers: Any, *, write: str = "") -> tuple[Any, ...]:
+    """Numbers as a tuple; a number alone is refused."""
+    try:
+        return tuple(numbers)
+    except TypeError:
+        write = write or f"({numbers!r},)"
+        needed = f"{name} must be a tuple of numbers"
+        raise TypeError(f"{needed}, got {numbers!r}: write {write}") from None
+
+
+def _check_heads(sizes: UNetSizes, channels_per_head: int) -> None:
+    """Refuse attention whose heads would not share its channels equally."""
+    attending = [n for n, attends in zip(sizes.channels, sizes.attends, strict=True) if attends]
+    for channels in (*attending, sizes.channels[-1]):
+        heads = channels // channels_per_head
+        if heads and channels % heads:
+            raise ValueError(
+                f"channels_per_head={channels_per_head} makes {heads} heads of {channels} "
+                f"channels, which are not equal: give a divisor of {channels}, or more than that"
+            )
+
+
 def _lengths(label_dim: Any, augment_dim: Any, vector_dim: Any) -> dict[str, int]:
     """The lengths of labels by their names, as Python's numbers."""
     given = {"label_dim": label_dim, "augment_dim": augment_dim, "vector_dim": vector_dim}
@@ -254,7 +276,8 @@ def _square(
 def _checked(**sizes: Any) -> UNetSizes:
     """The sizes as Python's numbers; what makes no network is refused by its public name."""
     whole("the length of channel_mult", len(sizes["channels"]))
-    whole("model_channels times channel_mult", min(sizes["channels"]))
+    for channels in sizes["channels"]:
+        whole("model_channels times channel_mult", channels)
     whole("model_channels times channel_mult_emb", sizes["emb_channels"])
     for name in ("out_channels", "num_blocks"):
         whole(name, sizes[name])

@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..._checks import check_key, concrete, whole
-from ..._types import PRNGKey, as_traced
+from ..._types import PRNGKey
 from ...denoiser import Denoiser, Pinned
 from ...grids import edm_sigmas
 from ...sampling import Churn
 from ...schedules import AbstractSchedule, Linear
 from ...solvers import AbstractSolver
 from ..early_stopping import History
-from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities
+from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities, traced
 from ..settings import SHARES
-from ..simulations import UntrainedQuestion, less_offset, warn, with_offset
-from ..surprise import ObservationDensity, look_at
+from ..simulations import less_offset, with_offset
+from ..surprise import ObservationDensity, UntrainedQuestion, look_at, warn
 from ..transforms.chain import Chain
 from . import files
 from .hidden import is_asked
@@ -208,12 +208,12 @@ class Conditional(eqx.Module):
 
         Raises:
             ValueError: `n` or `steps` below 1.
-            TypeError: `n` or `steps` is not a whole number, or `key` is no random key.
+            TypeError: `n` or `steps` is not a whole number, `key` no random key, or `churn` none.
         """
         check_key("key", key)
         n, sigmas = whole("n", n), self._sigmas(steps)
-        how = {"solver": solver, "schedule": schedule, "churn": as_traced(churn)}
-        found = _draw(self, key, n, sigmas, **how)
+        how = {"solver": solver, "schedule": schedule, "churn": traced(churn)}
+        found = _draw(self.denoiser, self.transform, key, n, sigmas=sigmas, **how)
         return with_offset(found, self.offset).reshape(n, *self.shape)
 
     def log_prob(
@@ -241,7 +241,7 @@ class Conditional(eqx.Module):
             raise ValueError(f"v must not be NaN, got {v}")
         low = self.transform.bounds.low
         flat = less_offset("v", array.reshape(*rows, len(low)), self.offset, low.dtype)
-        return _log_prob(self, flat, self._sigmas(steps))
+        return _log_prob(self.denoiser, self.transform, flat, self._sigmas(steps))
 
     def _sigmas(self, steps: int | None) -> Array:
         steps = self.steps if steps is None else whole("steps", steps)
@@ -263,14 +263,13 @@ def _joined(theta: Any, x: Any) -> Any:
 
 
 @eqx.filter_jit
-def _draw(conditional: Conditional, key: PRNGKey, n: int, sigmas: Array, **how: Any) -> Array:
-    transform = conditional.transform
+def _draw(
+    denoiser: Pinned, transform: Chain, key: PRNGKey, n: int, *, sigmas: Array, **how: Any
+) -> Array:
     sigmas = sigmas.astype(transform.bounds.low.dtype)
-    return draws(conditional.denoiser, transform, None, key, n=n, sigmas=sigmas, **how)
+    return draws(denoiser, transform, None, key, n=n, sigmas=sigmas, **how)
 
 
 @eqx.filter_jit
-def _log_prob(conditional: Conditional, v: Array, sigmas: Array) -> Array:
-    return log_densities(
-        conditional.denoiser, conditional.transform, x=None, theta=v, sigmas=sigmas
-    )
+def _log_prob(denoiser: Pinned, transform: Chain, v: Array, sigmas: Array) -> Array:
+    return log_densities(denoiser, transform, x=None, theta=v, sigmas=sigmas)

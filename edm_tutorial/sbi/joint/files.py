@@ -13,11 +13,11 @@ import jax.random as jr
 from ...denoiser import Denoiser
 from ...networks.tokens import TokenTransformer
 from ...preconditioning import EDMPreconditioning
-from ..files import elementwise, first_line, of_sampling, read, write
+from ..files import elementwise, first_line, of_sampling, read, sensible, write
 from ..surprise import ObservationDensity
 from .network import GaussianPreconditioning, JointNetwork
 
-KIND, VERSION = "edm_tutorial joint fit", 1
+KIND, VERSION = "edm_tutorial joint fit", 2
 FIELDS = {"kinds", "sizes", "count", "shape", "sigmas", "history", "offset", "density", "shares"}
 
 
@@ -47,10 +47,12 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     first, _, body = Path(path).read_bytes().partition(b"\n")
     header = first_line(path, first, body, kind=KIND, version=VERSION, fields=FIELDS)
-    fields = jax.tree.map(partial(read, path, io.BytesIO(body)), _form(header))
-    told = {name: tuple(header[name]) for name in ("offset", "shares")}
-    told |= {"count": header["count"], "x_shape": tuple(header["shape"])}
-    return fields | of_sampling(header) | told
+    with sensible(path):
+        told = {name: tuple(header[name]) for name in ("offset", "shares")}
+        told |= {"count": header["count"], "x_shape": tuple(header["shape"])}
+        told |= of_sampling(header)
+        form = _form(header)
+    return jax.tree.map(partial(read, path, io.BytesIO(body)), form) | told
 
 
 def _form(header: dict[str, Any]) -> dict[str, Any]:

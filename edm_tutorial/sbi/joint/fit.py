@@ -28,8 +28,8 @@ from ..early_stopping import FitState, until_stale
 from ..fit import SIGMA_DIST, check_continues, optimizer_of
 from ..noise_levels import HeldOut, PosteriorNoise
 from ..settings import JOINT_ROWS, JointSettings, Settings, default_settings
-from ..simulations import FEWEST, PoorFit, Simulations, checked, warn
-from ..surprise import ObservationDensity
+from ..simulations import FEWEST, Simulations, checked
+from ..surprise import ObservationDensity, PoorFit, warn
 from ..transforms.bounds import Bounds
 from ..transforms.chain import Chain, rows
 from ..transforms.standardize import Standardizer
@@ -137,6 +137,7 @@ def _settings(settings: Any, count: int, steps: int | None) -> JointSettings:
     if not isinstance(settings, JointSettings):
         check_kind("settings", settings, Settings)
         settings = JointSettings(settings)
+    settings.training.check()
     return settings._replace(training=settings.training.with_steps(steps))
 
 

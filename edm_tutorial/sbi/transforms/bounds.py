@@ -136,7 +136,10 @@ class Bounds(AbstractTransform):
         both = near + soft * (
             jax.nn.softplus((a - near) / soft) - jax.nn.softplus((near - b) / soft)
         )
-        one = jnp.where(jnp.isfinite(low), a + jnp.exp(z), b - jnp.exp(-z))
+        below = jnp.isfinite(low)
+        # 0 where there is not one bound: an overflow that is not chosen still spoils a gradient.
+        gap = jnp.exp(jnp.where(below ^ jnp.isfinite(high), jnp.where(below, z, -z), 0))
+        one = jnp.where(below, a + gap, b - gap)
         return jnp.clip(self._choose(both, one, z), low, high)  # sums may round past a bound
 
     def _choose(self, both: Array, one: Array, none: Array) -> Array:
@@ -165,7 +168,8 @@ class Bounds(AbstractTransform):
         low, high, _ = self._parts(theta)
         below, above = jnp.isfinite(low), jnp.isfinite(high)
         gap = jnp.where(below, theta - low, high - theta)
-        gap = jnp.maximum(gap, jnp.finfo(theta.dtype).tiny)
+        # 1e-29 at least in float32, so that 1 / gap times any width is finite.
+        gap = jnp.maximum(gap, jnp.finfo(theta.dtype).tiny ** 0.75)
         return jnp.log(jnp.where(below ^ above, gap, 1))
 
 
