@@ -64,7 +64,7 @@ bench: $(STAMP) ## Measure beside limits and other packages, under 30 minutes; f
 	$(BIN)/python -m benchmarks.unet --peers
 	$(BIN)/python -m benchmarks.page
 
-mutants: $(STAMP) ## Plant bugs, known ones and drawn ones: the fast tests must notice each
+mutants: $(STAMP) ## Plant bugs, known ones and drawn ones: the tests must notice each
 	$(BIN)/python tests/mutants/run.py $(if $(SEED),--seed $(SEED)) $(if $(SHARE),--share $(SHARE)) $(if $(RESUME),--resume); \
 	  status=$$?; \
 	  $(BIN)/python -m benchmarks.page; exit $$status
