@@ -199,9 +199,11 @@ def host(name: str, value: Any) -> float:
     if not concrete(value):
         raise TypeError(f"{name} must be known outside jit, got {value}")
     try:
-        return float(value)
+        if not isinstance(value, str):
+            return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be one number, got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be one number, got {value!r}")
 
 
 def check_key(name: str, key: Any) -> None:
@@ -222,6 +224,29 @@ def check_callable(name: str, value: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_call(
+    name: str,
+    network: Any,
+    *,
+    told: str,
+    given: tuple[str, ...],
+    named: dict[str, Any] | None = None,
+    advice: str,
+) -> None:
+    """Refuse a network that cannot be called as `told` says, on what `given` and `named` name."""
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # a builtin does not tell
+        return
+    try:
+        signature.bind(*given, **(named or {}))
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called as {told} and returns an array shaped like {given[0]}; got "
+            f"{type(network).__name__} with the signature {signature} ({error}). {advice}"
+        ) from None
 
 
 def check_stateless(name: str, tree: Any) -> None:
@@ -1762,7 +1787,14 @@ class Denoiser(eqx.Module):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
         check_stateless("network", self.network)
-        _check_network(self.network)
+        check_call(
+            "network",
+            self.network,
+            told="F(x, c_noise, cond, *, key=None)",
+            given=("x", "c_noise", "cond"),
+            named={"key": None},
+            advice="networks.adapt(network) makes one of a network that takes less, or one vector",
+        )
 
     def __call__(
         self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
@@ -1839,22 +1871,6 @@ class Guided(eqx.Module):
         sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
         return jnp.where(inside, guide + weight * (main - guide), main)
-
-
-def _check_network(network: Callable[..., Array]) -> None:
-    """Refuse a network that cannot be called as one."""
-    try:
-        signature = inspect.signature(network)
-    except (TypeError, ValueError):  # a builtin does not tell
-        return
-    try:
-        signature.bind("x", "c_noise", "cond", key=None)
-    except TypeError as error:
-        raise TypeError(
-            "network is called as F(x, c_noise, cond, *, key=None) and returns an array shaped "
-            f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
-            "networks.adapt(network) makes one of a network that takes less, or one vector"
-        ) from None
 
 
 def _check_interval(interval: Any) -> None:

@@ -4,6 +4,7 @@ A ValueError says what is wrong with a value, a TypeError that an object is of a
 Values inside `jit` or `vmap` cannot be looked at, and pass.
 """
 
+import inspect
 import operator
 from typing import Any
 
@@ -109,9 +110,11 @@ def host(name: str, value: Any) -> float:
     if not concrete(value):
         raise TypeError(f"{name} must be known outside jit, got {value}")
     try:
-        return float(value)
+        if not isinstance(value, str):
+            return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be one number, got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be one number, got {value!r}")
 
 
 def check_key(name: str, key: Any) -> None:
@@ -132,6 +135,29 @@ def check_callable(name: str, value: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_call(
+    name: str,
+    network: Any,
+    *,
+    told: str,
+    given: tuple[str, ...],
+    named: dict[str, Any] | None = None,
+    advice: str,
+) -> None:
+    """Refuse a network that cannot be called as `told` says, on what `given` and `named` name."""
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # a builtin does not tell
+        return
+    try:
+        signature.bind(*given, **(named or {}))
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called as {told} and returns an array shaped like {given[0]}; got "
+            f"{type(network).__name__} with the signature {signature} ({error}). {advice}"
+        ) from None
 
 
 def check_stateless(name: str, tree: Any) -> None:

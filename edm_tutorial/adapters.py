@@ -11,7 +11,6 @@ Both kinds see a scaled point at a time label of their own. With $x = y + \sigma
 Nothing is trained anew: these denoisers can be sampled with any grid, schedule and solver.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import check_callable, check_floating, check_output, check_scalar
+from ._checks import check_call, check_callable, check_floating, check_output, check_scalar
 from ._types import Condition, DenoiserFn, PRNGKey, Scalar, as_float
 
 
@@ -109,18 +108,13 @@ class _FromFlowMatching(eqx.Module):
 def _check_network(name: str, network: Any) -> None:
     """Refuse what cannot be called with a point, its label and a condition."""
     check_callable(name, network)
-    try:
-        signature = inspect.signature(network)
-    except (TypeError, ValueError):  # a builtin does not tell
-        return
-    try:
-        signature.bind("x_t", "t", "cond")
-    except TypeError as error:
-        raise TypeError(
-            f"{name} is called as {name}(x_t, t, cond) and returns an array shaped like x_t; got "
-            f"{type(network).__name__} with the signature {signature} ({error}). Of a model that "
-            "takes no condition, write lambda x_t, t, cond: model(x_t, t)"
-        ) from None
+    check_call(
+        name,
+        network,
+        told=f"{name}(x_t, t, cond)",
+        given=("x_t", "t", "cond"),
+        advice="Of a model that takes no condition, write lambda x_t, t, cond: model(x_t, t)",
+    )
 
 
 def _level(x: Array, sigma: Scalar) -> Array:

@@ -5,7 +5,6 @@ the data given the noisy `x`. Samplers, likelihoods and posteriors ask for nothi
 """
 
 import copyreg
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, final
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._checks import (
+    check_call,
     check_callable,
     check_floating,
     check_kind,
@@ -51,7 +51,14 @@ class Denoiser(eqx.Module):
         check_callable("network", self.network)
         check_kind("preconditioning", self.preconditioning, AbstractPreconditioning)
         check_stateless("network", self.network)
-        _check_network(self.network)
+        check_call(
+            "network",
+            self.network,
+            told="F(x, c_noise, cond, *, key=None)",
+            given=("x", "c_noise", "cond"),
+            named={"key": None},
+            advice="networks.adapt(network) makes one of a network that takes less, or one vector",
+        )
 
     def __call__(
         self, x: Example, sigma: Scalar, cond: Condition = None, *, key: PRNGKey | None = None
@@ -128,22 +135,6 @@ class Guided(eqx.Module):
         sigma, weight = as_float(sigma, x), as_float(self.weight, x)
         inside = (low <= sigma) & (sigma <= high)
         return jnp.where(inside, guide + weight * (main - guide), main)
-
-
-def _check_network(network: Callable[..., Array]) -> None:
-    """Refuse a network that cannot be called as one."""
-    try:
-        signature = inspect.signature(network)
-    except (TypeError, ValueError):  # a builtin does not tell
-        return
-    try:
-        signature.bind("x", "c_noise", "cond", key=None)
-    except TypeError as error:
-        raise TypeError(
-            "network is called as F(x, c_noise, cond, *, key=None) and returns an array shaped "
-            f"like x; got {type(network).__name__} with the signature {signature} ({error}). "
-            "networks.adapt(network) makes one of a network that takes less, or one vector"
-        ) from None
 
 
 def _check_interval(interval: Any) -> None:

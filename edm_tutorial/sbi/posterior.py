@@ -30,7 +30,7 @@ from ..schedules import AbstractSchedule, Linear
 from ..solvers import AbstractSolver, DPMSolverPP2M
 from . import files
 from .early_stopping import History
-from .simulations import less_offset, with_offset
+from .simulations import check_observed, less_offset, with_offset
 from .surprise import ObservationDensity, Surprise, look_at, surprise
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
@@ -272,9 +272,7 @@ class Posterior(eqx.Module):
                 f"x_o must be one observation of shape {self.x_scale.mean.shape}, got "
                 f"{np.shape(x_o)}: use jax.vmap for more"
             ) from None
-        values = np.ma.filled(np.asanyarray(x_o, float), np.nan) if concrete(x_o) else 0
-        if not np.all(np.isfinite(values)):
-            raise ValueError(f"x_o must be finite, got {x_o}")
+        check_observed(x_o)
         return less_offset("x_o", x_o, self.x_offset, self.dtype)
 
     def parameters(self, theta: Real[ArrayLike, "*n d"] | Sequence[Any]) -> Float[Array, "*n d"]:

@@ -33,6 +33,7 @@ from .fit import fit_posterior
 from .noise_levels import PosteriorNoise
 from .posterior import Posterior
 from .settings import Settings
+from .simulations import check_observed
 from .surprise import NarrowTruncation, warn
 from .transforms.standardize import AbstractEmbedding
 
@@ -141,8 +142,7 @@ def fit_rounds(
     check_callable("prior_sample", prior_sample)
     check_callable("simulate", simulate)
     rounds, simulations = whole("rounds", rounds), whole("simulations", simulations)
-    if not np.all(np.isfinite(np.ma.filled(np.asanyarray(x_o, float), np.nan))):
-        raise ValueError(f"x_o must be finite, got {x_o}")
+    check_observed(x_o)
     fit = functools.partial(
         fit_posterior,
         prior_support=prior_support,

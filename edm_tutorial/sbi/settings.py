@@ -50,8 +50,6 @@ class Settings(NamedTuple):
         """
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                raise TypeError(f"settings.{name} must be one number, got {value!r}")
             if not 0 <= host(f"settings.{name}", value) < np.inf:
                 raise ValueError(f"settings.{name} must be finite and not negative, got {value}")
 

@@ -215,6 +215,13 @@ def _filled(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
     return np.where(absent, np.nanmean(x, axis=0, dtype=float), x).astype(x.dtype)
 
 
+def check_observed(x_o: Any) -> None:
+    """Refuse an observation with a NaN, an infinite or a masked number, where one can look."""
+    values = np.ma.filled(np.asanyarray(x_o, float), np.nan) if concrete(x_o) else 0
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"x_o must be finite, got {x_o}")
+
+
 def less_offset(name: str, value: Any, offset: tuple[float, ...], dtype: Any) -> Array:
     """An array less its offset, subtracted in float64, in the working dtype.
 
