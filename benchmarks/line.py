@@ -25,6 +25,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from benchmarks.exact import tempered
 from benchmarks.timing import machine, read, save
 from edm_tutorial.sbi import Posterior, SeriesEmbedding, fit_posterior, fit_rounds
 
@@ -34,7 +35,7 @@ LOW = np.array([np.log(0.1), -3.0, np.log(0.1), 0.0])
 HIGH = np.array([np.log(10.0), 3.0, np.log(2.0), np.inf])
 SIMULATIONS, ROUNDS, DRAWS, SIZE = 5_000, 3, 10_000, 48
 OBSERVATIONS, OBSERVED = 16, 2024  # how many, and their seed
-PARTICLES, MOVES = 4_000, 12
+PARTICLES = 4_000
 FRESH = 1_000  # simulations that measure -ln q
 METHODS = ("vector", "series", "rounds")
 # Of the largest shift, in exact widths, the median over observations; of each median width, its
@@ -70,55 +71,8 @@ def log_prior(theta: Array) -> Array:
 
 @jax.jit
 def exact(key: Array, start: Array, x: Array) -> tuple[Array, Array]:
-    """Draws of the posterior and ln p(x), by sequential Monte Carlo from draws of the prior.
-
-    Each temperature is where half of the particles are worth as much as all; then each moves
-    twelve times by Metropolis steps of many lengths in the covariance of all.
-    """
-    n = len(start)
-    likelihood = jax.vmap(partial(log_likelihood, x=x))
-
-    def halve(beta: Array, fit: Array) -> Array:
-        share = lambda step: 1 / jnp.sum(jax.nn.softmax(step * fit) ** 2) / n
-
-        def bisect(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
-            middle = (low + high) / 2
-            few = share(middle) < 0.5
-            return jnp.where(few, low, middle), jnp.where(few, middle, high)
-
-        low, _ = jax.lax.fori_loop(0, 40, bisect, (jnp.zeros_like(beta), 1 - beta))
-        return jnp.where(share(1 - beta) >= 0.5, 1 - beta, low)
-
-    def move(beta: Array, root: Array, state: Any, key: Array) -> tuple[Any, None]:
-        theta, fit, law = state
-        step_key, length_key, accept_key = jr.split(key, 3)
-        lengths = jnp.exp(jr.uniform(length_key, (n, 1), minval=-2.5, maxval=0.4))
-        new = theta + lengths * (jr.normal(step_key, theta.shape) @ root.T)
-        new_fit, new_law = likelihood(new), jax.vmap(log_prior)(new)
-        gain = beta * (new_fit - fit) + new_law - law
-        take = jnp.log(jr.uniform(accept_key, (n,))) < gain
-        both = ((new, theta), (new_fit, fit), (new_law, law))
-        pick = lambda a, b: jnp.where(take[:, None] if a.ndim == 2 else take, a, b)
-        return tuple(pick(a, b) for a, b in both), None
-
-    def temper(carry: Any) -> Any:
-        beta, (theta, fit, law), key, evidence = carry
-        key, choose_key, move_key = jr.split(key, 3)
-        step = halve(beta, fit)
-        evidence = evidence + jax.nn.logsumexp(step * fit) - np.log(n)
-        beta = jnp.where(step == 1 - beta, 1.0, beta + step)
-        rows = jr.choice(choose_key, n, (n,), p=jax.nn.softmax(step * fit))
-        theta = theta[rows]
-        root = jnp.linalg.cholesky(jnp.cov(theta.T) + 1e-12 * jnp.eye(4))
-        state = theta, fit[rows], law[rows]
-        state, _ = jax.lax.scan(partial(move, beta, root), state, jr.split(move_key, MOVES))
-        return beta, state, key, evidence
-
-    state = start, likelihood(start), jax.vmap(log_prior)(start)
-    first = (jnp.zeros(()), state, key, jnp.zeros(()))
-    _, (theta, *_), _, evidence = jax.lax.while_loop(lambda carry: carry[0] < 1, temper, first)
-    return theta, evidence
+    """Draws of the posterior and ln p(x), from draws of the prior."""
+    return tempered(key, start, partial(log_likelihood, x=x), log_prior)
 
 
 def posterior_draws(seed: int, x: np.ndarray) -> tuple[np.ndarray, float]:

@@ -12,11 +12,12 @@ from scipy import integrate, stats
 
 from edm_tutorial.sbi import tasks
 from edm_tutorial.sbi.tasks.base import LogNormalPrior, NormalPrior, UniformPrior
+from edm_tutorial.sbi.tasks.glm import design
 
 REFERENCE = Path(__file__).parent / "sbi_reference"
 SHARED = ("two_moons", "gaussian_mixture", "gaussian_linear", "gaussian_linear_uniform", "slcp")
 SIZES = dict(zip(SHARED, [(2, 2), (2, 2), (10, 10), (10, 10), (5, 8)], strict=True))
-SIZES |= {"lotka_volterra": (4, 20), "sir": (2, 10)}
+SIZES |= {"lotka_volterra": (4, 20), "sir": (2, 10), "bernoulli_glm": (10, 10)}
 FOUR_SIGMA = 6.3e-5  # the probability that a normal number is 4 standard deviations out
 
 
@@ -413,6 +414,50 @@ def test_every_prior_draw_can_be_solved(name, key):
     """Also in float32, where a trial step that overflows once stopped the solver for good."""
     _, x = tasks.draw(key, jax.tree.map(lambda a: a.astype(jnp.float32), task(name)), 20_000)
     assert x.dtype == jnp.float32 and np.all(np.isfinite(x))
+
+
+# A neuron
+
+
+def test_the_neuron_sees_the_last_nine_values_of_its_stimulus():
+    stimulus, seen = np.random.default_rng(0).normal(size=100), design()
+    assert seen.shape == (100, 10) and np.all(seen[:, 0] == 1)
+    np.testing.assert_array_equal(seen[50, 1:], stimulus[50:41:-1])
+    np.testing.assert_array_equal(seen[2, 1:], [*stimulus[2::-1], *np.zeros(6)])
+
+
+def test_the_neuron_fires_as_often_as_it_should(key):
+    problem, theta = task("bernoulli_glm"), np.linspace(-1.5, 1.0, 10)
+    x, p = simulate(key, problem, theta), 1 / (1 + np.exp(-design() @ theta))
+    assert_mean(x, design().T @ p)
+    exact = design().T @ (p[:, None] * (1 - p[:, None]) * design())
+    centred = x - design().T @ p
+    assert_mean(centred[:, :, None] * centred[:, None], exact)
+
+
+def test_the_neurons_likelihood_is_that_of_its_bins(rng):
+    problem, theta = task("bernoulli_glm"), rng.normal(size=10)
+    p = 1 / (1 + np.exp(-design() @ theta))
+    z = rng.random(100) < p
+    exact = stats.bernoulli(p).logpmf(z).sum()
+    got = problem.log_likelihood(jnp.asarray(z @ design()), jnp.asarray(theta))
+    np.testing.assert_allclose(got, exact, rtol=1e-12)
+
+
+def test_the_neurons_prior_is_smooth(key, rng):
+    """The precision by its quadratic form, second differences written out."""
+    problem, theta = task("bernoulli_glm"), rng.normal(size=10)
+    f, square = theta[1:], theta[0] ** 2 / 2
+    for i in range(9):
+        before = [f[i - 1] if i > 0 else 0.0, f[i - 2] if i > 1 else 0.0]
+        square += ((1 + np.sqrt(i / 9)) * f[i] - 2 * before[0] + before[1]) ** 2
+    at_zero = problem.log_prior(jnp.zeros(10))
+    np.testing.assert_allclose(problem.log_prior(jnp.asarray(theta)) - at_zero, -square / 2)
+    rows = jax.vmap(problem.sample_prior)(jr.split(key, 4000))
+    covariance = np.linalg.inv(-jax.hessian(problem.log_prior)(jnp.zeros(10)))
+    assert_mean(rows[:, :, None] * rows[:, None], covariance)
+    exact = stats.multivariate_normal(np.zeros(10), covariance).logpdf(theta)
+    np.testing.assert_allclose(problem.log_prior(jnp.asarray(theta)), exact, rtol=1e-9)
 
 
 # Errors

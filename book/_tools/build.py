@@ -54,7 +54,8 @@ def fingerprint(chapter: Path) -> str:
             digest.update(cell.source.encode() + b"\0")
     for path in sorted((ROOT / "edm_tutorial").rglob("*.py")):
         digest.update(path.read_bytes())
-    digest.update("\n".join([sys.version, *installed(), STARTUP]).encode())
+    flags = os.environ.get("XLA_FLAGS", "")
+    digest.update("\n".join([sys.version, *installed(), flags, STARTUP]).encode())
     return digest.hexdigest()
 
 

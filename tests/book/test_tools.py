@@ -157,6 +157,14 @@ def test_another_version_changes_the_fingerprint(name, monkeypatch):
     assert build.fingerprint(source) != before
 
 
+def test_other_flags_of_the_compiler_change_the_fingerprint(monkeypatch):
+    source, prints = FIXTURE / "notebooks" / "02_other.md", set()
+    for flags in ("", "--xla_backend_optimization_level=1"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        prints.add(build.fingerprint(source))
+    assert len(prints) == 2
+
+
 WARN = "warnings.warn('heard')"
 CELLS = {
     "cell": WARN,

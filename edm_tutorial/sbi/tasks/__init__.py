@@ -14,5 +14,6 @@ from .benchmark import (
     gaussian_mixture as gaussian_mixture,
     slcp as slcp,
 )
+from .glm import bernoulli_glm as bernoulli_glm
 from .ode import lotka_volterra as lotka_volterra, sir as sir
 from .two_moons import two_moons as two_moons

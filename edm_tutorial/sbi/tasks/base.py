@@ -19,7 +19,7 @@ from ..._types import PRNGKey
 
 
 class AbstractPrior(eqx.Module):
-    """The law of the parameters before anything is observed; coordinates are independent."""
+    """The law of the parameters before anything is observed."""
 
     @property
     @abstractmethod

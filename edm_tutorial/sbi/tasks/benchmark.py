@@ -2,7 +2,8 @@ r"""Inference problems whose posterior is known, to compare a learned one with.
 
 Each factory returns a task: a prior, a simulator, and what else has a closed form. $U$ is
 the uniform law and $N(m, V)$ a Gaussian with *variance* $V$. The five tasks here are
-those of the public benchmark `sbibm`; `lotka_volterra` and `sir` are differential equations.
+those of the public benchmark `sbibm`; `lotka_volterra` and `sir` are differential equations, and
+`bernoulli_glm` is a neuron.
 """
 
 from typing import ClassVar, final
