@@ -225,7 +225,7 @@ def test_a_plan_is_settings_with_a_patience_of_its_own():
     changed = make(*settings, 7, every=5)._replace(width=64, every=9)
     assert (changed.width, changed.patience, changed.every) == (64, 7, 9)
     shorter = make(*settings, 7, 5).lasting(400)
-    assert shorter == settings.with_steps(400) and (shorter.patience, shorter.every) == (100, 10)
+    assert shorter == settings.with_steps(400) and (shorter.patience, shorter.every) == (100, 40)
 
 
 def test_both_names_of_a_keyword_at_once_are_refused():

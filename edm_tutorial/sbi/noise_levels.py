@@ -20,6 +20,7 @@ $\sigma^2 / (\sigma^2 + s^2)$: exactly the share of the variance that a sampler 
 step starts at $\sigma$.
 """
 
+import bisect
 from typing import Any, final
 
 import equinox as eqx
@@ -178,8 +179,9 @@ class HeldOut(eqx.Module):
         far narrower than the rest, they lose 1 %. At least `sigma_min`, where training began.
         """
         sigmas = np.geomspace(sigma_min, LARGEST_SIGMA_MIN, 10)
-        coarse = (i for i, s in enumerate(sigmas) if self.gain(denoiser, s) > LOST_VARIANCE)
-        return float(sigmas[max(next(coarse, len(sigmas)) - 1, 0)])
+        coarse = lambda sigma: self.gain(denoiser, sigma) > LOST_VARIANCE
+        first = bisect.bisect_left(sigmas, True, key=coarse)  # the gain rises with sigma
+        return float(sigmas[max(first - 1, 0)])
 
 
 def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -> float:

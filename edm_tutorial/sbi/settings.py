@@ -38,8 +38,11 @@ class Settings(NamedTuple):
 
     @property
     def every(self) -> int:
-        """Steps between two looks at the validation loss."""
-        return max(self.steps // 40, 1)
+        """Steps between two looks at the validation loss: 40 looks, or 10 where steps are few.
+
+        A look costs as much as some twenty steps.
+        """
+        return max(self.steps // 40, min(self.steps // 10, 100), 1)
 
     def check(self) -> None:
         """Refuse a learning rate or a weight decay that cannot be one.
