@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 8000
 
+SPREAD := -n $(JOBS) --dist loadgroup
 FAST := not slow and not book and not browser
 UNIT := not book and not browser$(if $(CONSTRAINTS),, and not pinned)
 
@@ -28,12 +29,12 @@ book: $(STAMP) ## Run every notebook once and build the book in _build/html
 	$(BIN)/python book/_tools/build.py
 
 test: lint ## Everything: static checks, all tests, the book, the browser (cheap ones first)
-	$(BIN)/python -m pytest -n $(JOBS) -m "$(UNIT)"
+	$(BIN)/python -m pytest $(SPREAD) -m "$(UNIT)"
 	$(BIN)/python book/_tools/build.py
-	$(BIN)/python -m pytest -n $(JOBS) -m "book or browser"
+	$(BIN)/python -m pytest $(SPREAD) -m "book or browser"
 
 check: lint ## The fast part, about four minutes: static checks and short tests
-	$(BIN)/python -m pytest -n $(JOBS) -m "$(FAST)"
+	$(BIN)/python -m pytest $(SPREAD) -m "$(FAST)"
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -85,7 +86,7 @@ oldest: ## Run the short tests on the oldest versions that pyproject.toml allows
 	echo 'arviz-stats; python_version < "3"' >$(OLD)/without.txt
 	$(OLD)/bin/uv pip install -q --python $(OLD) --resolution lowest-direct \
 	  --override $(OLD)/without.txt -e '.[test]'
-	$(OLD)/bin/python -m pytest -n $(JOBS) -m "$(FAST) and not pinned" --ignore tests/book \
+	$(OLD)/bin/python -m pytest $(SPREAD) -m "$(FAST) and not pinned" --ignore tests/book \
 	  --ignore tests/test_benchmarks.py --ignore tests/test_colab.py \
 	  --ignore tests/test_sbi_calibration.py
 

@@ -212,17 +212,18 @@ def test_simulations_held_out_are_never_trained_on(watched):
 
 def test_every_example_in_training_has_a_key_of_its_own(watched):
     keys = np.concatenate([number.reshape(-1, 2) for _, number in watched.told[True]])
-    assert len(keys) == 64 * len(watched.states) == len(np.unique(keys, axis=0))
+    assert len(keys) == 64 * 4 * len(watched.states) == len(np.unique(keys, axis=0))
 
 
 def test_validation_is_of_the_averaged_weights_and_the_best_are_kept(watched):
-    """To the last bit, chunk by chunk; it stops 10 steps later.
+    """To the last bit, chunk by chunk of 4 steps; it stops 10 steps later, at the next look.
 
     Nats of what ignores x are those of a Gaussian.
     """
     history, states = watched.posterior.history, watched.states
     steps, best = history.step, int(np.argmin(history.held_out))
-    assert steps == tuple(range(1, len(states) + 1)) and steps[-1] - steps[best] == 10 < steps[-1]
+    assert steps == tuple(range(4, 4 * len(states) + 1, 4))
+    assert steps[-1] - steps[best] == 12 < steps[-1] < 40
     assert history.held_out == tuple(watched.held_out(state.train.ema) for state in states)
     assert watched.held_out(states[5].train.denoiser) != history.held_out[5]
     assert same(watched.posterior.denoiser, states[best].train.ema)
@@ -373,7 +374,8 @@ def test_training_stops_where_the_validation_loss_has_not_fallen_for_long(key, r
     held_out, step = posterior.history.held_out, posterior.history.step
     best = int(np.argmin(held_out))
     assert 0 < best < len(held_out) - 1
-    assert step[-1] - step[best] == settings.patience == 100 and step[-1] < 400
+    assert (settings.patience, settings.every) == (100, 40)
+    assert step[-1] - step[best] == 120 and step[-1] < 400
 
 
 def test_the_average_of_the_lowest_validation_loss_is_kept():

@@ -1,5 +1,5 @@
 """The page "From what you have to what you need": its code runs, prints what the page shows, and
-that is the truth. (About 280 CPU seconds, most of which compile the five fits.)"""
+that is the truth. (About two CPU minutes, most of which compile the five fits.)"""
 
 import os
 import re
@@ -18,6 +18,7 @@ from scipy.stats import norm
 import edm_tutorial as edm
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.xdist_group("from_what_you_have")  # one worker runs the page, once
 PAGE = (ROOT / "book/from_what_you_have.md").read_text()
 IMPORTS, *PARTS = re.split(r"^#{2,3} (.+)$", PAGE, flags=re.MULTILINE)
 SECTIONS = {
