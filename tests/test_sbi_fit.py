@@ -339,6 +339,13 @@ def test_fewer_steps_go_with_a_higher_learning_rate(part, faster):
     assert settings._replace(steps=0, learning_rate=0) == whole._replace(steps=0, learning_rate=0)
 
 
+@pytest.mark.parametrize(
+    "steps, every", [(5, 1), (40, 4), (400, 40), (1000, 100), (4000, 100), (12_800, 320)]
+)
+def test_the_validation_loss_is_looked_at_ten_to_forty_times(steps, every):
+    assert SMALL._replace(steps=steps).every == every
+
+
 def test_settings_are_rows_and_what_lies_between_them():
     """Interpolated in logarithms, constant beyond the ends; each number moves one way."""
     for count, row in POSTERIOR_ROWS.items():
