@@ -39,19 +39,18 @@ SIGMA_MIN, SIGMA_MAX = 0.02, 80.0
 def digits() -> tuple[Any, np.ndarray, np.ndarray]:
     """A trained denoiser of the digits, points it has not seen, and the covariance it has."""
     rows = np.random.default_rng(0).permutation(load_digits().data / 8 - 1)
-    known, new = rows[:1500] - rows[:1500].mean(axis=0), rows[1500:] - rows[:1500].mean(axis=0)
     noise_key, net_key, train_key = jr.split(jr.key(0), 3)
     cell = 0.125 * np.asarray(jr.uniform(noise_key, rows.shape, minval=-0.5, maxval=0.5))
-    known, new = known + cell[:1500], new + cell[1500:]
-    known = known.astype(np.float32)
+    rows = (rows - rows[:1500].mean(axis=0) + cell).astype(np.float32)
+    known, new = rows[:1500], rows[1500:]
     network = edm.MLP(64, width=256, depth=3, key=net_key)
     denoiser = edm.Denoiser(network, edm.EDMPreconditioning.from_data(known))
     loss = partial(edm.denoising_loss, sigma_dist=edm.LogNormal())
-    schedule = optax.adam(optax.cosine_decay_schedule(2e-3, 3000))
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, 3000))
     ((state, _),) = edm.train(
-        denoiser, loss, known, schedule, steps=3000, batch_size=128, every=3000, key=train_key
+        denoiser, loss, known, optimizer, steps=3000, batch_size=128, every=3000, key=train_key
     )
-    return state.ema, new[:POINTS].astype(np.float32), np.cov(known.T)
+    return state.ema, new[:POINTS], np.cov(known.T)
 
 
 def gaussian() -> tuple[Any, np.ndarray, np.ndarray]:
@@ -85,15 +84,19 @@ def jacobians(denoiser: Any, x: jax.Array, sigmas: np.ndarray) -> np.ndarray:
 
 def probes(random: np.random.Generator, parts: np.ndarray, products: int) -> np.ndarray:
     """Estimates of the trace at each level, the same Rademacher vectors at all."""
-    v = random.choice([-1.0, 1.0], (products, parts.shape[-1]))
-    return np.einsum("pi,kij,pj->k", v, parts, v, optimize=True) / products
+    return _mean_over(random.choice([-1.0, 1.0], (parts.shape[-1], products)), parts)
 
 
 def orthogonal(random: np.random.Generator, parts: np.ndarray, products: int) -> np.ndarray:
     """The same with vectors of length sqrt(d) at right angles."""
     d = parts.shape[-1]
     q, _ = np.linalg.qr(random.normal(size=(d, products)))
-    return d * np.einsum("ip,kij,jp->k", q, parts, q, optimize=True) / products
+    return _mean_over(d**0.5 * q, parts)
+
+
+def _mean_over(v: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """The mean of v^T J v over the columns of v, for each J."""
+    return np.einsum("ip,kij,jp->k", v, parts, v, optimize=True) / v.shape[1]
 
 
 def hutch_pp(random: np.random.Generator, parts: np.ndarray, products: int) -> np.ndarray:
