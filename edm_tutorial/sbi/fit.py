@@ -204,12 +204,13 @@ def optimizer_of(settings: Settings) -> optax.GradientTransformation:
     falling = optax.exponential_decay(
         decay, max(steps // 2, 1), LEFT_OF_DECAY, end_value=decay * LEFT_OF_DECAY
     )
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
         optax.inject_hyperparams(optax.add_decayed_weights)(falling),
         optax.scale_by_learning_rate(rate),
     )
+    return optax.flatten(chain)  # one long vector in place of many: less to compile
 
 
 def _keys(key: Any) -> Array:

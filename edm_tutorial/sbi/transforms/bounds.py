@@ -169,7 +169,7 @@ class Bounds(AbstractTransform):
         below, above = jnp.isfinite(low), jnp.isfinite(high)
         gap = jnp.where(below, theta - low, high - theta)
         # 1e-29 at least in float32, so that 1 / gap times any width is finite.
-        gap = jnp.maximum(gap, jnp.finfo(theta.dtype).tiny ** 0.75)
+        gap = jnp.maximum(gap, float(jnp.finfo(theta.dtype).tiny) ** 0.75)
         return jnp.log(jnp.where(below ^ above, gap, 1))
 
 
