@@ -492,7 +492,11 @@ def test_a_run_that_cannot_start_leaves_its_folder_free(monkeypatch, capsys, tmp
 
 
 @pytest.mark.parametrize(
-    "flag, value", [("--learning-rate", "-1"), ("--dropout", "2"), ("--augment", "3")]
+    "flag, value",
+    [
+        *(("--learning-rate", "-1"), ("--learning-rate", "0"), ("--steps", "0")),
+        *(("--dropout", "2"), ("--dropout", "-0.1"), ("--augment", "3")),
+    ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_done(flag, value, capsys, tmp_path):
     with pytest.raises(SystemExit):

@@ -63,6 +63,29 @@ def test_attention_is_that_of_equinox(key, rng):
     np.testing.assert_allclose(found, other(h, h, h, mask=jnp.asarray(mask)), atol=1e-12)
 
 
+def test_a_block_is_attention_and_a_layer_each_scaled_shifted_and_gated_by_the_level(key, rng):
+    """By hand. Where the level says nothing, scales and gates are 1 and shifts 0."""
+    block = trained(key).blocks[0]
+    silent = eqx.tree_at(
+        lambda b: b.modulation, block, jax.tree.map(jnp.zeros_like, block.modulation)
+    )
+    h, level = (
+        jnp.asarray(rng.normal(size=(5, 16))),
+        jnp.asarray(rng.normal(size=tokens.NOISE_WIDTH)),
+    )
+    mask = jnp.asarray(np.eye(5) == 1)
+    norm = lambda h: h / np.sqrt(np.mean(h**2, axis=1, keepdims=True) + 1)
+    for this in (block, silent):
+        said = np.split(np.asarray(this.modulation(level)), 6)
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = (part[None] for part in said)
+        attended = this.attention((1 + scale_1) * norm(h) + shift_1, mask)
+        middle = h + (1 + gate_1) * np.asarray(attended)
+        inner = np.asarray(jax.vmap(this.inner)((1 + scale_2) * norm(middle) + shift_2))
+        layer = jax.vmap(this.outer)(inner / (1 + np.exp(-inner)))
+        expected = middle + (1 + gate_2) * np.asarray(layer)
+        np.testing.assert_allclose(this(h, level, mask, None), expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize(("dtype", "allowed"), [(jnp.float32, 1e-5), (jnp.float64, 1e-12)])
 def test_tokens_have_no_order_beside_their_kinds(dtype, allowed, key, rng):
     net_key, input_key = jr.split(key)

@@ -99,7 +99,7 @@ class Mutation(NamedTuple):
         place = Path(self.file)
         near = [place.name, f"{place.parts[0]}_{place.name}"]
         near += [name for part in (place, *place.parents) for name in NEAR.get(str(part), [])]
-        near = dict.fromkeys([*near, "bad_input"])
+        near = dict.fromkeys([*near, "defaults", "bad_input"])
         return [f"test_{name}" for name in near if (ROOT / f"tests/test_{name}.py").exists()]
 
 
