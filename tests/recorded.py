@@ -145,8 +145,10 @@ def images(dtype: str) -> Iterator[tuple[str, Any]]:
     x = jnp.asarray(rng.normal(size=(1, 8, 8)), dtype)
     cond = networks.ImageCondition(jax.nn.one_hot(1, 3, dtype=dtype))
     c_noise = jnp.asarray(0.3, dtype)
-    yield "unet", unet(x, c_noise, cond)
-    yield "unet gradient", jax.grad(lambda x: jnp.sum(unet(x, c_noise, cond) ** 2))(x)
+    run = eqx.filter_jit(lambda unet, x: unet(x, c_noise, cond))
+    yield "unet", run(unet, x)
+    total = lambda x, unet: jnp.sum(unet(x, c_noise, cond) ** 2)
+    yield "unet gradient", eqx.filter_jit(eqx.filter_grad(total))(x, unet)
 
 
 PATHS: tuple[Callable[[str], Iterator[tuple[str, Any]]], ...] = (

@@ -21,6 +21,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from processes import environment
 
 import edm_tutorial as edm
 from edm_tutorial.training import checkpoint, init_state
@@ -348,12 +349,15 @@ class Killed:
 
     def __init__(self, folder, result, chance, writing):
         self.folder = folder
-        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         command = [sys.executable, SCRIPT, str(folder), str(result)]
         self.said = result.with_suffix(".stderr")
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=said, text=True
+                command,
+                env=environment(result.with_name("compiled")),
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
             )
         self.start = self.step()
         for _ in range(chance.randint(1, 5)):  # then it is after the first checkpoint
@@ -379,9 +383,9 @@ class Killed:
 
 
 def finish(folder, result):
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, SCRIPT, str(folder), str(result)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    compiled = environment(result.with_name("compiled"))
+    done = subprocess.run(command, env=compiled, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[0])
 

@@ -4,7 +4,6 @@ About 90 seconds, nearly all of it the slow test's three processes.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import optax
 import PIL.Image
 import pytest
 from exact import single_precision
+from processes import environment
 
 import edm_tutorial as edm
 from edm_tutorial.images import command_line as cli, data
@@ -534,16 +534,11 @@ def test_a_picture_places_rows_and_columns():
 
 
 def start(out, steps, cache):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster, as conftest.py does
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
     command = [sys.executable, "-m", "edm_tutorial", *SMALL, "--out", str(out), "--steps", steps]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "--augment", "0.2"], cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(
+        [*command, "--augment", "0.2"], cwd=ROOT, env=environment(cache), **pipes
+    )
 
 
 def final_state(out):

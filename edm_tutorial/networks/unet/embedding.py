@@ -27,7 +27,8 @@ class ImageCondition(NamedTuple):
 
     Arguments:
         class_labels: the class as an integer from 0, or shape (label_dim,),
-            `jax.nn.one_hot(label, label_dim)`. None, -1 or zeros: no class is given.
+            `jax.nn.one_hot(label, label_dim)`. None, -1 or zeros: no class is given. An integer
+            that is no class is refused, or inside a transformation makes the output NaN.
         augment_labels: shape (augment_dim,), how the image was augmented. None or zeros:
             not augmented, which is the choice for sampling.
         vector: shape (vector_dim,), any numbers, of size about 1: a time of day as its cosine
@@ -192,9 +193,15 @@ def _plus(emb: Array, layer: Dense | None, labels: Any, scale: float = 1.0) -> A
 
 
 def one_hot(labels: Any, length: int) -> Array:
-    """Labels as a vector of `length`: None and -1 are zeros, another integer is one-hot."""
+    """Labels as a vector of `length`: None and -1 are zeros, another integer is one-hot.
+
+    NaN for an integer that is no class: where labels are traced, as in training, nothing can raise.
+    """
     labels = jnp.array(-1) if labels is None else jnp.asarray(labels)
-    return jax.nn.one_hot(labels, length) if labels.ndim == 0 else labels
+    if labels.ndim > 0:
+        return labels
+    known = (labels >= -1) & (labels < length)
+    return jnp.where(known, jax.nn.one_hot(labels, length), jnp.nan)
 
 
 def lengths(embedding: SongEmbedding | DhariwalEmbedding) -> tuple[int, int, int]:
