@@ -96,7 +96,9 @@ class GaussianMixture(eqx.Module):
 
 @final
 class EmpiricalDenoiser(eqx.Module):
-    r"""The ideal denoiser of a data set: $\sum_i w_i y_i$, $w =$ softmax$(-|x-y_i|^2/2\sigma^2)$.
+    r"""The ideal denoiser of a data set.
+
+    $\sum_i w_i y_i$ with the weights $w = \mathrm{softmax}(-|x-y_i|^2/2\sigma^2)$.
 
     Eq. 57 (App. B.3): the exact minimiser of the loss on these very points, of shape (n, *shape),
     in data units. It can only return averages of them. Costs one pass over the data per call.

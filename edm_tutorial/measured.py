@@ -3,8 +3,11 @@ r"""A denoiser that is told what was measured: linear inverse problems with any 
 Data $x_0$ were measured as $y = A x_0 + s n$ with unit noise $n$. Bayes' rule for what is left
 of $x_0$ at noise level $\sigma$ adds a score to the prior's, and so a term to its denoiser:
 
-$$D_y(x) = D(x) + \sigma^2\,\nabla_x \ln p(y \mid x), \qquad
-  p(y \mid x) \approx N(A D,\; s^2 I + A C A^T), \qquad C = \sigma^2\,\partial D/\partial x.$$
+$$\begin{aligned}
+  D_y(x) &= D(x) + \sigma^2\,\nabla_x \ln p(y \mid x), \\
+  p(y \mid x) &\approx N(A D,\; s^2 I + A C A^T), \\
+  C &= \sigma^2\,\partial D/\partial x.
+\end{aligned}$$
 
 $C$ is the covariance of $x_0$ given $x$ (Tweedie's second formula), so mean and covariance are
 right, for every prior; that the law is Gaussian is the one approximation (Boys et al. 2023,

@@ -71,7 +71,7 @@ def convert(
     """A prediction in another parameterisation, for one example.
 
         D = lambda x, sigma, cond=None, *, key=None: convert(
-            network(x, sigma), x, sigma, source=epsilon)  # of a network that predicts the noise
+            network(x, sigma), x, sigma, source=epsilon)  # it predicts the noise
 
     Arguments:
         prediction: what the network said at `x`, which is unscaled and in data units.

@@ -2,9 +2,9 @@
 
 After the build: the theme's script of all icons (540 kB, compressed) goes, since its fonts
 draw the same icons; the fonts keep only the icons that occur; images load when they come
-near, in a box of their size. For readers without a mouse or with a screen reader, tables,
-which scroll, can have the focus, the bibliography's items the role that lists ask for, and the
-sidebar's arrows a name.
+near, in a box of their size. A formula keeps its point or bracket on its line. For readers
+without a mouse or with a screen reader, tables, which scroll, can have the focus, the
+bibliography's items the role that lists ask for, and the sidebar's arrows a name.
 """
 
 import re
@@ -20,6 +20,8 @@ NAMED = '<summary aria-label="Show or hide its pages">'
 IMAGE = re.compile(r'<img(?![^>]*\bloading=)(?=[^>]*\ssrc="([^"]+)")')
 ICON_RULE = re.compile(r"((?:\.fa-[\w-]+:(?::)?before,?)+)\{content:\"\\([0-9a-f]+)\"")
 ESCAPE = re.compile(r"\\(f[0-9a-f]{3})\b")
+INLINE = '<span class="math notranslate nohighlight">[^<]*</span>'
+FORMULA = re.compile(rf"\({INLINE}[),.;:?!]*|{INLINE}[),.;:?!]+")
 LETTER = re.compile("[\ue000-\uf8ff]")  # of the range that fonts use as they like
 
 
@@ -31,6 +33,7 @@ def lighter(html: str, folder: Path) -> str:
         '<summary><span class="toctree-toggle"', f'{NAMED}<span class="toctree-toggle"'
     )
     html = html.replace('<table class="table"', '<table tabindex="0" class="table"')
+    html = FORMULA.sub(r'<span class="with-point">\g<0></span>', html)
     return IMAGE.sub(lambda match: f'<img loading="lazy"{_size(folder, match[1])}', html)
 
 

@@ -135,10 +135,11 @@ class Posterior(eqx.Module):
         *,
         steps: int | None = None,
     ) -> Float[Array, "*n"]:
-        """ln q(theta given x_o) in nats; -inf outside the support, or too far away for a float.
+        """Log-density ln q(theta given x_o), in nats; -inf outside the support.
 
-        By the exact trace along the probability-flow ODE, on a fixed grid of noise levels
-        that all points share. Differentiable in `theta`.
+        It is -inf, too, where it is too low for a float. By the exact trace along the
+        probability-flow ODE, on a fixed grid of noise levels that all points share.
+        Differentiable in `theta`.
 
         Arguments:
             theta: one vector of parameters, or one a row.

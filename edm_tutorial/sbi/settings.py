@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
     @property
     def every(self) -> int:
-        """Steps between two looks at the validation loss: 40 looks, or 10 where steps are few.
+        """Steps between two looks at the validation loss, 40 looks or 10 where steps are few.
 
         A look costs as much as some twenty steps.
         """

@@ -122,7 +122,7 @@ class PowerEMA(AbstractEMA):
 
     @property
     def sigma_rel(self) -> float:
-        r"""Standard deviation of the profile, in units of the training: $\sigma_{rel}$."""
+        r"""The standard deviation $\sigma_{rel}$ of the profile, in units of the training."""
         return ((self.gamma + 1) / (self.gamma + 3)) ** 0.5 / (self.gamma + 2)
 
     def decay(self, seen: Scalar, batch_size: Scalar) -> Float[Array, ""]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import build
 import docstrings
+import lighten
 import nbformat
 import pytest
 import web
@@ -277,3 +278,12 @@ def test_words_are_those_of_the_text_before_the_exercises(tmp_path):
         "## Exercises\n\nMany more words.\n"
     )
     assert build.words(page) == 2 + 5 + 1 + 2
+
+
+def test_a_formula_keeps_its_point_or_bracket_on_its_line(tmp_path):
+    formula = '<span class="math notranslate nohighlight">\\(x\\)</span>'
+    html = f"at {formula}, and ({formula}) or {formula} alone"
+    tied = '<span class="with-point">'
+    assert lighten.lighter(html, tmp_path) == (
+        f"at {tied}{formula},</span> and {tied}({formula})</span> or {formula} alone"
+    )

@@ -219,7 +219,7 @@ class Conditional(eqx.Module):
     def log_prob(
         self, v: Real[ArrayLike, "*n_and_shape"], *, steps: int | None = None
     ) -> Float[Array, "*n"]:
-        """ln q of the unknown numbers in nats; -inf outside their bounds.
+        """Log-density ln q of the unknown numbers, in nats; -inf outside their bounds.
 
         By the exact trace along the probability-flow ODE, on a fixed grid of noise levels.
 

@@ -24,7 +24,7 @@ class AbstractPrior(eqx.Module):
     @property
     @abstractmethod
     def support(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """The box of positive density: (low, high), with -inf and inf where it has no end."""
+        """The box of positive density as (low, high), with -inf and inf where it has no end."""
 
     @abstractmethod
     def sample(self, key: PRNGKey) -> Float[Array, " d"]:
@@ -96,7 +96,7 @@ class LogNormalPrior(AbstractPrior):
 
 
 def normal_log_prob(x: Float[Array, " d"], mean: Any, std: Any) -> Float[Array, ""]:
-    """ln N(x; mean, diag std^2) in nats; `mean` and `std` are numbers or shaped like x."""
+    """Log-density ln N(x; mean, diag std^2), in nats; `mean`, `std`: numbers or shaped like x."""
     mean, std = (jnp.broadcast_to(jnp.asarray(part, x.dtype), x.shape) for part in (mean, std))
     return -jnp.sum(((x - mean) / std) ** 2 + jnp.log(2 * jnp.pi * std**2)) / 2
 
@@ -129,7 +129,7 @@ class AbstractTask(eqx.Module, Generic[Prior]):
         return self.prior.sample(key)
 
     def log_prior(self, theta: Float[Array, " d"]) -> Float[Array, ""]:
-        """ln p(theta) in nats, -inf outside the support.
+        """Log-density ln p(theta), in nats, -inf outside the support.
 
         Raises:
             ValueError: `theta` of another shape.

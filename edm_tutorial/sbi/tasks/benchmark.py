@@ -37,7 +37,7 @@ class GaussianMixtureTask(AbstractTask[UniformPrior]):
         return theta + std * jr.normal(noise_key, (2,), theta.dtype)
 
     def log_likelihood(self, x: Float[Array, "2"], theta: Float[Array, "2"]) -> Float[Array, ""]:
-        """ln p(x given theta) in nats."""
+        """Log-likelihood ln p(x given theta), in nats."""
         check_vector("x", x, 2)
         return logsumexp(self._log_joint(x - theta)) - jnp.log(2.0).astype(x.dtype)
 
@@ -51,7 +51,7 @@ class GaussianMixtureTask(AbstractTask[UniformPrior]):
         return truncated_normal(key, x_o, stds[k], low=low, high=high)
 
     def log_posterior(self, theta: Float[Array, "2"], x_o: Float[Array, "2"]) -> Float[Array, ""]:
-        """ln p(theta given x_o) in nats: the mixture around `x_o`, cut to the prior's box."""
+        """Log-density ln p(theta given x_o), in nats: the mixture around `x_o`, cut to the box."""
         check_vector("theta", theta, 2)
         log_density = logsumexp(self._log_joint(theta - x_o)) - logsumexp(self._log_masses(x_o))
         return jnp.where(jnp.isfinite(self.log_prior(theta)), log_density, -jnp.inf)
@@ -80,7 +80,7 @@ class GaussianLinear(AbstractTask[NormalPrior]):
         return theta + 0.1**0.5 * jr.normal(key, (10,), theta.dtype)
 
     def log_likelihood(self, x: Float[Array, "10"], theta: Float[Array, "10"]) -> Float[Array, ""]:
-        """ln p(x given theta) in nats."""
+        """Log-likelihood ln p(x given theta), in nats."""
         check_vector("x", x, 10)
         return normal_log_prob(x, theta, 0.1**0.5)
 
@@ -90,7 +90,7 @@ class GaussianLinear(AbstractTask[NormalPrior]):
         return x_o / 2 + 0.05**0.5 * jr.normal(key, (10,), x_o.dtype)
 
     def log_posterior(self, theta: Float[Array, "10"], x_o: Float[Array, "10"]) -> Float[Array, ""]:
-        """ln p(theta given x_o) in nats."""
+        """Log-density ln p(theta given x_o), in nats."""
         check_vector("theta", theta, 10)
         return normal_log_prob(theta, x_o / 2, 0.05**0.5)
 
@@ -106,7 +106,7 @@ class GaussianLinearUniform(AbstractTask[UniformPrior]):
         return theta + 0.1**0.5 * jr.normal(key, (10,), theta.dtype)
 
     def log_likelihood(self, x: Float[Array, "10"], theta: Float[Array, "10"]) -> Float[Array, ""]:
-        """ln p(x given theta) in nats."""
+        """Log-likelihood ln p(x given theta), in nats."""
         check_vector("x", x, 10)
         return normal_log_prob(x, theta, 0.1**0.5)
 
@@ -117,7 +117,7 @@ class GaussianLinearUniform(AbstractTask[UniformPrior]):
         return truncated_normal(key, x_o, std, low=low, high=high)
 
     def log_posterior(self, theta: Float[Array, "10"], x_o: Float[Array, "10"]) -> Float[Array, ""]:
-        """ln p(theta given x_o) in nats: N(x_o, 0.1 I) cut to the prior's box."""
+        """Log-density ln p(theta given x_o), in nats: N(x_o, 0.1 I) cut to the prior's box."""
         check_vector("theta", theta, 10)
         std = jnp.array(0.1**0.5, x_o.dtype)
         mass = jnp.sum(log_mass(x_o, std, *self.prior_support))
@@ -146,7 +146,7 @@ class SLCP(AbstractTask[UniformPrior]):
         return (theta[None, :2] + points).ravel()
 
     def log_likelihood(self, x: Float[Array, "8"], theta: Float[Array, "5"]) -> Float[Array, ""]:
-        """ln p(x given theta) in nats. The posterior is this, uniform prior times a constant."""
+        """Log-likelihood ln p(x given theta), in nats; the posterior is this times a constant."""
         check_vector("x", x, 8)
         first, slope, second = self._regression(theta)
         offset = x.reshape(4, 2) - theta[None, :2]

@@ -60,7 +60,7 @@ class BernoulliGLM(AbstractTask[PrecisionPrior]):
         return fired.astype(theta.dtype) @ seen
 
     def log_likelihood(self, x: Float[Array, "10"], theta: Float[Array, "10"]) -> Float[Array, ""]:
-        """ln P(z given theta) in nats, for any z whose sums are `x`."""
+        """Log-likelihood ln P(z given theta), in nats, for any z whose sums are `x`."""
         check_vector("x", x, self.dim_x)
         seen = jnp.asarray(design(), theta.dtype)
         return x @ theta - jnp.sum(jax.nn.softplus(seen @ theta))

@@ -40,7 +40,7 @@ class LotkaVolterra(AbstractTask[LogNormalPrior]):
     def log_populations(
         self, theta: Float[Array, "4"], times: Float[Array, " n"]
     ) -> Float[Array, "n 2"]:
-        """ln u and ln v at increasing, positive `times`.
+        """Logarithms of u and v at increasing, positive `times`.
 
         Raises:
             RuntimeError: the solver ran out of steps.
@@ -58,7 +58,7 @@ class LotkaVolterra(AbstractTask[LogNormalPrior]):
         return self._mean(theta) + 0.1 * jr.normal(key, (20,), theta.dtype)
 
     def log_likelihood(self, x: Float[Array, "20"], theta: Float[Array, "4"]) -> Float[Array, ""]:
-        """ln p(x given theta) in nats."""
+        """Log-likelihood ln p(x given theta), in nats."""
         check_vector("x", x, 20)
         return normal_log_prob(x, self._mean(theta), 0.1)
 
@@ -81,7 +81,7 @@ class SIR(AbstractTask[LogNormalPrior]):
     def log_fractions(
         self, theta: Float[Array, "2"], times: Float[Array, " n"]
     ) -> Float[Array, "n 2"]:
-        """ln s and ln i, the susceptible and the infected, at increasing, positive `times`.
+        """Logarithms of s and i, the susceptible and the infected, at increasing, positive `times`.
 
         Raises:
             RuntimeError: the solver ran out of steps.
@@ -100,7 +100,7 @@ class SIR(AbstractTask[LogNormalPrior]):
         return jr.binomial(key, 1000.0, self._infected(theta), dtype=theta.dtype)
 
     def log_likelihood(self, x: Float[Array, "10"], theta: Float[Array, "2"]) -> Float[Array, ""]:
-        """ln P(x given theta) in nats, for whole numbers `x` from 0 to 1,000."""
+        """Log-likelihood ln P(x given theta), in nats, for whole numbers `x` from 0 to 1,000."""
         check_vector("x", x, 10)
         p = self._infected(theta)
         return jnp.sum(jax.scipy.stats.binom.logpmf(x, 1000, p))

@@ -36,7 +36,7 @@ class TwoMoons(AbstractTask[UniformPrior]):
         return _crescent(key, theta) + _centre(theta)
 
     def log_likelihood(self, x: Float[Array, "2"], theta: Float[Array, "2"]) -> Float[Array, ""]:
-        r"""ln p(x given theta) in nats; -inf where x is on the left of the crescent's centre.
+        r"""Log-likelihood ln p(x given theta), in nats; -inf left of the crescent's centre.
 
         $\ln N(\rho; 0.1, 0.01^2) - \ln(\pi\rho)$ at distance $\rho$ from the centre: $1/\rho$ is
         the Jacobian of polar coordinates.

@@ -57,7 +57,7 @@ class Chain(AbstractTransform):
 
     @property
     def bounds(self) -> Bounds:
-        """The map of bounded parameters to the whole line: the first step."""
+        """The first step, the map of bounded parameters to the whole line."""
         (bounds,) = (step for step in self.steps if isinstance(step, Bounds))
         return bounds
 
