@@ -27,15 +27,20 @@ def modules() -> Iterator[Any]:
             yield importlib.import_module(found.name)
 
 
+def own(module: Any) -> dict[str, Any]:
+    """What a module defines itself."""
+    mine = lambda value: getattr(value, "__module__", None) == module.__name__
+    return {name: value for name, value in vars(module).items() if mine(value)}
+
+
 def public() -> dict[str, Any]:
     """Every public function and class of the package by its name, once, where it is defined."""
     found = {}
     for module in modules():
         if "._" in module.__name__:
             continue
-        for name, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
-            if own and not name.startswith("_") and (callable(value) or inspect.isclass(value)):
+        for name, value in own(module).items():
+            if not name.startswith("_") and callable(value):
                 found[f"{module.__name__}.{name}"] = value
     return found
 
@@ -56,9 +61,9 @@ def told(default: Any) -> str:
         return default.__name__
     if dataclasses.is_dataclass(default):
         values = [(f, getattr(default, f.name)) for f in dataclasses.fields(default)]
-        own = type(default).__module__.startswith("edm_tutorial")
+        ours = type(default).__module__.startswith("edm_tutorial")
         # Of another package's object what it was told; the rest depends on the version.
-        said = [(f.name, value) for f, value in values if own or f.default is dataclasses.MISSING]
+        said = [(f.name, value) for f, value in values if ours or f.default is dataclasses.MISSING]
         return f"{type(default).__name__}({', '.join(f'{k}={told(v)}' for k, v in said)})"
     return repr(default)
 
@@ -85,10 +90,11 @@ def test_counts_flags_and_words_of_networks_are_static():
     """As a leaf one would be traced by `jax.jit`, and not be a number."""
     plain, seen = {"int", "bool", "str"}, 0
     for module in modules():
-        for name, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
-            called = own and inspect.isclass(value) and "__call__" in vars(value)
-            if ".networks." in module.__name__ and called and issubclass(value, eqx.Module):
+        if ".networks." not in module.__name__:
+            continue
+        for name, value in own(module).items():
+            network = inspect.isclass(value) and issubclass(value, eqx.Module)
+            if network and "__call__" in vars(value):
                 for field in dataclasses.fields(value):
                     if set(getattr(field.type, "__name__", str(field.type)).split(" | ")) & plain:
                         seen += 1

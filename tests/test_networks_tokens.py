@@ -69,10 +69,8 @@ def test_a_block_is_attention_and_a_layer_each_scaled_shifted_and_gated_by_the_l
     silent = eqx.tree_at(
         lambda b: b.modulation, block, jax.tree.map(jnp.zeros_like, block.modulation)
     )
-    h, level = (
-        jnp.asarray(rng.normal(size=(5, 16))),
-        jnp.asarray(rng.normal(size=tokens.NOISE_WIDTH)),
-    )
+    h = jnp.asarray(rng.normal(size=(5, 16)))
+    level = jnp.asarray(rng.normal(size=tokens.NOISE_WIDTH))
     mask = jnp.asarray(np.eye(5) == 1)
     norm = lambda h: h / np.sqrt(np.mean(h**2, axis=1, keepdims=True) + 1)
     for this in (block, silent):
