@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Real
 
 Example = Float[Array, "*shape"]
@@ -54,3 +55,8 @@ def as_traced(tree: Any) -> Any:
     if type(tree) is list and tree and all(map(number, tree)):
         return jnp.asarray(tree)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if number(leaf) else leaf, tree)
+
+
+def on_host(key: PRNGKey) -> np.random.Generator:
+    """NumPy's random numbers by a JAX key, for what is drawn once: nothing is compiled for them."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

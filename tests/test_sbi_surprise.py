@@ -148,13 +148,14 @@ def test_a_posterior_warns_of_what_it_never_saw(posterior, key):
     assert posterior.surprise(ORDINARY).p_value > 0.1
     surprise = posterior.surprise(IMPOSSIBLE)
     assert surprise.p_value == 0
-    assert surprise.worst == "x[2] given the other features"
+    # x[2] is the sum of the others: any of the three may be called odd, given the rest.
+    assert surprise.worst in {f"x[{i}] given the other features" for i in range(3)}
     for ask in (
         lambda x_o: posterior.sample(jr.clone(key), x_o, 3),
         lambda x_o: posterior.log_prob(jnp.zeros(2), x_o),
     ):
         ask(ORDINARY)  # a warning is an error here
-        with pytest.warns(sbi.UnlikelyObservation, match=r"x\[2\] given the other"):
+        with pytest.warns(sbi.UnlikelyObservation, match=r"x\[[0-2]\] given the other"):
             ask(IMPOSSIBLE)
 
 

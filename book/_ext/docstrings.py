@@ -19,8 +19,7 @@ INLINE = re.compile(
     r"|(?P<raw>(?<=\w)_(?!\w)|(?<![\w*])\*(?=\w)(?!(?:(?!\n\s*\n)[^*])*\w\*))",
     re.DOTALL,
 )
-
-
+FUNCTION = re.compile(r"<function [^>]*>")
 DISPLAY = re.compile(r"(^[ \t]*\$\$.*?\$\$[ \t]*$)", re.DOTALL | re.MULTILINE)
 
 
@@ -81,6 +80,11 @@ def _process(app, what, name, obj, options, lines) -> None:
     lines[:] = to_rst("\n".join(lines)).split("\n")
 
 
+def _signature(app, what, name, obj, options, signature, returns):
+    """A default that is a function has no name that a reader could use: `...`."""
+    return FUNCTION.sub("...", signature or "") or None, returns
+
+
 def _skip(app, what, name, obj, skip, options):
     """Leave out the fields of a NamedTuple, which have no docstring of their own."""
     return True if (obj.__doc__ or "").startswith("Alias for field") else None
@@ -108,6 +112,7 @@ def setup(app) -> dict:
     # jaxtyping looks here when it is imported, which is when the package first is.
     typing.GENERATING_DOCUMENTATION = "edm_tutorial"  # type: ignore[attr-defined]
     app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("missing-reference", _public_name)
     # Before napoleon (priority 500), which cuts the sections.
     app.connect("autodoc-process-docstring", _process, priority=400)

@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_callable, check_key, check_kind, check_stateless
 from .._deprecated import renamed
-from .._types import PRNGKey
+from .._types import PRNGKey, on_host
 from ..denoiser import Denoiser
 from ..losses import weighted_error
 from ..networks.mlp import Embedded, PosteriorMLP
@@ -316,10 +316,9 @@ def _batches(key: PRNGKey, z: np.ndarray, x: np.ndarray, batch_size: int) -> Any
     """The data of `train`: the arrays, or a function of the step where they are too large."""
     if z.nbytes + x.nbytes <= ON_DEVICE:
         return z, x
-    seed = int(jr.bits(key))
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.random.default_rng([seed, step]).integers(0, len(z), batch_size)
+        rows = on_host(jr.fold_in(key, step)).integers(0, len(z), batch_size)
         return z[rows], x[rows]
 
     return batch

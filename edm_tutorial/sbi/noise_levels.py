@@ -30,7 +30,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .._types import PRNGKey, Scalar, as_float
+from .._types import PRNGKey, Scalar, as_float, on_host
 from ..denoiser import Denoiser
 from ..losses import weighted_error
 from ..noise_levels import AbstractNoiseDistribution, LogNormal
@@ -146,13 +146,13 @@ class HeldOut(eqx.Module):
         Arguments:
             log_det: of each example's coordinates, nats.
         """
-        order_key, noise_key = jr.split(key)
+        rng = on_host(key)
         z, x = jnp.asarray(z), jax.tree.map(jnp.asarray, x)
         n, d = z.shape
         m = -(-PAIRS // n)
-        strata = (jr.permutation(order_key, m * n).astype(z.dtype) + 0.5) / (m * n)
-        sigmas = jax.vmap(sigma_dist.from_variate)(strata).reshape(m, n)
-        noise = jr.normal(noise_key, (m, n, d), z.dtype)
+        strata = (rng.permutation(m * n).reshape(m, n) + 0.5) / (m * n)
+        sigmas = _levels(sigma_dist, jnp.asarray(strata, z.dtype))
+        noise = jnp.asarray(rng.standard_normal((m, n, d)), z.dtype)
         untrained = gaussian_nats(z, log_det)
         mass = float(sigma_dist.mass()) * d
         return cls(z, x, sigmas, noise, untrained=untrained, mass=mass)
@@ -182,6 +182,11 @@ class HeldOut(eqx.Module):
         coarse = lambda sigma: self.gain(denoiser, sigma) > LOST_VARIANCE
         first = bisect.bisect_left(sigmas, True, key=coarse)  # the gain rises with sigma
         return float(sigmas[max(first - 1, 0)])
+
+
+@eqx.filter_jit
+def _levels(sigma_dist: LikelihoodNoise, strata: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    return jax.vmap(jax.vmap(sigma_dist.from_variate))(strata)
 
 
 def gaussian_nats(z: Float[ArrayLike, "n d"], log_det: Float[ArrayLike, " n"]) -> float:

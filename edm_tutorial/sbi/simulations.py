@@ -10,12 +10,11 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import concrete
-from .._types import PRNGKey
+from .._types import PRNGKey, on_host
 from .surprise import (
     DroppedSimulations,
     DuplicatedSimulations,
@@ -73,7 +72,7 @@ class Simulations(NamedTuple):
         count = len(self.theta)
         held = min(max(count // 10, FEWEST_HELD_OUT), count // 4, MOST_HELD_OUT)
         groups = int(self.group.max()) + 1
-        rank = np.argsort(np.asarray(jr.permutation(key, groups)))[self.group]
+        rank = on_host(key).permutation(groups)[self.group]
         order = np.argsort(rank, kind="stable")
         while 0 < held < count and rank[order[held - 1]] == rank[order[held]]:
             held += 1

@@ -387,6 +387,8 @@ def _features(denoiser: Denoiser, x: Float[Array, "*shape"]) -> Float[Array, " k
 
 
 def _all_features(denoiser: Denoiser, x: np.ndarray) -> np.ndarray:
+    if not isinstance(denoiser.network, Embedded):
+        return x.reshape(len(x), -1)
     return np.asarray(_features_of_rows(denoiser, jnp.asarray(x)))
 
 

@@ -188,7 +188,7 @@ def is_loop(state: TrainState, source: Examples | BatchOf, run: Run, every: int)
         return False
     if jax.default_backend() != "cpu":
         return True
-    jaxpr, *_ = eqx.filter_make_jaxpr(training_step)(state, source, run)
+    jaxpr, *_ = eqx.filter_make_jaxpr(one_step)(state, source, run)  # traced here once for all
     return "conv_general_dilated" not in str(jaxpr)
 
 
@@ -203,7 +203,7 @@ def scan_steps(
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(dynamic: Any, _: None) -> tuple[Any, Array]:
-        state, loss = training_step(eqx.combine(dynamic, static), examples, run)
+        state, loss = one_step(eqx.combine(dynamic, static), examples, run)
         return eqx.filter(state, eqx.is_array), loss
 
     dynamic, losses = jax.lax.scan(body, dynamic, length=length)

@@ -96,6 +96,13 @@ def test_docstrings_become_restructured_text(source, expected):
     assert docstrings.to_rst(source) == expected
 
 
+def test_a_default_that_is_a_function_is_not_named():
+    """Nobody can write `<function _normal>`."""
+    written = docstrings._signature(*[None] * 5, "(draw=<function _normal>, n=1)", "int")
+    assert written == ("(draw=..., n=1)", "int")
+    assert docstrings._signature(*[None] * 5, None, None) == (None, None)
+
+
 def test_every_module_has_its_place_on_an_api_page():
     pages = [ROOT / "book" / "api.md", *(ROOT / "book" / "api").glob("*.md")]
     page = "\n".join(page.read_text() for page in pages)
