@@ -103,6 +103,14 @@ def test_each_channel_has_a_scale_and_a_mask_has_none(key):
     np.testing.assert_allclose(image.mean[:, 0, 0], points.mean(axis=(0, 1)), rtol=1e-6)
 
 
+def test_a_channel_that_never_varies_keeps_its_units(key):
+    x = np.random.default_rng(4).normal(size=(50, 2, 6))
+    x[:, 1] = 3.0
+    scale = SeriesEmbedding(2, 2, key=key).scale(x)
+    np.testing.assert_allclose(scale.mean, [[x[:, 0].mean()], [0]])
+    np.testing.assert_allclose(scale.std, [[x[:, 0].std()], [1]])
+
+
 def gaussian_sets(random, n):
     """theta ~ N(0, 1); 1 to 10 of ten points of N(theta, 0.5^2) are present."""
     theta = random.normal(size=(n, 1))

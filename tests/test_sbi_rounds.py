@@ -1,5 +1,7 @@
 """Rounds of simulations: what a truncation keeps, and that it is the prior otherwise."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,7 +10,14 @@ import pytest
 from scipy.stats import kstest
 from test_sbi_posterior import X_O, gaussian, truth
 
-from edm_tutorial.sbi import NarrowTruncation, fit_posterior, fit_rounds, rounds, tasks
+from edm_tutorial.sbi import (
+    NarrowTruncation,
+    SetEmbedding,
+    fit_posterior,
+    fit_rounds,
+    rounds,
+    tasks,
+)
 from edm_tutorial.sbi.rounds import Region
 
 
@@ -69,6 +78,58 @@ def test_what_is_simulated_is_the_prior_inside_the_truncation(seen, key):
     white = np.abs((theta - mean) / std)
     inner = white[(white < 3).all(axis=1)]
     assert kstest(inner.ravel() / 3, "uniform").pvalue > 1e-3
+
+
+def whole(key, n):
+    """One of -2, -1, 0, 1 and 2, each as often."""
+    return np.resize(np.arange(-2.0, 3.0), n)[:, None]
+
+
+@pytest.fixture
+def edges(monkeypatch):
+    """A truncation whose edges are at -1 and 1, where its depth is exactly 0."""
+    depth = lambda regions, theta: 1 - np.abs(np.asarray(theta)[:, 0])
+    monkeypatch.setattr(rounds, "_depth_in_all", depth)
+    monkeypatch.setattr(Region, "around", lambda posterior, key, x_o: None)
+
+
+@pytest.mark.usefixtures("edges", "unchecked")
+def test_what_lies_on_the_edge_of_a_truncation_is_inside(seen, key):
+    """Of old rows and of new ones, in the prior's order and shares."""
+    x_o = X_O[:1]
+    fit_rounds(key, whole, simulate, x_o, rounds=2, simulations=30)
+    _, (theta, _, _) = seen
+    old, new = theta[:-30, 0], theta[-30:, 0]
+    np.testing.assert_array_equal(old, np.tile([-1.0, 0.0, 1.0], 6))
+    np.testing.assert_array_equal(new, np.tile([-1.0, 0.0, 1.0], 10))
+
+
+@pytest.mark.usefixtures("edges")
+def test_the_prior_is_asked_until_there_are_enough_and_no_longer(monkeypatch, key):
+    """Twenty at a time, of which twelve lie inside: twelve are enough, and thirteen are not."""
+    monkeypatch.setattr(rounds, "PROPOSALS_AT_ONCE", 20)
+    asked = []
+    prior = lambda key, n: asked.append(n) or whole(key, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows, _, share = rounds._truncated(prior, key, 12, [])
+    assert asked == [20] and share == 12 / 20
+    np.testing.assert_array_equal(rows, np.tile([[-1.0], [0.0], [1.0]], (4, 1)))
+    rows, _, share = rounds._truncated(prior, jr.clone(key), 13, [])
+    assert asked[1:] == [20, 20] and len(rows) == 13 and share == 24 / 40
+    monkeypatch.setattr(rounds, "LEAST_SHARE", 13 / 20)
+    with pytest.warns(NarrowTruncation, match="of 20 prior draws only 12 .* the 13 nearest"):
+        rows, _, share = rounds._truncated(prior, jr.clone(key), 13, [])
+    assert asked[3:] == [20] and len(rows) == 13 and share == 13 / 20
+
+
+def test_an_observation_of_another_size_is_for_an_embedding_to_judge(key):
+    """One of this package that takes it; not of other axes, nor by an embedding of one's own."""
+    x, embed = np.zeros((9, 4, 2)), SetEmbedding(2, 3, key=key)
+    rounds._check_observation(np.zeros((7, 2)), x, embed)
+    for shape, embedding in [((7, 3), embed), ((7,), embed), ((7, 2), lambda x: x[0])]:
+        with pytest.raises(ValueError, match=r"x_o must be one observation of shape \(4, 2\)"):
+            rounds._check_observation(np.zeros(shape), x, embedding)
 
 
 def test_one_round_is_a_fit_of_the_prior(seen, key):

@@ -22,7 +22,7 @@ from edm_tutorial.training.averages import HalfLifeEMA, PowerEMA
 from edm_tutorial.training.batches import load
 from edm_tutorial.training.memory import step_memory
 from edm_tutorial.training.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
-from edm_tutorial.training.state import add_examples, init_state
+from edm_tutorial.training.state import add_examples, differences, init_state
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
@@ -663,6 +663,14 @@ def test_the_state_of_another_optimizer_is_refused(name):
     with pytest.raises(ValueError, match=f"state.opt_state is of another optimizer: .*{message}"):
         simple_run(after, state=state)
     assert len(list(simple_run(before, state=state))) == 1
+
+
+@pytest.mark.parametrize("count, more", [(3, ""), (4, "; and 1 more"), (6, "; and 3 more")])
+def test_three_differences_are_told(count, more):
+    found = {name: "1" for name in "abcdef"[:count]}
+    told = "; ".join(f"{name} is 1, here missing" for name in "abc")
+    assert differences(found, {}) == told + more
+    assert differences(found, found) == ""
 
 
 def test_the_state_of_another_model_is_refused():
