@@ -1198,6 +1198,9 @@ def test_whole_numbers_of_every_library_are_sizes(count):
 ALLOWED = {
     "a key of the old kind": lambda: sample(churn=edm.Churn(30.0), key=jr.PRNGKey(0)),
     "churn at one level": lambda: edm.Churn(1.0, 2.0, 2.0),
+    "an end known only inside jit": lambda: jax.jit(
+        lambda top: edm.Churn(1.0, 0.5, top).gamma(0.7, 10)
+    )(1.0),
     "two levels of VP": lambda: edm.VPPreconditioning(levels=2),
     "a point for a prior": lambda: likelihood(sigma_min=0.5, sigma_max=1.0, prior_std=0.0).log_prob,
     "one bin of one number": lambda: edm.bits_per_dim(jnp.zeros(()), (1,), bins=1),

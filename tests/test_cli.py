@@ -42,6 +42,18 @@ def test_help_names_every_argument(capsys):
     for name in ("--data", "--out", "--steps", "--batch-size", "--augment", "--dry-run"):
         assert name in told
     assert "{digits,fashion-mnist,cifar10}" in told.replace("\n", "").replace(" ", "")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "--run runs/digits --class 3 --out threes.png" in capsys.readouterr().out
+
+
+def test_a_run_is_described_by_its_numbers():
+    """1,797 digits are seen 4.0 times in 900 steps of 8."""
+    told = cli.describe(parsed("--steps", "900", "--bfloat16"), DIGITS).splitlines()
+    assert told[0] == "data      digits: 1,797 images of 1 x 8 x 8, 10 classes"
+    assert re.fullmatch(r"network   U-Net of width 4: [\d,]+ parameters, bfloat16, .*", told[1])
+    assert told[2] == "training  900 steps of 8 images, 4.0 passes over the data"
+    assert told[4] == "output    x: a checkpoint every 5 steps, samples every 20"
 
 
 def test_a_sample_is_drawn_at_18_levels_by_heun_without_guidance():
@@ -522,7 +534,7 @@ def test_numbers_at_the_ends_of_their_range_are_taken():
 def test_the_memory_of_a_run_of_one_chunk_is_told(steps, told, monkeypatch, capsys, tmp_path):
     """Of steps that are compiled for it; a run shorter than a chunk compiles others."""
     monkeypatch.setattr(cli, "_memory", lambda *args: "7 MiB")
-    args = ["--every", "5", "--steps", steps, "--out", str(tmp_path / "run")]
+    args = ["--every", "5", "--steps", steps, "--out", str(tmp_path / "new" / "run")]
     cli._prepare(cli.parser().parse_args([*SMALL, *args]))
     assert ("memory    7 MiB while it trains" in capsys.readouterr().out) == told
 

@@ -211,6 +211,21 @@ def test_local_calibration_says_where_the_truth_lies():
     assert found.scores[0] > 4 and abs(found.scores[1]) < 4 and found.p_value < 1e-3
 
 
+def test_scores_at_one_observation_are_standard_normal():
+    """A truth above all L draws: of 100 uniform ranks the mean is L / 2 +- sqrt(L (L + 2) / 1200).
+
+    In the second parameter it lies in their middle, and it is further out than all of them.
+    """
+    draws = np.tile(np.column_stack([-np.ones(8), np.resize([-1.0, 1.0], 8)]), (100, 1, 1))
+    theta = np.tile([9.0, 0.0], (100, 1))
+    found = calibration.local_calibration(
+        theta, draws, np.random.default_rng(0).normal(size=(9, 2))
+    )
+    far = 4 / np.sqrt(8 * 10 / 1200)
+    np.testing.assert_allclose(found.scores, [far, 0, far], atol=1e-12)
+    assert found.p_value < 1e-9
+
+
 def test_sign_of_the_fault():
     """Too narrow covers too little; a mean that is too high puts the truth too low."""
     narrow = calibration.expected_coverage(ranks("hpd", *learned(0.8)), L)

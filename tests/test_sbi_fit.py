@@ -706,9 +706,11 @@ def test_choices_that_cannot_be_are_refused_by_name(change, kind, told, key, unc
 def test_columns_of_unlike_spread_before_an_embedding_of_ones_own_warn():
     theta, x = uniform(7, 60)
     embedding = eqx.nn.Linear(2, 2, key=jr.key(1))
-    fit._scaled(x, np.arange(50), embedding)
     signs = np.resize([-1.0, 1.0], (60, 1)) * np.array([1.0, 1000.0])  # as unlike as may be
-    fit._scaled(signs, np.arange(50), embedding)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit._scaled(x, np.arange(50), embedding)
+        fit._scaled(signs, np.arange(50), embedding)
     with pytest.warns(WideScales, match="factor of more than 1000,"):
         fit._scaled(signs * np.array([1.0, 1.001]), np.arange(50), embedding)
     with pytest.warns(WideScales, match="divide each column by its standard deviation"):

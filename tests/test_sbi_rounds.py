@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy.stats import kstest
+from scipy.stats import kstest, multivariate_normal
 from test_sbi_posterior import X_O, gaussian, truth
 
 from edm_tutorial.sbi import (
@@ -123,6 +123,26 @@ def test_the_prior_is_asked_until_there_are_enough_and_no_longer(monkeypatch, ke
     assert asked[3:] == [20] and len(rows) == 13 and share == 13 / 20
 
 
+def test_where_the_nearest_are_taken_the_truncation_just_holds_them(monkeypatch, key):
+    region_key, key = jr.split(key)
+    monkeypatch.setattr(rounds, "LEAST_SHARE", 0.5)
+    monkeypatch.setattr(rounds, "PROPOSALS_AT_ONCE", 400)
+    region = Region.around(gaussian(0.8), region_key, X_O)
+    with pytest.warns(NarrowTruncation):
+        rows, wider, _ = rounds._truncated(uniform, key, 200, [region])
+    depth = rounds._depth_in_all(wider, rows)
+    np.testing.assert_allclose(depth.min(), 0, atol=1e-9)
+    assert np.min(region.depth(rows)) < 0 < np.median(depth)
+
+
+def test_kernels_are_unit_normals(rng):
+    centers, rows = rng.normal(size=(3, 2)), 2 * rng.normal(size=(4, 2))
+    laws = [multivariate_normal(center) for center in centers]
+    exact = np.log(np.sum([law.pdf(rows) for law in laws], axis=0))
+    found = rounds._log_kernels(jnp.asarray(centers), jnp.asarray(rows))
+    np.testing.assert_allclose(np.diff(found), np.diff(exact), rtol=1e-10)
+
+
 def test_an_observation_of_another_size_is_for_an_embedding_to_judge(key):
     """One of this package that takes it; not of other axes, nor by an embedding of one's own."""
     x, embed = np.zeros((9, 4, 2)), SetEmbedding(2, 3, key=key)
@@ -196,6 +216,7 @@ def test_a_feature_that_is_constant_in_the_truncation_gets_a_little_noise(seen, 
             {"prior_sample": lambda key, n: jnp.zeros((n - 1, 2))},
             "prior_sample.key, n. must return",
         ),
+        ({"prior_sample": lambda key, n: jnp.zeros(n)}, r"a row for each of n=100 .* \(100,\)"),
         ({"simulate": lambda key, theta: theta[:3]}, "simulate.key, theta. must return a row"),
         ({"x_o": np.array([0.0, np.nan])}, "x_o must be finite"),
         ({"x_o": np.zeros(3)}, r"x_o must be one observation of shape .2,., as simulate"),

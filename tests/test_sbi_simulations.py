@@ -158,7 +158,7 @@ def test_a_discrete_parameter_warns(values, rng):
 
 
 def test_a_parameter_of_many_values_or_of_few_rows_is_not_discrete():
-    """More than 20 values, or a tenth as many as rows; one that 5 % of the rows have is no spike."""
+    """More than 20, or a tenth as many as rows; a value that 5 % of the rows have is no spike."""
     for n, values in ((300, 21), (200, 20)):
         theta, x = pairs(n)
         theta[:, 0] = np.resize(np.arange(float(values)), n)
@@ -364,6 +364,26 @@ def test_theta_is_never_to_be_clipped(column, told, rng):
     with pytest.warns(sbi.WideScales, match=told) as found:
         look(theta, rng.normal(size=(2000, 2)))
     assert not any("clip" in str(warning.message) for warning in found)
+
+
+def test_the_numbers_in_a_warning_are_those_of_the_column(rng):
+    """An even column from -1 to 1 has quartiles at +-0.5: a robust width of 1 / 1.349 = 0.741.
+
+    Five of 2,001 values are a little further out than thirty of these, five a little less far.
+    Over 4.602 decades 98 % of the values spread over 4.51, over 4.58 they do over 4.49.
+    """
+    theta, x = pairs(2001)
+    theta[:, 1] = np.linspace(-1, 1, 2001)
+    theta[:5, 1], theta[-5:, 1] = -29.9 / 1.349, 30.1 / 1.349
+    told = (
+        r"0\.25% of its values beyond 30 robust widths .* fit np\.arcsinh\(theta\[:, 1\] / 0\.74\)"
+    )
+    with pytest.warns(sbi.WideScales, match=told):
+        look(theta, x)
+    for decades, counted in ((4.602, 5), (4.58, 4)):
+        theta[:, 1] = 10 ** np.linspace(0, decades, 2001)
+        with pytest.warns(sbi.WideScales, match=f"spreads over {counted} decades"):
+            look(theta, x)
 
 
 def test_a_zero_has_no_decades(rng):
