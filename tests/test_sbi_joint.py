@@ -360,7 +360,7 @@ def test_one_digit_of_the_first_line_turned_is_noticed(rng, tmp_path):
 def test_training_that_lowers_no_loss_is_said(trained, warns):
     """Also where it changes nothing; with the three losses in nats."""
     held_out = () if trained is None else (2.5, trained)
-    state = FitState(None, None, History((), (), held_out, untrained=2.0, prior=3.0), 0)  # pyright: ignore[reportArgumentType]
+    state = FitState(None, None, History((), (), held_out, untrained=2.0, prior=3.0), 0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         joint_fit._look_at_losses(state)
