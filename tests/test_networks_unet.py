@@ -599,6 +599,8 @@ def test_levels_of_a_small_unet(size, levels, key):
     """Halved where it can be, padded where not; the lowest level alone attends."""
     net = eqx.filter_eval_shape(partial(small_unet, (3, size, size), width=8), key=key)
     assert len(net.encoder) == len(levels) and net.resolutions == [(n, n) for n in levels]
+    widths = [level.blocks[-1].conv1.bias.size for level in net.encoder]
+    assert widths == [8, *[16] * (len(levels) - 1)]  # twice as many below
     names = state_names(net)
     for level in levels:
         assert any(name.startswith(f"dec.{level}x{level}_block0") for name in names)

@@ -511,6 +511,8 @@ def test_noise_laws_have_the_densities_they_claim():
     np.testing.assert_allclose(mixed(share / 4), cuts, rtol=1e-8)
     z = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # of the rest ln sigma is N(-1.2, 1.2^2)
     np.testing.assert_allclose(mixed(0.25 + 0.75 * norm.cdf(z)), np.exp(-1.2 + 1.2 * z), rtol=1e-8)
+    ends = mixed(jnp.array([0.0, 0.25, 1.0]))  # no draw is infinite, nor without noise
+    assert ends[0] == pytest.approx(1e-2) and np.all((ends > 0) & (ends < 1e6))
     assert PosteriorNoise() == PosteriorNoise(0.35, LikelihoodNoise(1e-3, 20.0))
 
 

@@ -886,9 +886,12 @@ def test_what_was_compiled_to_foretell_memory_is_not_compiled_again(key, caplog)
 def test_a_batch_in_parts_counts_its_data_from_any_source(key):
     denoiser = edm.Denoiser(MLP(2, width=8, depth=1, key=key), edm.EDMPreconditioning(0.5))
     x = jnp.ones((64, 2))
+    asked = []
     drawn, given = (
-        step_memory(denoiser, LOSS, data, ADAM, batch_size=64) for data in (x, lambda step: x)
+        step_memory(denoiser, LOSS, data, ADAM, batch_size=64)
+        for data in (x, lambda step: asked.append(step) or x)
     )
+    assert asked == [0]
     np.testing.assert_allclose(drawn, given, rtol=0.2)  # drawing keeps the batch beside the data
 
 
