@@ -1,5 +1,8 @@
 """Networks of other models as denoisers: exact ones of a mixture, against the mixture itself."""
 
+import inspect
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -109,8 +112,16 @@ def test_a_schedule_that_ends_in_data_is_said():
     told = r"alphas_cumprod ends at 0.98.*np.cumprod\(1 - betas\)\?"
     with pytest.warns(UserWarning, match=told):
         edm.from_ddpm(eps_network, 1 - betas)
-    edm.from_ddpm(eps_network, np.cumprod(1 - betas))  # a warning would be an error
-    edm.from_ddpm(eps_network, [0.9, 0.5])
+    with warnings.catch_warnings():  # at jaxtyping's wrapper, where none is an error yet
+        warnings.simplefilter("error")
+        edm.from_ddpm(eps_network, np.cumprod(1 - betas))
+        edm.from_ddpm(eps_network, [0.9, 0.5])
+    with pytest.warns(UserWarning, match=r"ends at 0.55,.*sigma_max, 0.905$"):  # (0.45 / 0.55)^1/2
+        edm.from_ddpm(eps_network, [0.9, 0.55])
+    # Said at the caller's line; jaxtyping's wrapper stands between in tests.
+    with pytest.warns(UserWarning) as caught:
+        inspect.unwrap(edm.from_ddpm)(eps_network, [0.9, 0.55])
+    assert caught[0].filename == __file__
 
 
 def test_velocity_is_that_of_the_parameterisations(key):

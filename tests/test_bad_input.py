@@ -227,6 +227,10 @@ SCHEDULES = {
         "sigma_min < sigma_max",
     ),
     "range: eps": (lambda: edm.VariancePreserving.from_range(0.002, 80.0, 1.0), "eps=1.0"),
+    "range: eps zero": (
+        lambda: edm.VariancePreserving.from_range(0.002, 80.0, 0.0),
+        "eps=0.0",
+    ),
     "range: none": (
         lambda: edm.VariancePreserving.from_range(1.0, 1.1, 1e-3),
         "no variance-preserving schedule has sigma",
@@ -312,6 +316,7 @@ GRIDS = {
     "vp: eps one": (lambda: edm.vp_sigmas(5, eps=1.0), "eps=1.0"),
     "vp: falling": (lambda: edm.vp_sigmas(5, beta_d=-1.0), "beta_d=-1.0"),
     "vp: nan": (lambda: edm.vp_sigmas(5, beta_min=NAN), "beta_min=nan"),
+    "vp: no noise": (lambda: edm.vp_sigmas(5, beta_d=0.0, beta_min=0.0), "beta_d=0.0"),
     "edm: traced": (
         lambda: jax.jit(lambda top: edm.edm_sigmas(5, sigma_max=top))(1.0),
         "sigma_max must be known outside jit",
@@ -320,6 +325,7 @@ GRIDS = {
     "iddpm: nothing inside": (lambda: edm.iddpm_sigmas(2, 1.0, 1.0001), "got n=2"),
     "table: none": (lambda: edm.iddpm_table(0), "levels=0"),
     "table: c_1": (lambda: edm.iddpm_table(c_1=0.0), "c_1 and c_2"),
+    "table: c_2": (lambda: edm.iddpm_table(c_2=0.0), "c_1 and c_2"),
     "table: c_2 nan": (lambda: edm.iddpm_table(c_2=NAN), "c_1 and c_2"),
 }
 
@@ -523,12 +529,15 @@ NETWORKS = {
         lambda: data.from_folder(Path(__file__).parent / "nowhere"),
         "nowhere has no pictures in it: looked for .png",
     ),
-    "image condition: no such class": (
-        lambda: networks.small_unet((1, 8), label_dim=3, width=4, key=key())(
-            jnp.zeros((1, 8)), jnp.zeros(()), networks.ImageCondition(3)
-        ),
-        "class_labels must be from 0 to 2, or -1 for none, got 3",
-    ),
+    **{
+        f"image condition: class {k}": (
+            lambda k=k: networks.small_unet((1, 8), label_dim=3, width=4, key=key())(
+                jnp.zeros((1, 8)), jnp.zeros(()), networks.ImageCondition(k)
+            ),
+            f"class_labels must be from 0 to 2, or -1 for none, got {k}",
+        )
+        for k in (3, -2)
+    },
     "edm2: a batch": (
         lambda: networks.edm2_unet((8, 1, 8, 8), key=key()),
         r"shape must be \(channels, height, width\), got \(8, 1, 8, 8\)",
@@ -590,6 +599,8 @@ NETWORKS = {
     ),
     "ddpm: the betas": (lambda: edm.from_ddpm(zero, [1e-4, 0.02]), "alphas_cumprod must be"),
     "ddpm: no noise": (lambda: edm.from_ddpm(zero, [1.0, 0.5]), "strictly between 1 and 0"),
+    "ddpm: no data": (lambda: edm.from_ddpm(zero, [0.5, 0.0]), "strictly between 1 and 0"),
+    "ddpm: two alike": (lambda: edm.from_ddpm(zero, [0.9, 0.5, 0.5]), "descending strictly"),
     "ddpm: nan": (lambda: edm.from_ddpm(zero, ALPHA_BAR * NAN), "strictly between 1 and 0"),
     "ddpm: one step": (lambda: edm.from_ddpm(zero, ALPHA_BAR[:1]), "at least 2 numbers"),
     "ddpm: no condition": (
@@ -1181,6 +1192,33 @@ def test_whole_numbers_of_every_library_are_sizes(count):
     assert len(edm.iddpm_table(count)) == 5
     options = {"key": key(), "sigma_min": 0.5, "sigma_max": 1.0, "max_steps": np.int64(256)}
     assert np.isfinite(likelihood(probes=count, **options).std_error)
+
+
+# What lies just inside of what the tables above refuse.
+ALLOWED = {
+    "a key of the old kind": lambda: sample(churn=edm.Churn(30.0), key=jr.PRNGKey(0)),
+    "churn at one level": lambda: edm.Churn(1.0, 2.0, 2.0),
+    "an end known only inside jit": lambda: jax.jit(
+        lambda top: edm.Churn(1.0, 0.5, top).gamma(0.7, 10)
+    )(1.0),
+    "two levels of VP": lambda: edm.VPPreconditioning(levels=2),
+    "a point for a prior": lambda: likelihood(sigma_min=0.5, sigma_max=1.0, prior_std=0.0).log_prob,
+    "one bin of one number": lambda: edm.bits_per_dim(jnp.zeros(()), (1,), bins=1),
+    "augmented always and never": lambda: augmentation.Augmentation(1.0, 0.0),
+    "the smallest image": lambda: augmentation.warp(jnp.ones((1, 2, 2)), jnp.zeros(9)),
+    "one level of an iDDPM": lambda: edm.iddpm_table(1),
+    "all of one class": lambda: networks.small_unet((1, 4), label_dim=1, width=4, key=key()),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ALLOWED)
+def test_the_last_that_is_allowed_is(name):
+    assert all(np.isfinite(leaf).all() for leaf in map(np.asarray, numbers(ALLOWED[name]())))
+
+
+def numbers(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array_like(leaf)]
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -42,6 +42,18 @@ def test_help_names_every_argument(capsys):
     for name in ("--data", "--out", "--steps", "--batch-size", "--augment", "--dry-run"):
         assert name in told
     assert "{digits,fashion-mnist,cifar10}" in told.replace("\n", "").replace(" ", "")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "--run runs/digits --class 3 --out threes.png" in capsys.readouterr().out
+
+
+def test_a_run_is_described_by_its_numbers():
+    """1,797 digits are seen 4.0 times in 900 steps of 8."""
+    told = cli.describe(parsed("--steps", "900", "--bfloat16"), DIGITS).splitlines()
+    assert told[0] == "data      digits: 1,797 images of 1 x 8 x 8, 10 classes"
+    assert re.fullmatch(r"network   U-Net of width 4: [\d,]+ parameters, bfloat16, .*", told[1])
+    assert told[2] == "training  900 steps of 8 images, 4.0 passes over the data"
+    assert told[4] == "output    x: a checkpoint every 5 steps, samples every 20"
 
 
 def test_a_sample_is_drawn_at_18_levels_by_heun_without_guidance():
@@ -175,6 +187,7 @@ def test_flags_reach_the_training(monkeypatch, tmp_path):
     for options in given:
         asked = {"steps": 12, "every": 4, "batch_size": 16, "accumulate": 2}
         assert asked.items() <= options.items()
+        assert (options["sharding"] is None) == (jax.device_count() == 1)
     assert saved == 2 * [4, 8, 12]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == [f"samples-{step:07d}.png" for step in (4, 8, 12)]
@@ -184,10 +197,14 @@ SETUP = cli.Setup(None, None, optax.sgd(1.0))
 
 
 def test_flags_reach_the_loss():
-    assert built().loss.func is denoising_loss
+    plain = built().loss  # keeps every class, and tells no augmentation
+    assert plain.func is denoising_loss and plain.keywords == {"sigma_dist": edm.LogNormal()}
     loss = built("--augment", "0.3").loss
     assert isinstance(loss, AugmentedLoss) and loss.loss.func is denoising_loss
     assert loss.augmentation == Augmentation(p=0.3, p_mirror=0.3)
+    for flags, labels in (((), None), (("--augment", "0.3"), 9)):
+        layer = built(*flags).denoiser.network.embedding.map_augment
+        assert (layer and layer.weight.shape[1]) == labels
     assert built("--augment", "0.9").loss.augmentation == Augmentation(p=0.9, p_mirror=0.5)
 
 
@@ -364,15 +381,17 @@ def test_samples_of_a_run(run, tmp_path, capsys):
     """
     folder, built, mean = run
     drawn = {}
-    for name, flags in {"turn": [], "ones": ["--class", "1"], "far": ["--guidance", "3"]}.items():
+    flags_of = {"turn": [], "ones": ["--class", "1"], "far": ["--guidance", "3"]}
+    flags_of |= {"zeros": ["--class", "0"]}
+    for name, flags in flags_of.items():
         file = tmp_path / f"{name}.npz"
         sample = ["sample", "--run", str(folder), "--out", str(file), "--count", "3"]
         assert cli.main([*sample, "--steps", "4", *flags]) == 0
         with np.load(file) as stored:
             drawn[name] = dict(stored)
     assert "3 images at step 7" in capsys.readouterr().out
-    assert built == 3 * [(4, (1, 2, 3), 2, 0.75)]
-    shift = {"turn": [0, 0.1, 0], "ones": [0.1] * 3, "far": [0.2, 0.5, 0.2]}
+    assert built == 4 * [(4, (1, 2, 3), 2, 0.75)]
+    shift = {"turn": [0, 0.1, 0], "ones": [0.1] * 3, "far": [0.2, 0.5, 0.2], "zeros": [0] * 3}
     for name, values in shift.items():
         wanted = mean + 0.25 + np.array(values)[:, None, None, None]
         np.testing.assert_allclose(drawn[name]["images"], wanted, rtol=1e-6, atol=1e-6)
@@ -389,12 +408,12 @@ def test_sampling_flags_reach_the_sampler(run, monkeypatch, tmp_path):
         return np.zeros((len(labels), *mean.shape))
 
     monkeypatch.setattr(cli, "draw", draw)
-    sample = ["sample", "--run", str(folder), "--out", str(tmp_path / "new" / "some.png")]
+    sample = ["sample", "--run", str(folder), "--out", str(tmp_path / "new" / "one" / "some.png")]
     assert cli.main([*sample, "--steps", "9", "--solver", "euler", "--seed", "5"]) == 0
     assert given[0]["steps"] == 9 and given[0]["solver"] == edm.Euler()
     np.testing.assert_array_equal(jr.key_data(given[0]["key"]), jr.key_data(jr.key(5)))
     # 40 grey images of 2 x 3, ten times as large, ten in a row
-    picture = matplotlib.image.imread(tmp_path / "new" / "some.png")
+    picture = matplotlib.image.imread(tmp_path / "new" / "one" / "some.png")
     assert picture.shape == (4 * 20, 10 * 30) and np.all(np.abs(picture - 128 / 255) < 1e-6)
 
 
@@ -402,6 +421,7 @@ def test_sampling_flags_reach_the_sampler(run, monkeypatch, tmp_path):
     "flags, message",
     [
         (["--class", "2"], "--class must be from 0 to 1, got 2"),
+        (["--class", "-1"], "--class must be from 0 to 1, got -1"),
         (["--out", "picture.jpg"], "--out must end in .png or .npz, got picture.jpg"),
         (["--run", "nowhere"], "nowhere holds no run: give the --out of a training"),
     ],
@@ -502,6 +522,21 @@ def test_numbers_out_of_range_are_refused_before_anything_is_done(flag, value, c
     with pytest.raises(SystemExit):
         cli.main([*SMALL, "--out", str(tmp_path / "run"), "--dry-run", flag, value])
     assert f"argument {flag}: must be" in capsys.readouterr().err
+
+
+def test_numbers_at_the_ends_of_their_range_are_taken():
+    """As 0 turns off, and 1 is always."""
+    args = parsed("--augment", "0", "--label-dropout", "1", "--steps", "1", "--dropout", "0")
+    assert (args.augment, args.label_dropout, args.steps, args.dropout) == (0, 1, 1, 0)
+
+
+@pytest.mark.parametrize("steps, told", [("5", True), ("4", False)])
+def test_the_memory_of_a_run_of_one_chunk_is_told(steps, told, monkeypatch, capsys, tmp_path):
+    """Of steps that are compiled for it; a run shorter than a chunk compiles others."""
+    monkeypatch.setattr(cli, "_memory", lambda *args: "7 MiB")
+    args = ["--every", "5", "--steps", steps, "--out", str(tmp_path / "new" / "run")]
+    cli._prepare(cli.parser().parse_args([*SMALL, *args]))
+    assert ("memory    7 MiB while it trains" in capsys.readouterr().out) == told
 
 
 def test_another_run_in_the_same_folder_is_refused(capsys, tmp_path):

@@ -1,19 +1,26 @@
 """What a user gets without asking: the default of every public argument, as it is written down.
 
+So are the numbers that a module decides by, its constants, and which fields of a module are static:
+`jit` compiles anew for each value of those, and no optimizer or map over leaves ever sees them.
+
 A default is a promise. Whoever changes one runs `python tests/test_defaults.py`, which writes
 them down anew, and says so in CHANGELOG.md.
 """
 
+import ast
 import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
+import numpy as np
 
 PLACE = Path(__file__).with_name("defaults.txt")
 
@@ -59,13 +66,15 @@ def told(default: Any) -> str:
     """A default as text that says its values, and no address in memory."""
     if inspect.isfunction(default) or inspect.isclass(default):
         return default.__name__
+    if isinstance(default, np.ndarray):  # to digits that every NumPy agrees on
+        return repr([float(f"{value:.6g}") for value in default])
     if dataclasses.is_dataclass(default):
         values = [(f, getattr(default, f.name)) for f in dataclasses.fields(default)]
         ours = type(default).__module__.startswith("edm_tutorial")
         # Of another package's object what it was told; the rest depends on the version.
         said = [(f.name, value) for f, value in values if ours or f.default is dataclasses.MISSING]
         return f"{type(default).__name__}({', '.join(f'{k}={told(v)}' for k, v in said)})"
-    return repr(default)
+    return re.sub(r"<function (\w+) at \w+>", r"\1", repr(default))
 
 
 def defaults() -> str:
@@ -79,7 +88,38 @@ def defaults() -> str:
             said = [f"{p.name}={told(p.default)}" for p in parameters if p.default is not p.empty]
             if said:
                 lines.append(f"{name}{method}: {', '.join(said)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *constants(), *static_fields()]) + "\n"
+
+
+def ours() -> Iterator[Any]:
+    """The modules of the package, but the book's own and what is gone after one release."""
+    for module in modules():
+        if module.__name__.split(".")[1:2] not in (["book"], ["_deprecated"]):
+            yield module
+
+
+def constants() -> Iterator[str]:
+    """Every number, or what holds some, that a module names in capitals."""
+    for module in ours():
+        assigned = [
+            n for n in ast.parse(inspect.getsource(module)).body if isinstance(n, ast.Assign)
+        ]
+        named = (name for node in assigned for target in node.targets for name in ast.walk(target))
+        names = [name.id for name in named if isinstance(name, ast.Name)]
+        for name in filter(re.compile("_?[A-Z][A-Z0-9_]+").fullmatch, names):
+            value = getattr(module, name)
+            # Of words there is nothing to be wrong by a little.
+            if any(isinstance(leaf, float | int | np.ndarray) for leaf in jax.tree.leaves(value)):
+                yield f"{module.__name__} {name} = {told(value)}"
+
+
+def static_fields() -> Iterator[str]:
+    for module in ours():
+        for name, value in own(module).items():
+            if inspect.isclass(value) and issubclass(value, eqx.Module):
+                static = [f.name for f in dataclasses.fields(value) if f.metadata.get("static")]
+                if static:
+                    yield f"{module.__name__}.{name} static: {', '.join(static)}"
 
 
 def test_every_default_is_the_one_written_down():

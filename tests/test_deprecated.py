@@ -25,6 +25,7 @@ import pytest
 import edm_tutorial as edm
 from edm_tutorial import sbi
 from edm_tutorial._deprecated import names
+from edm_tutorial.sbi import files
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "tests" / "release_0_1"
@@ -241,6 +242,9 @@ def test_a_design_still_has_its_noise():
     assert design.sigma_dist == edm.LogNormal(0.0, 1.0)
     with pytest.warns(DeprecationWarning, match="Design.noise is now Design.sigma_dist"):
         assert design.noise is design.sigma_dist
+    with pytest.warns(DeprecationWarning) as caught:
+        inspect.unwrap(edm.Design.noise.fget)(design)
+    assert caught[0].filename == __file__
 
 
 # Where it warns, under any name of the package, and where it is silent.
@@ -305,6 +309,14 @@ def mean(x):
 def load(name: str, **options: Any) -> sbi.Posterior:
     with pytest.warns(DeprecationWarning, match="is of version 0.1.0.*`save` writes it"):
         return sbi.Posterior.load(FILES / name, **options)
+
+
+def test_a_file_is_said_to_be_old_at_the_line_that_loads_it(monkeypatch):
+    """Without the checks that tests put around every function."""
+    monkeypatch.setattr(files, "load", inspect.unwrap(files.load))
+    with pytest.warns(DeprecationWarning, match="is of version 0.1.0") as caught:
+        inspect.unwrap(sbi.Posterior.load.__func__)(sbi.Posterior, FILES / "posterior")
+    assert caught[0].filename == __file__
 
 
 # Of draws and log-densities, which are of order 1 in float32. Without the compiler's optimisations

@@ -292,3 +292,21 @@ def test_jacobians_are_covariances():
     weights = np.array(ideal.weights(x, 0.7))
     cov = np.cov(ideal.data.T, aweights=weights, ddof=0)
     np.testing.assert_allclose(jacobian, cov / 0.49, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "low, high, told",
+    [
+        ([[1e-4, 0.9e-9], [0.0, 1e-4]], [[1e-4, 1.1e-9], [0.0, 1e-4]], "symmetric"),
+        ([[100.0, 0.0], [0.0, -0.9e-4]], [[100.0, 0.0], [0.0, -1.1e-4]], "no negative eigenvalue"),
+    ],
+)
+def test_what_rounding_makes_of_a_covariance_is_forgiven(low, high, told):
+    """1e-5 of its own largest entry in symmetry, 1e-6 of the largest of all in eigenvalues.
+
+    The other component is larger in the first case and smaller in the second.
+    """
+    make = lambda cov: edm.GaussianMixture([0.5, 0.5], np.zeros((2, 2)), [np.eye(2), cov])
+    make(low)
+    with pytest.raises(ValueError, match=f"covs must .*{told}"):
+        make(high)

@@ -234,6 +234,12 @@ def test_one_snapshot_is_its_own_reconstruction():
     assert got.dtype == jnp.bfloat16
 
 
+def test_the_average_after_the_first_step_is_that_of_the_first_snapshot():
+    kept = history(PAIR[:1], 4, [1, 4])
+    np.testing.assert_allclose(reconstruction_weights(kept, PAIR[0], 1), [1, 0], atol=1e-12)
+    np.testing.assert_allclose(reconstruction_weights(kept, PAIR[0], 4), [0, 1], atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "steps, step, message",
     [

@@ -148,3 +148,11 @@ def test_check_is_repeatable_and_takes_a_key_and_levels(key):
     np.testing.assert_array_equal(first, edm.check_initial_loss(denoiser, x, sigmas=SIGMAS))
     other = edm.check_initial_loss(denoiser, x, sigmas=SIGMAS, key=key)
     assert first.shape == SIGMAS.shape and not np.any(first == other)
+
+
+def test_check_allows_exactly_four_standard_errors(monkeypatch):
+    """Equal losses have the spread of a Gaussian's, sqrt(2 / 2): four of sqrt(1 / 4) are 2."""
+    monkeypatch.setattr(edm.losses, "_errors_by_sigma", lambda *args, **known: np.full((1, 4), 3.0))
+    denoiser = edm.Denoiser(zero, edm.VEPreconditioning())
+    found = edm.check_initial_loss(denoiser, jnp.zeros((4, 2)), sigmas=jnp.ones(1))
+    np.testing.assert_array_equal(found, [3.0])

@@ -32,6 +32,10 @@ def of_three(x, c_noise, cond):
     return 10 * x + c_noise + (0.0 if cond is None else jnp.sum(cond))
 
 
+def of_three_by_default(x, c_noise, cond=None):
+    return of_three(x, c_noise, cond)
+
+
 def with_state(v, state=None, *, key=None):
     """As `eqx.nn.Sequential` is called: its second argument is no noise label."""
     return vector(v)
@@ -42,6 +46,7 @@ TAKES = {
     "one vector and a key": flat,
     "a vector and an optional state": with_state,
     "x, c_noise, cond": of_three,
+    "x, c_noise and cond, if there is one": of_three_by_default,
     "anything": lambda *args, **named: of_three(*args),
     "an output and more": lambda x, c_noise, cond: (of_three(x, c_noise, cond), "more"),
     "a vector, an output and more": lambda v: [vector(v), None],

@@ -22,7 +22,7 @@ from edm_tutorial.networks import (
     forced_norms,
     song_unet,
 )
-from edm_tutorial.networks.edm2.blocks import Block
+from edm_tutorial.networks.edm2.blocks import Block, double, halve, keep
 from edm_tutorial.networks.edm2.layers import (
     MPConv,
     MPFourier,
@@ -143,6 +143,17 @@ def test_the_embedding_has_magnitude_1(key):
     found = jax.vmap(levels, (None, 0))(jr.normal(c_key, (100,)), jnp.eye(10))
     # 512 random rows, of which SiLU turns each into a number of its own: 1 / sqrt(2 * 512)
     assert abs(magnitude(found) - 1) < 0.1
+
+
+def test_an_image_is_halved_by_means_and_doubled_by_repetition():
+    """With unlike sides; a stage of normalisation would hide a factor."""
+    image = jnp.asarray(np.add.outer(10.0 * np.arange(4), np.arange(2.0))[..., None] + np.arange(3))
+    np.testing.assert_allclose(halve(image)[:, 0], [[5.5, 6.5, 7.5], [25.5, 26.5, 27.5]])
+    large = double(image)
+    assert large.shape == (8, 4, 3)
+    np.testing.assert_array_equal(large[6:, :2], np.tile(image[3, 0], (2, 2, 1)))
+    np.testing.assert_allclose(halve(large), image)
+    assert keep(image) is image
 
 
 def test_a_pixel_without_signal_stays_zero():

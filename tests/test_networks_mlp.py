@@ -12,6 +12,7 @@ import pytest
 
 import edm_tutorial as edm
 from edm_tutorial.networks import MLP, Embedded
+from edm_tutorial.networks.mlp import PosteriorMLP
 
 X, LABEL, COND = jnp.array([0.5, -1.0, 2.0]), jnp.array(-0.3), jnp.array([1.0, -2.0])
 
@@ -49,6 +50,51 @@ def test_every_input_matters(key):
     outputs = np.array([network(X, label, COND) for label in labels])
     distance = np.abs(outputs[:, None] - outputs[None]).max(axis=-1)
     assert np.all(distance[~np.eye(len(labels), dtype=bool)] > 1e-4)
+
+
+def linear(layer, x):
+    return np.asarray(layer.weight) @ x + np.asarray(layer.bias)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def through(block, h, context):
+    """A block by hand: a normalised layer that is told the context, and one more, added."""
+    normal = (h - h.mean()) / np.sqrt(h.var() + 1e-5)
+    inner = linear(block.inner, normal) + np.asarray(block.context.weight) @ context
+    return h + linear(block.outer, silu(inner))
+
+
+def test_a_network_is_its_layers(key):
+    network = make(key)
+    waves = -0.3 * np.geomspace(1e-3, 8.0, 32)
+    context = np.concatenate([np.cos(waves), np.sin(waves), COND])
+    for layer in network.embed_context.layers:
+        context = silu(linear(layer, context))
+    h = linear(network.embed_input, np.asarray(X))
+    for block in network.blocks:
+        h = through(block, h, context)
+    np.testing.assert_allclose(network(X, LABEL, COND), linear(network.output, silu(h)), rtol=1e-9)
+
+
+def test_the_moments_of_a_posterior_are_their_layers(key):
+    """Of x alone, which is its own context; widths within e^8."""
+    make_key, last_key = jr.split(key)
+    moments = PosteriorMLP(2, 3, width=4, depth=1, dropout=0.0, key=make_key).moments
+    weight = jr.normal(last_key, moments.last.weight.shape)
+    moments = eqx.tree_at(lambda net: net.last.weight, moments, weight)
+    for x in (np.array([0.5, -1.0, 2.0]), np.array([50.0, -100.0, 200.0])):
+        h = linear(moments.first, x)
+        context = silu(h)
+        for block in moments.blocks:
+            h = through(block, h, context)
+        mean, log_std = np.split(linear(moments.last, silu(h)), 2)
+        found = moments(jnp.asarray(x), None)
+        np.testing.assert_allclose(found[0], mean, rtol=1e-9)
+        np.testing.assert_allclose(found[1], np.clip(log_std, -8, 8), rtol=1e-9)
+    assert np.abs(log_std).max() > 8  # of the second
 
 
 def test_octaves_are_waves_of_x(key):

@@ -40,6 +40,14 @@ def test_untrained_it_returns_zero(key):
     np.testing.assert_array_equal(found, 0)
 
 
+def test_features_start_with_the_weight_of_one(key):
+    """Eight a number: weights of variance 1/8, to 4 standard errors of 3 x 8 x 64 squares."""
+    net = TokenTransformer(range(3), key=key)
+    assert net.embed.shape == (3, 8, 64)
+    np.testing.assert_allclose(np.mean(net.embed**2) * 8, 1, atol=4 * np.sqrt(2 / 1536))
+    np.testing.assert_allclose(np.mean(net.name**2), 1, atol=4 * np.sqrt(2 / 192))
+
+
 @pytest.mark.parametrize("size", [0, 1e-3, 1, 30])
 def test_the_norm_is_nowhere_steep(size, key):
     """A token near zero would make it so, and with it the denoiser."""

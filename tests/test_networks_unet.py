@@ -23,12 +23,16 @@ from hypothesis import Phase, given, settings, strategies as st
 
 import edm_tutorial as edm
 from edm_tutorial.networks import (
+    MLP,
     Cast,
     ImageCondition,
+    TokenTransformer,
     dhariwal_unet,
+    edm2_unet,
     small_unet,
     song_unet,
 )
+from edm_tutorial.networks.mlp import PosteriorMLP
 from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, AuxSkip, Block
 from edm_tutorial.networks.unet.convolution import convolve
 from edm_tutorial.networks.unet.embedding import (
@@ -49,6 +53,7 @@ from edm_tutorial.networks.unet.layers import (
     xavier,
 )
 from edm_tutorial.networks.unet.state_dict import state_names
+from edm_tutorial.sbi import SeriesEmbedding, SetEmbedding
 
 LAYERS = "layers.npz"
 
@@ -454,6 +459,32 @@ def test_initial_weights_follow_the_two_families(style, bound, bias, quiet, key)
     assert 0.999 * end <= np.abs(block.conv1.weight).max() <= end
 
 
+LABELS = {"label_dim": 3, "augment_dim": 2, "vector_dim": 2}
+UNTRAINED = {
+    "small": partial(small_unet, (1, 8, 8), width=4, **LABELS),
+    "dhariwal": partial(dhariwal_unet, 4, 1, 1, model_channels=4, label_dim=3, augment_dim=2,
+                        channel_mult=(1, 1), num_blocks=1, attn_resolutions=(4,)),
+    "edm2": partial(edm2_unet, (1, 4, 4), label_dim=3, model_channels=4, channel_mult=(1, 1),
+                    num_blocks=1),
+    "mlp": partial(MLP, 2, 3, width=4, depth=2),
+    "posterior": partial(PosteriorMLP, 2, 3, width=4, depth=2, dropout=0.0),
+    "tokens": partial(TokenTransformer, range(3), width=4, depth=2, heads=2),
+    "set": partial(SetEmbedding, 2, 3, masked=True),
+    "series": partial(SeriesEmbedding, 2, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_every_layer_starts_from_random_numbers_of_its_own(name, key):
+    """From one key for two layers, one would start as a multiple of the other."""
+    seen = []
+    for leaf in jax.tree.leaves(eqx.filter(UNTRAINED[name](key=key), eqx.is_inexact_array)):
+        first = np.ravel(leaf)[:3]
+        if len(set(first.tolist())) == 3:
+            seen.append(tuple(np.round(first[1:] / first[0], 6).tolist()))
+    assert len(seen) == len(set(seen)) > 5
+
+
 def test_initial_weights_of_the_embeddings(key):
     """Frequencies N(0, 16^2); Dhariwal's class vectors of unit variance; no word of augmentation.
 
@@ -561,13 +592,15 @@ def test_frequencies_are_not_trained():
         *[(1, [1]), (4, [4]), (5, [5]), (7, [7]), (8, [8, 4]), (12, [12, 6, 3])],
         *[(28, [28, 14, 7]), (32, [32, 16, 8, 4]), (64, [64, 32, 16, 8])],
         *[(9, [10, 5]), (27, [28, 14, 7]), (30, [32, 16, 8, 4]), (100, [104, 52, 26, 13])],
-        (200, [208, 104, 52, 26, 13]),
+        *[(16, [16, 8, 4]), (128, [128, 64, 32, 16]), (200, [208, 104, 52, 26, 13])],
     ],
 )
 def test_levels_of_a_small_unet(size, levels, key):
     """Halved where it can be, padded where not; the lowest level alone attends."""
     net = eqx.filter_eval_shape(partial(small_unet, (3, size, size), width=8), key=key)
     assert len(net.encoder) == len(levels) and net.resolutions == [(n, n) for n in levels]
+    widths = [level.blocks[-1].conv1.bias.size for level in net.encoder]
+    assert widths == [8, *[16] * (len(levels) - 1)]  # twice as many below
     names = state_names(net)
     for level in levels:
         assert any(name.startswith(f"dec.{level}x{level}_block0") for name in names)
@@ -588,6 +621,20 @@ def test_padding():
     np.testing.assert_array_equal(wide, np.pad(reflected, ((3, 4), (0, 0)), "edge"))
     np.testing.assert_array_equal(crop_image(pad_image(x, 10), (3, 4)), x)
     assert pad_image(x, 1) is x
+    # A margin of 3 before and 4 behind is too wide for 4 pixels; one of 3 and 3 is not.
+    far = pad_image(x, 11)[..., 0]
+    np.testing.assert_array_equal(far, np.pad(x[..., 0], ((4, 4), (3, 4)), "edge"))
+
+
+def test_levels_of_unlike_sides(key):
+    """The longest decides, unless both are even; no attention over more than 1,024 points."""
+    for size, levels in {(8, 7): 1, (9, 7): 2, (8, 6): 2, (6, 4): 1}.items():
+        build = partial(small_unet, (1, *size), width=8)
+        assert len(eqx.filter_eval_shape(build, key=jr.clone(key)).encoder) == levels
+    for size, attends in {(256, 4): True, (257, 4): False}.items():
+        build = partial(small_unet, (1, *size), width=8)
+        names = state_names(eqx.filter_eval_shape(build, key=jr.clone(key)))
+        assert any("qkv" in name for name in names) == attends
 
 
 @pytest.mark.slow

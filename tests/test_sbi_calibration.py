@@ -211,6 +211,21 @@ def test_local_calibration_says_where_the_truth_lies():
     assert found.scores[0] > 4 and abs(found.scores[1]) < 4 and found.p_value < 1e-3
 
 
+def test_scores_at_one_observation_are_standard_normal():
+    """A truth above all L draws: of 100 uniform ranks the mean is L / 2 +- sqrt(L (L + 2) / 1200).
+
+    In the second parameter it lies in their middle, and it is further out than all of them.
+    """
+    draws = np.tile(np.column_stack([-np.ones(8), np.resize([-1.0, 1.0], 8)]), (100, 1, 1))
+    theta = np.tile([9.0, 0.0], (100, 1))
+    found = calibration.local_calibration(
+        theta, draws, np.random.default_rng(0).normal(size=(9, 2))
+    )
+    far = 4 / np.sqrt(8 * 10 / 1200)
+    np.testing.assert_allclose(found.scores, [far, 0, far], atol=1e-12)
+    assert found.p_value < 1e-9
+
+
 def test_sign_of_the_fault():
     """Too narrow covers too little; a mean that is too high puts the truth too low."""
     narrow = calibration.expected_coverage(ranks("hpd", *learned(0.8)), L)
@@ -330,6 +345,7 @@ T, D = np.zeros((3, 2)), np.zeros((3, 5, 2))
         (lambda: calibration.sbc_ranks(T + np.nan, D), "theta and draws must be finite"),
         (lambda: calibration.hpd_ranks(T[:, 0], D[..., 0].T), "log_prob and draws_log_prob need"),
         (lambda: calibration.hpd_ranks(T[:, 0], D[..., 0] - np.inf), "must be finite"),
+        (lambda: calibration.hpd_ranks(T[:, 0] + np.inf, D[..., 0]), "must be finite"),
         (lambda: calibration.hpd_ranks(T[:, 0] + np.nan, D[..., 0]), "must be finite"),
         (lambda: calibration.tarp_ranks(T, D, T[:1]), r"references must be .*\(3, 2\), got \(1, 2"),
         (lambda: calibration.linear_references(T, D[:2, 0]), r"got \(3, 2\) and \(2, 2\)"),
@@ -351,6 +367,21 @@ T, D = np.zeros((3, 2)), np.zeros((3, 5, 2))
 def test_bad_input_is_named(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_as_many_rows_as_are_needed_are_enough(monkeypatch):
+    """Ten pairs for ten, five rows for five folds, three pairs for a fit to the two others."""
+    theta, draws = normal(1, 10), normal(2, 50).reshape(10, 5, 2)
+    assert calibration.local_calibration(theta, draws, draws[0], count=10).scores.shape == (3,)
+    monkeypatch.setattr(calibration, "cross_val_score", lambda *args, cv: [0.5])
+    assert c2st(normal(3, 5), normal(4, 5)) == 0.5
+    assert calibration.linear_references(theta[:3], draws[:3]).shape == (3, 2)
+
+
+def test_the_edges_of_a_band_are_inside_it():
+    for edge in (0.4, 0.6):
+        values = np.array([edge]), np.array([0.4]), np.array([0.6])
+        assert calibration.Coverage(np.array([0.5]), *values).inside()
 
 
 @pytest.mark.parametrize("name", ["draws", "levels", "simulations"])

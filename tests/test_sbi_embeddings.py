@@ -103,6 +103,22 @@ def test_each_channel_has_a_scale_and_a_mask_has_none(key):
     np.testing.assert_allclose(image.mean[:, 0, 0], points.mean(axis=(0, 1)), rtol=1e-6)
 
 
+def test_questions_are_of_unit_length_and_blocks_are_two(key):
+    """So that a softmax starts neither flat nor at one point; 4 standard errors of 256 squares."""
+    embed = SetEmbedding(2, 3, key=key)
+    assert embed.pool.questions.shape == (8, 32) and len(embed.blocks) == 2
+    squares = np.asarray(embed.pool.questions) ** 2
+    np.testing.assert_allclose(squares.mean() * 32, 1, atol=4 * np.sqrt(2 / 256))
+
+
+def test_a_channel_that_never_varies_keeps_its_units(key):
+    x = np.random.default_rng(4).normal(size=(50, 2, 6))
+    x[:, 1] = 3.0
+    scale = SeriesEmbedding(2, 2, key=key).scale(x)
+    np.testing.assert_allclose(scale.mean, [[x[:, 0].mean()], [0]])
+    np.testing.assert_allclose(scale.std, [[x[:, 0].std()], [1]])
+
+
 def gaussian_sets(random, n):
     """theta ~ N(0, 1); 1 to 10 of ten points of N(theta, 0.5^2) are present."""
     theta = random.normal(size=(n, 1))

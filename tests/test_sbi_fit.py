@@ -19,7 +19,7 @@ from scipy.stats import norm
 
 import edm_tutorial as edm
 from edm_tutorial.sbi import PoorFit, default_settings, fit, fit_posterior, noise_levels, tasks
-from edm_tutorial.sbi.early_stopping import FitState, History
+from edm_tutorial.sbi.early_stopping import FitState, History, until_stale
 from edm_tutorial.sbi.embeddings import SetEmbedding
 from edm_tutorial.sbi.fit import StratifiedLoss, optimizer_of
 from edm_tutorial.sbi.noise_levels import HeldOut, LikelihoodNoise, PosteriorNoise
@@ -249,6 +249,8 @@ def test_sampling_of_a_narrow_posterior_goes_on_to_a_thirtieth_of_its_width(watc
         ((2.0, 3.0, 1.0), "A fit that ignores x is returned"),
         ((3.0, 2.0, 1.0), "A fit that ignores x is returned"),
         ((2.0, 2.0, 3.0), "The untrained linear fit is returned"),
+        ((2.0, 3.0, 2.0), "A fit that ignores x is returned"),
+        ((3.0, 2.0, 2.0), "A fit that ignores x is returned"),
     ],
 )
 def test_what_is_best_on_held_out_simulations_is_returned(watched, nats, told):
@@ -285,8 +287,10 @@ def test_simulations_are_transformed_in_parts(monkeypatch):
 
 def test_batches_too_large_for_the_device_are_drawn_by_the_step(monkeypatch, key):
     """Pairs stay pairs; another step has another batch, the same step the same one."""
-    monkeypatch.setattr(fit, "ON_DEVICE", 0)
     z = np.arange(30.0)[:, None]
+    monkeypatch.setattr(fit, "ON_DEVICE", 2 * z.nbytes)
+    assert fit._batches(key, z, -z, 64)[0] is z  # just small enough
+    monkeypatch.setattr(fit, "ON_DEVICE", 2 * z.nbytes - 1)
     batch = fit._batches(key, z, -z, 64)
     drawn = [batch(step) for step in range(10)]
     for rows, x in drawn:
@@ -383,6 +387,18 @@ def test_training_stops_where_the_validation_loss_has_not_fallen_for_long(key, r
     assert 0 < best < len(held_out) - 1
     assert (settings.patience, settings.every) == (100, 40)
     assert step[-1] - step[best] == 120 and step[-1] < 400
+
+
+def test_training_stops_as_soon_as_its_patience_is_over():
+    """A quarter of eight steps after the lowest loss, of which the first is kept."""
+    average = lambda step: TrainState(step, step, None, jnp.array(step), jnp.array(0))
+    chunks = ((average(step), jnp.ones(1)) for step in range(1, 9))
+    losses = dict(zip(range(1, 9), (3.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0), strict=True))
+    start, settings = FitState.start(average(0), 3.0, 4.0, 7), SMALL._replace(steps=8)
+    how = {"progress": False, "callback": None}
+    last = until_stale(chunks, start, losses.__getitem__, settings, **how)
+    assert last.history.step == (1, 2, 3, 4) and last.best == 2
+    assert last.history.train == (1.0,) * 4
 
 
 def test_the_average_of_the_lowest_validation_loss_is_kept():
@@ -495,6 +511,8 @@ def test_noise_laws_have_the_densities_they_claim():
     np.testing.assert_allclose(mixed(share / 4), cuts, rtol=1e-8)
     z = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # of the rest ln sigma is N(-1.2, 1.2^2)
     np.testing.assert_allclose(mixed(0.25 + 0.75 * norm.cdf(z)), np.exp(-1.2 + 1.2 * z), rtol=1e-8)
+    ends = mixed(jnp.array([0.0, 0.25, 1.0]))  # no draw is infinite, nor without noise
+    assert ends[0] == pytest.approx(1e-2) and np.all((ends > 0) & (ends < 1e6))
     assert PosteriorNoise() == PosteriorNoise(0.35, LikelihoodNoise(1e-3, 20.0))
 
 
@@ -628,6 +646,8 @@ def test_messages(key, unchecked):
         fit_posterior(jr.clone(key), theta, x, epochs=3)
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
         LikelihoodNoise(2.0, 1.0)
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+        LikelihoodNoise(0.0, 1.0)
     with pytest.raises(ValueError, match="0 < share < 1"):
         PosteriorNoise(share=1.0)
     with pytest.raises(ValueError, match="0 < share < 1"):
@@ -688,6 +708,12 @@ def test_choices_that_cannot_be_are_refused_by_name(change, kind, told, key, unc
 def test_columns_of_unlike_spread_before_an_embedding_of_ones_own_warn():
     theta, x = uniform(7, 60)
     embedding = eqx.nn.Linear(2, 2, key=jr.key(1))
-    fit._scaled(x, np.arange(50), embedding)
+    signs = np.resize([-1.0, 1.0], (60, 1)) * np.array([1.0, 1000.0])  # as unlike as may be
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit._scaled(x, np.arange(50), embedding)
+        fit._scaled(signs, np.arange(50), embedding)
+    with pytest.warns(WideScales, match="factor of more than 1000,"):
+        fit._scaled(signs * np.array([1.0, 1.001]), np.arange(50), embedding)
     with pytest.warns(WideScales, match="divide each column by its standard deviation"):
         fit._scaled(x * np.float32([1, 1e4]), np.arange(50), embedding)

@@ -6,6 +6,7 @@ import pickle
 import warnings
 import zlib
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,6 +22,7 @@ import edm_tutorial as edm
 from edm_tutorial import sbi
 from edm_tutorial.losses import weighted_error
 from edm_tutorial.networks import TokenTransformer
+from edm_tutorial.sbi.early_stopping import FitState, History
 from edm_tutorial.sbi.joint import fit as joint_fit, hidden
 from edm_tutorial.sbi.joint.graph import neighbours
 from edm_tutorial.sbi.joint.network import INDEPENDENT, GaussianPreconditioning, JointNetwork, Told
@@ -352,6 +354,43 @@ def test_one_digit_of_the_first_line_turned_is_noticed(rng, tmp_path):
         path.write_bytes(json.dumps(old | wrong).encode() + b"\n" + body)
         with pytest.raises(ValueError, match="joint is damaged: its first line"):
             sbi.Joint.load(path)
+
+
+@pytest.mark.parametrize("trained, warns", [(1.9, False), (2.0, True), (2.1, True), (None, True)])
+def test_training_that_lowers_no_loss_is_said(trained, warns):
+    """Also where it changes nothing; with the three losses in nats."""
+    held_out = () if trained is None else (2.5, trained)
+    state = FitState(None, None, History((), (), held_out, untrained=2.0, prior=3.0), 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        joint_fit._look_at_losses(state)
+    told = f"is {trained or np.inf:.3f} nats, 2.000 untrained, and 3.000 if all"
+    assert [told in str(warning.message) for warning in caught] == [True] * warns
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kept, held, enough", [(50, 13, True), (49, 13, False), (50, 12, False)])
+def test_fifty_whole_observations_have_a_density(kept, held, enough, monkeypatch):
+    """Four times the held-out ones count as well; one row with a missing number counts as none."""
+    monkeypatch.setattr(joint_fit.ObservationDensity, "fit", lambda *rows: len(rows[1]))
+    present = np.ones((kept + held + 1, 2), bool)
+    present[-1, 0] = False
+    rows = {"kept": np.append(np.arange(kept), kept + held), "held": np.arange(kept, kept + held)}
+    density: Any = joint_fit._density
+    found = density(None, np.zeros(present.shape), present, **rows)
+    assert found == (kept if enough else None)
+
+
+def test_a_question_may_be_asked_inside_jit_and_on_a_bound(rng):
+    low, high = np.full(NUMBERS, -np.inf), np.full(NUMBERS, np.inf)
+    low[0], high[0] = -1.0, 2.0
+    bounds = Bounds(jnp.asarray(low), jnp.asarray(high), jnp.full(NUMBERS, 0.1))
+    joint, _ = exact(rng, bounds=bounds, x_shape=(3, 1))
+    z, x_o = jnp.array([0.3, -0.1]), jnp.asarray(rng.normal(size=(3, 1)))
+    ask = lambda x_o: joint.posterior(x_o).denoiser(z, 0.7)
+    np.testing.assert_allclose(jax.jit(ask)(x_o), ask(x_o), rtol=1e-12)
+    for end in (-1.0, 2.0):
+        joint.likelihood(np.array([end, 0.0]))
 
 
 @pytest.mark.slow

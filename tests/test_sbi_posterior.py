@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.scipy.optimize import OptimizeResults
 from scipy.stats import norm
 
 import edm_tutorial as edm
@@ -204,6 +205,31 @@ def test_steps_of_a_log_density_are_those_asked_for():
     np.testing.assert_array_equal(
         posterior.log_prob(theta, X_O), posterior.log_prob(theta, X_O, steps=14)
     )
+
+
+def test_a_mode_is_sought_on_as_few_levels_as_a_log_density_has(monkeypatch):
+    """Of the 29 on which candidates are drawn every second one: the mode costs half of it."""
+    posterior, levels = gaussian(0.5, sigma_min=0.1), {"drawn": [], "judged": []}
+
+    def draw(posterior, key, x_o, n, *, sigmas):
+        levels["drawn"].append(sigmas)
+        return jnp.zeros((n, 2)).at[5].set(jnp.array([0.3, -0.4]))
+
+    def log_prob(posterior, theta, x_o, sigmas):
+        levels["judged"].append(sigmas)
+        return -jnp.sum((theta - jnp.broadcast_to(jnp.array([0.3, -0.4]), theta.shape)) ** 2, -1)
+
+    monkeypatch.setattr(posterior_module, "_draw", draw)
+    monkeypatch.setattr(posterior_module, "_log_prob", log_prob)
+    monkeypatch.setattr(
+        posterior_module, "minimize", lambda f, z, method: OptimizeResults(z - f(z), *[None] * 8)
+    )
+    with jax.disable_jit():
+        found = posterior.mode(X_O)
+    np.testing.assert_allclose(found, [0.3, -0.4], rtol=1e-12)  # the best candidate
+    sigmas = edm.edm_sigmas(29, 0.1, 20.0)
+    np.testing.assert_array_equal(levels["drawn"], [sigmas])
+    np.testing.assert_array_equal(levels["judged"], [sigmas[::2]] * 4)
 
 
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}

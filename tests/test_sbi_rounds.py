@@ -1,14 +1,23 @@
 """Rounds of simulations: what a truncation keeps, and that it is the prior otherwise."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy.stats import kstest
+from scipy.stats import kstest, multivariate_normal
 from test_sbi_posterior import X_O, gaussian, truth
 
-from edm_tutorial.sbi import NarrowTruncation, fit_posterior, fit_rounds, rounds, tasks
+from edm_tutorial.sbi import (
+    NarrowTruncation,
+    SetEmbedding,
+    fit_posterior,
+    fit_rounds,
+    rounds,
+    tasks,
+)
 from edm_tutorial.sbi.rounds import Region
 
 
@@ -69,6 +78,78 @@ def test_what_is_simulated_is_the_prior_inside_the_truncation(seen, key):
     white = np.abs((theta - mean) / std)
     inner = white[(white < 3).all(axis=1)]
     assert kstest(inner.ravel() / 3, "uniform").pvalue > 1e-3
+
+
+def whole(key, n):
+    """One of -2, -1, 0, 1 and 2, each as often."""
+    return np.resize(np.arange(-2.0, 3.0), n)[:, None]
+
+
+@pytest.fixture
+def edges(monkeypatch):
+    """A truncation whose edges are at -1 and 1, where its depth is exactly 0."""
+    depth = lambda regions, theta: 1 - np.abs(np.asarray(theta)[:, 0])
+    monkeypatch.setattr(rounds, "_depth_in_all", depth)
+    monkeypatch.setattr(Region, "around", lambda posterior, key, x_o: None)
+
+
+@pytest.mark.usefixtures("edges", "unchecked")
+def test_what_lies_on_the_edge_of_a_truncation_is_inside(seen, key):
+    """Of old rows and of new ones, in the prior's order and shares."""
+    x_o = X_O[:1]
+    fit_rounds(key, whole, simulate, x_o, rounds=2, simulations=30)
+    _, (theta, _, _) = seen
+    old, new = theta[:-30, 0], theta[-30:, 0]
+    np.testing.assert_array_equal(old, np.tile([-1.0, 0.0, 1.0], 6))
+    np.testing.assert_array_equal(new, np.tile([-1.0, 0.0, 1.0], 10))
+
+
+@pytest.mark.usefixtures("edges")
+def test_the_prior_is_asked_until_there_are_enough_and_no_longer(monkeypatch, key):
+    """Twenty at a time, of which twelve lie inside: twelve are enough, and thirteen are not."""
+    monkeypatch.setattr(rounds, "PROPOSALS_AT_ONCE", 20)
+    asked = []
+    prior = lambda key, n: asked.append(n) or whole(key, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows, _, share = rounds._truncated(prior, key, 12, [])
+    assert asked == [20] and share == 12 / 20
+    np.testing.assert_array_equal(rows, np.tile([[-1.0], [0.0], [1.0]], (4, 1)))
+    rows, _, share = rounds._truncated(prior, jr.clone(key), 13, [])
+    assert asked[1:] == [20, 20] and len(rows) == 13 and share == 24 / 40
+    monkeypatch.setattr(rounds, "LEAST_SHARE", 13 / 20)
+    with pytest.warns(NarrowTruncation, match="of 20 prior draws only 12 .* the 13 nearest"):
+        rows, _, share = rounds._truncated(prior, jr.clone(key), 13, [])
+    assert asked[3:] == [20] and len(rows) == 13 and share == 13 / 20
+
+
+def test_where_the_nearest_are_taken_the_truncation_just_holds_them(monkeypatch, key):
+    region_key, key = jr.split(key)
+    monkeypatch.setattr(rounds, "LEAST_SHARE", 0.5)
+    monkeypatch.setattr(rounds, "PROPOSALS_AT_ONCE", 400)
+    region = Region.around(gaussian(0.8), region_key, X_O)
+    with pytest.warns(NarrowTruncation):
+        rows, wider, _ = rounds._truncated(uniform, key, 200, [region])
+    depth = rounds._depth_in_all(wider, rows)
+    np.testing.assert_allclose(depth.min(), 0, atol=1e-9)
+    assert np.min(region.depth(rows)) < 0 < np.median(depth)
+
+
+def test_kernels_are_unit_normals(rng):
+    centers, rows = rng.normal(size=(3, 2)), 2 * rng.normal(size=(4, 2))
+    laws = [multivariate_normal(center) for center in centers]
+    exact = np.log(np.sum([law.pdf(rows) for law in laws], axis=0))
+    found = rounds._log_kernels(jnp.asarray(centers), jnp.asarray(rows))
+    np.testing.assert_allclose(np.diff(found), np.diff(exact), rtol=1e-10)
+
+
+def test_an_observation_of_another_size_is_for_an_embedding_to_judge(key):
+    """One of this package that takes it; not of other axes, nor by an embedding of one's own."""
+    x, embed = np.zeros((9, 4, 2)), SetEmbedding(2, 3, key=key)
+    rounds._check_observation(np.zeros((7, 2)), x, embed)
+    for shape, embedding in [((7, 3), embed), ((7,), embed), ((7, 2), lambda x: x[0])]:
+        with pytest.raises(ValueError, match=r"x_o must be one observation of shape \(4, 2\)"):
+            rounds._check_observation(np.zeros(shape), x, embedding)
 
 
 def test_one_round_is_a_fit_of_the_prior(seen, key):
@@ -135,6 +216,7 @@ def test_a_feature_that_is_constant_in_the_truncation_gets_a_little_noise(seen, 
             {"prior_sample": lambda key, n: jnp.zeros((n - 1, 2))},
             "prior_sample.key, n. must return",
         ),
+        ({"prior_sample": lambda key, n: jnp.zeros(n)}, r"a row for each of n=100 .* \(100,\)"),
         ({"simulate": lambda key, theta: theta[:3]}, "simulate.key, theta. must return a row"),
         ({"x_o": np.array([0.0, np.nan])}, "x_o must be finite"),
         ({"x_o": np.zeros(3)}, r"x_o must be one observation of shape .2,., as simulate"),

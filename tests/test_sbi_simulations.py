@@ -33,6 +33,52 @@ def silent():
         yield
 
 
+def test_fifty_simulations_are_enough():
+    assert len(look(*pairs(50)).theta) == 50
+    with pytest.raises(ValueError, match="at least 50 simulations, got 49"):
+        look(*pairs(49))
+
+
+def test_five_simulations_on_either_side_of_the_split_are_enough():
+    """A quarter of twenty."""
+    given = look(*pairs(60))
+    first = lambda n: given._replace(theta=given.theta[:n], x=given.x[:n], group=np.arange(n))
+    assert [len(side) for side in first(20).split(jr.key(0))] == [15, 5]
+    with pytest.raises(ValueError, match="only 19 distinct simulations among 19"):
+        first(19).split(jr.key(0))
+
+
+@pytest.mark.parametrize("again, grouped", [(10, False), (11, True)])
+def test_parameters_of_which_a_tenth_occur_again_are_still_equal_by_chance(again, grouped):
+    theta, x = pairs(100 + again)
+    theta[100:] = theta[:again]
+    assert (look(theta, x).group[100] == 0) == grouped
+
+
+def test_an_offset_is_taken_off_beyond_a_thousandth_of_a_width(monkeypatch):
+    """With powers of two: at 8,192 widths float32 has steps of 2^-10 of one."""
+    monkeypatch.setattr(simulations, "float_dtype", lambda array: np.float32)
+    monkeypatch.setattr(simulations, "DIGITS", 2.0**-10)
+    rows = np.array([[8191.0, 8192.0], [8193.0, 8194.0]])
+    np.testing.assert_array_equal(simulations._offset(rows, axis=0), [0, 8193])
+    np.testing.assert_array_equal(simulations._offset(-rows, axis=0), [0, -8193])
+
+
+def test_the_largest_float_is_not_too_large_nor_the_smallest_spread_too_small():
+    info = np.finfo(np.float32)
+    most, widest, least = float(info.max), 1e-3 * float(info.max), 1e3 * float(info.tiny)
+    less = lambda value: simulations.less_offset("theta", np.array([value]), (), np.float32)
+    assert np.isfinite(less(-most)).all() and np.isinf(less(np.inf)).all()
+    narrow = lambda a: simulations._narrowed("theta", np.array([[-a], [a]]), np.float32)
+    for a in (widest, least, 0.0):
+        assert narrow(a).dtype == np.float32
+    for refused in (lambda: narrow(1.001 * widest), lambda: narrow(0.999 * least)):
+        with pytest.raises(ValueError, match=r"varies too little for .* in columns \[0\]"):
+            refused()
+    with pytest.raises(ValueError, match="theta is too large for"):
+        less(1.001 * most)
+
+
 def test_good_simulations_pass_in_silence():
     theta, x = pairs()
     given = look(theta.astype(np.float32), x.astype(np.float32))
@@ -108,6 +154,20 @@ def test_a_discrete_parameter_warns(values, rng):
     theta, x = pairs()
     theta[:, 0] = rng.choice(values, 300)
     with pytest.warns(sbi.DiscreteParameter, match=r"theta\[:, 0\] takes only"):
+        look(theta, x)
+
+
+def test_a_parameter_of_many_values_or_of_few_rows_is_not_discrete():
+    """More than 20, or a tenth as many as rows; a value that 5 % of the rows have is no spike."""
+    for n, values in ((300, 21), (200, 20)):
+        theta, x = pairs(n)
+        theta[:, 0] = np.resize(np.arange(float(values)), n)
+        look(theta, x)
+    theta, x = pairs()
+    theta[:15, 1] = 0.5
+    look(theta, x)
+    theta[15, 1] = 0.5
+    with pytest.warns(sbi.DiscreteParameter, match=r"theta\[:, 1\] is 0.5 in 5% of the rows"):
         look(theta, x)
 
 
@@ -304,6 +364,42 @@ def test_theta_is_never_to_be_clipped(column, told, rng):
     with pytest.warns(sbi.WideScales, match=told) as found:
         look(theta, rng.normal(size=(2000, 2)))
     assert not any("clip" in str(warning.message) for warning in found)
+
+
+def test_the_numbers_in_a_warning_are_those_of_the_column(rng):
+    """An even column from -1 to 1 has quartiles at +-0.5: a robust width of 1 / 1.349 = 0.741.
+
+    Five of 2,001 values are a little further out than thirty of these, five a little less far.
+    Over 4.602 decades 98 % of the values spread over 4.51, over 4.58 they do over 4.49.
+    """
+    theta, x = pairs(2001)
+    theta[:, 1] = np.linspace(-1, 1, 2001)
+    theta[:5, 1], theta[-5:, 1] = -29.9 / 1.349, 30.1 / 1.349
+    told = (
+        r"0\.25% of its values beyond 30 robust widths .* fit np\.arcsinh\(theta\[:, 1\] / 0\.74\)"
+    )
+    with pytest.warns(sbi.WideScales, match=told):
+        look(theta, x)
+    for decades, counted in ((4.602, 5), (4.58, 4)):
+        theta[:, 1] = 10 ** np.linspace(0, decades, 2001)
+        with pytest.warns(sbi.WideScales, match=f"spreads over {counted} decades"):
+            look(theta, x)
+
+
+def test_a_zero_has_no_decades(rng):
+    """A logarithm would be infinite there: outliers, to be brought together otherwise."""
+    theta, x = pairs(2000)
+    theta[:, 1] = 10 ** rng.uniform(-3, 3, 2000)
+    theta[7, 1] = 0.0
+    with pytest.warns(sbi.WideScales, match=r"beyond 30 robust widths .* fit np\.arcsinh"):
+        look(theta, x)
+
+
+def test_counts_of_which_a_quarter_is_one_can_be_judged(rng):
+    u = rng.uniform(size=2000)
+    x = np.where(u < 0.4, 1.0, np.round(10 ** (8 * u - 2)))[:, None]
+    with pytest.warns(sbi.WideScales, match=r"spreads over 6 decades, .* fit np\.log1p\(x"):
+        look(rng.normal(size=(2000, 1)), x)
 
 
 def test_counts_over_decades_warn(rng):

@@ -16,6 +16,7 @@ import pytest
 
 import edm_tutorial as edm
 from edm_tutorial import sbi
+from edm_tutorial.sbi import surprise
 from edm_tutorial.sbi.surprise import ObservationDensity, look_at
 
 PLAIN = edm.Denoiser(lambda x, *_, key=None: x, edm.EDMPreconditioning(1.0))
@@ -132,6 +133,14 @@ def simulations(n=400, dtype=float):
     theta = rng.uniform(-1, 1, (n, 2))
     x = np.concatenate([theta, theta @ [[1.0], [1.0]]], 1) + 0.1 * noise(rng, n, 3)
     return theta.astype(dtype), x.astype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def silent():
+    """A warning about an observation that no test waits for is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", sbi.UnlikelyObservation)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +264,56 @@ def test_one_feature_has_no_others():
     rng = np.random.default_rng(7)
     density, scale = fitted(lambda rng, n: noise(rng, n, 1), rng, 400, 40)
     assert density.worst(jnp.asarray(scale([2.0]))) == "x[0]"
+
+
+def handmade(centers, held):
+    """Features as they are and h = 1: -ln p is |f|^2 / 2 but for the logarithm of the count."""
+    parts = jnp.zeros(2), jnp.eye(2), jnp.asarray(centers), jnp.asarray(1.0), jnp.asarray(held)
+    return ObservationDensity(*parts)
+
+
+def square_of(low, high, count=50):
+    return np.repeat(np.linspace(low, high, count)[:, None], 2, axis=1)
+
+
+def test_what_is_as_unlikely_as_a_held_out_simulation_counts_and_is_not_extreme():
+    features = jnp.array([1.0, -2.0])
+    nats = handmade(square_of(-3, 3), [0.0]).nats(features)
+    np.testing.assert_allclose(nats, 5 / 2 - np.log(50), rtol=1e-12)
+    density = handmade(square_of(-3, 3), np.full(3, nats))
+    assert density.p_value(features) == 1 and not density.extreme(features)
+    assert density.p_value(1.01 * features) == 0 and density.extreme(1.01 * features)
+    spread = handmade(square_of(-3, 3), [0.0, 1.0, 2.0])  # up to 1 + 3 times 1
+    beyond = lambda nats: jnp.array([np.sqrt(2 * (nats + np.log(50))), 0.0])
+    assert not spread.extreme(beyond(3.99)) and spread.extreme(beyond(4.01))
+
+
+def test_a_feature_is_odd_from_half_a_range_on_where_there_are_fifty_centers():
+    density = handmade(square_of(0, 1), np.full(3, 1e6))
+    np.testing.assert_allclose(density.beyond(jnp.array([-0.5, 1.75])), [0.5, 0.75])
+    fewer = handmade(square_of(0, 1, 49), np.full(3, 1e6))
+    np.testing.assert_array_equal(fewer.beyond(jnp.array([-0.5, 1.75])), 0)
+    # At half a range -ln p decides: it is steepest along the second.
+    assert density.worst(jnp.array([-0.5, 1.25])) == "x[1] given the other features"
+    assert density.worst(jnp.array([-0.625, 1.25])) == "x[0]"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        look_at(density, PLAIN, jnp.array([-0.5, 0.5]))
+    with pytest.warns(sbi.UnlikelyObservation, match=r"most of all in x\[0\],"):
+        look_at(density, PLAIN, jnp.array([-0.625, 0.5]))
+
+
+def test_a_feature_within_three_deviations_is_ordinary():
+    density = handmade(square_of(-4, 4), [0.0])
+    assert density.worst(jnp.array([3.0, 0.0])) == "x[0] given the other features"
+    assert density.worst(jnp.array([-3.01, 0.0])) == "x[0]"
+
+
+def test_a_warning_is_at_the_line_outside_of_the_package():
+    """However deep inside it comes from."""
+    warn = inspect.unwrap(surprise.warn)  # as users have it
+    inside = {"__name__": "edm_tutorial.sbi.fit", "warn": warn, "kind": sbi.PoorFit}
+    exec("def inner(): warn(kind, 'told')\ndef outer(): inner()", inside)
+    with pytest.warns(sbi.PoorFit, match="told") as caught:
+        inside["outer"]()
+    assert caught[0].filename == __file__

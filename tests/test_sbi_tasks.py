@@ -106,6 +106,24 @@ def test_rates_have_the_stated_priors(name, scales):
     np.testing.assert_allclose(task(name).log_prior(jnp.asarray(theta)), exact, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "name, ends",
+    [("two_moons", 1), ("gaussian_mixture", 10), ("gaussian_linear_uniform", 1), ("slcp", 3)],
+)
+def test_boxes_are_the_stated_ones(name, ends):
+    low, high = task(name).prior_support
+    np.testing.assert_array_equal([low, high], np.full((2, SIZES[name][0]), [[-ends], [ends]]))
+
+
+@pytest.mark.parametrize("prior", [NormalPrior, LogNormalPrior])
+def test_a_draw_of_a_prior_is_the_normal_draw_of_its_key(prior, key):
+    """Moved and scaled, not mirrored."""
+    z = jr.normal(key, (2,))
+    draw = prior(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])).sample(jr.clone(key))
+    draw = np.log(draw) if prior is LogNormalPrior else draw
+    np.testing.assert_allclose((draw - np.array([1.0, -2.0])) / np.array([0.5, 3.0]), z)
+
+
 def test_draw_pairs_each_theta_with_its_own_data(key):
     theta, x = tasks.draw(key, task("gaussian_linear"), 4000)
     assert_mean(theta * x, 0.1)  # Cov(theta, x) = Var(theta)
@@ -481,3 +499,4 @@ def test_wrong_shapes_are_named(name, key, unchecked):
 def test_draw_needs_one_example(key):
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         tasks.draw(key, task("two_moons"), 0)
+    assert tasks.draw(key, task("gaussian_linear"), 1)[0].shape == (1, 10)

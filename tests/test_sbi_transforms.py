@@ -60,6 +60,15 @@ def test_standardizer_names_the_columns_it_refuses(column, fault):
         Standardizer.fit(x[:, None])
 
 
+@pytest.mark.parametrize(
+    "count, listed", [(8, "1, 2, 3, 4, 5, 6, 7"), (9, "1, 2, 3, 4, 5, 6, 7, ...")]
+)
+def test_at_most_eight_columns_are_named(count, listed):
+    x = np.column_stack([np.ones((3, count)), np.arange(3.0)])
+    with pytest.raises(ValueError, match=rf"{count} of {count + 1} columns \(0, {listed}\)"):
+        Standardizer.fit(x)
+
+
 def test_standardizer_messages(unchecked):
     with pytest.raises(ValueError, match="at least two examples"):
         Standardizer.fit(np.ones((1, 2)))
@@ -141,6 +150,15 @@ def test_far_beyond_a_bound_the_map_is_still_invertible():
 def test_a_stated_box_is_as_soft_as_a_twentieth_of_it():
     box = Bounds.of((np.array([-2.0, 0.0, 1.0]), np.array([2.0, 100.0, INF])), np.ones((1, 3)))
     np.testing.assert_allclose(box.softness, [0.2, 5.0, 0.05], rtol=1e-12)
+
+
+def test_an_only_bound_counts_up_to_a_thousand_standard_deviations():
+    theta = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    for away, counts in ((1000, True), (1000.5, False)):
+        box = Bounds.of(([-1.0 - away, -INF], [INF, 1.0 + away]), theta)
+        np.testing.assert_array_equal(np.isfinite([box.low[0], box.high[1]]), counts)
+    both = Bounds.of((np.full(2, -1e6), np.full(2, 1e6)), theta)
+    assert np.isfinite([both.low, both.high]).all()
 
 
 @pytest.mark.parametrize("row", [[-0.01, 0.5], [0.5, -1e-9], [1.01, 0.5], [0.5, 1.5]])

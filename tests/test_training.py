@@ -22,7 +22,7 @@ from edm_tutorial.training.averages import HalfLifeEMA, PowerEMA
 from edm_tutorial.training.batches import load
 from edm_tutorial.training.memory import step_memory
 from edm_tutorial.training.optimizers import Cleaned, clean_gradients, cleaned, ramp_up
-from edm_tutorial.training.state import add_examples, init_state
+from edm_tutorial.training.state import add_examples, differences, init_state
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "train_schedule.npz")
 
@@ -665,6 +665,14 @@ def test_the_state_of_another_optimizer_is_refused(name):
     assert len(list(simple_run(before, state=state))) == 1
 
 
+@pytest.mark.parametrize("count, more", [(3, ""), (4, "; and 1 more"), (6, "; and 3 more")])
+def test_three_differences_are_told(count, more):
+    found = {name: "1" for name in "abcdef"[:count]}
+    told = "; ".join(f"{name} is 1, here missing" for name in "abc")
+    assert differences(found, {}) == told + more
+    assert differences(found, found) == ""
+
+
 def test_the_state_of_another_model_is_refused():
     [(state, _)] = simple_run(optax.adam(0.1), steps=2)
     other = state._replace(denoiser=Recorder(jnp.zeros(3)))
@@ -878,9 +886,12 @@ def test_what_was_compiled_to_foretell_memory_is_not_compiled_again(key, caplog)
 def test_a_batch_in_parts_counts_its_data_from_any_source(key):
     denoiser = edm.Denoiser(MLP(2, width=8, depth=1, key=key), edm.EDMPreconditioning(0.5))
     x = jnp.ones((64, 2))
+    asked = []
     drawn, given = (
-        step_memory(denoiser, LOSS, data, ADAM, batch_size=64) for data in (x, lambda step: x)
+        step_memory(denoiser, LOSS, data, ADAM, batch_size=64)
+        for data in (x, lambda step: asked.append(step) or x)
     )
+    assert asked == [0]
     np.testing.assert_allclose(drawn, given, rtol=0.2)  # drawing keeps the batch beside the data
 
 

@@ -85,7 +85,7 @@ def mutants() -> list[Mutant]:
 def excuses() -> dict[str, str]:
     """The mutations that change nothing anyone could see, and why: `name | reason` a line."""
     lines = (HERE / "equivalent.txt").read_text().splitlines()
-    pairs = [line.split(" | ") for line in lines if line and not line.startswith("#")]
+    pairs = [line.rsplit(" | ", 1) for line in lines if line and not line.startswith("#")]
     return {name: reason for name, reason in pairs}
 
 
