@@ -6,7 +6,7 @@ A table of chapter 6 is filled, too: `make notebooks` then writes it into the no
 
 The page is written by hand, except for what stands between `<!-- name -->` and `<!-- end -->`: a
 table where the marker ends its line, else a number within a sentence or a cell. The name is one of
-`PARTS`, a table of `results/`, or one cell of a table: `unet_torch.cores where what=forward`. A
+`PARTS`, a table of `results/`, or one cell of a table: `unet_cost.compile_s where what=forward`. A
 target follows it, `name: at most 1`; it is written beside the number, which is red if it misses.
 """
 

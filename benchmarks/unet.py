@@ -38,20 +38,21 @@ if "--torch" in sys.argv:  # before JAX counts the cores
     pin()
 
 SIZE, CHANNELS, BATCH = 16, 32, 16
+LARGER = 32, 64  # size and channels of the other network beside PyTorch
 CLOCK = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 SIGMA_DATA = 0.5
 
 
-def network() -> UNet:
-    """A DDPM++ of about a million parameters."""
+def network(size: int = SIZE, channels: int = CHANNELS) -> UNet:
+    """A DDPM++ of about a million parameters, or of four million with `LARGER`."""
     return song_unet(
-        SIZE,
+        size,
         3,
         3,
-        model_channels=CHANNELS,
+        model_channels=channels,
         channel_mult=(1, 2),
         num_blocks=2,
-        attn_resolutions=(8,),
+        attn_resolutions=(size // 2,),
         key=jr.key(0),
     )
 
@@ -60,8 +61,8 @@ def denoiser() -> edm.Denoiser:
     return edm.Denoiser(network(), edm.EDMPreconditioning(SIGMA_DATA))
 
 
-def data(count: int = 64) -> Array:
-    return SIGMA_DATA * jr.normal(jr.key(1), (count, 3, SIZE, SIZE))
+def data(count: int = 64, size: int = SIZE) -> Array:
+    return SIGMA_DATA * jr.normal(jr.key(1), (count, 3, size, size))
 
 
 @eqx.filter_jit
@@ -197,14 +198,14 @@ def _layout_row(kind: str, sides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def torch_rows() -> list[dict[str, Any]]:
+def torch_rows(size: int, channels: int) -> list[dict[str, Any]]:
     """Images a second beside the same network in PyTorch, as many CPU cores as this process has.
 
     Where the training step loses its time: `book/benchmarks.md`.
     """
-    model, x = denoiser(), data(BATCH)
-    net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), model.network)
-    model = edm.Denoiser(net, model.preconditioning)
+    net, x = network(size, channels), data(BATCH, size)
+    net = jax.tree.map(lambda a: a + 0.02 * jr.normal(jr.key(5), a.shape), net)
+    model = edm.Denoiser(net, edm.EDMPreconditioning(SIGMA_DATA))
     c_noise = jnp.linspace(-1.0, 0.5, BATCH)
     arrays = {
         name: np.asarray(a) for name, a in zip(state_names(net), jax.tree.leaves(net), strict=True)
@@ -223,6 +224,7 @@ def torch_rows() -> list[dict[str, Any]]:
         mine, theirs, spread = in_turn(job, peer, what)
         rows.append(
             {
+                "size": f"{size}x{size}",
                 "what": what,
                 "cores": len(os.sched_getaffinity(0)),
                 "ours_images_per_s": round(BATCH / mine, 1),
@@ -272,7 +274,7 @@ def record(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__" and "--torch" in sys.argv:
-    record("unet_torch", torch_rows())
+    record("unet_torch", torch_rows(SIZE, CHANNELS) + torch_rows(*LARGER))
 elif __name__ == "__main__":
     record("unet_cost", cost_rows())  # first: later, nothing is left to compile
     record("unet_limit", [sampler_row(), training_row()])

@@ -33,7 +33,7 @@ from edm_tutorial.networks import (
     song_unet,
 )
 from edm_tutorial.networks.mlp import PosteriorMLP
-from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, AuxSkip, Block
+from edm_tutorial.networks.unet.blocks import DHARIWAL, SONG, AuxSkip, Block, _joined
 from edm_tutorial.networks.unet.convolution import convolve
 from edm_tutorial.networks.unet.embedding import (
     DhariwalEmbedding,
@@ -375,6 +375,33 @@ def test_convolutions_in_a_loop_have_their_axes_in_order(key):
     text = descend.lower(x, weight).compile().as_text()
     orders = set(re.findall(r"dim_labels=(\S+?->\w+)", text))
     assert orders == {"b01f_01io->b01f"}
+
+
+@pytest.mark.pinned
+def test_the_gradient_of_weights_of_a_single_entry_is_a_product_in_order(key):
+    """Of shape (in, out); XLA on CPU is slow, by a factor of 2 to 3, at its transpose."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("a matter of XLA on CPU")
+    x, weight = jr.normal(key, (4, 8, 8, 6)), jr.normal(jr.fold_in(key, 1), (1, 1, 6, 10))
+    loss = lambda x, w: jnp.sum(jax.vmap(convolve, (0, None, None))(x, w, 0) ** 2)
+    text = jax.jit(jax.grad(loss, argnums=1)).lower(x, weight).compile().as_text()
+    assert set(re.findall(r"f64\[(\d+,\d+)\]\S* dot\(", text)) == {"256,10", "6,10"}
+
+
+@pytest.mark.parametrize("scale", [1.0, np.sqrt(0.5)])
+def test_the_sum_of_branch_and_skip_is_computed_once(scale, key):
+    """By a division, which XLA on CPU neither repeats in every use nor turns into a product."""
+    branch, skip = (jr.normal(k, (16, 8)) for k in jr.split(key))
+    joined = jax.jit(lambda a, b: _joined(a, b, scale))
+    np.testing.assert_allclose(joined(branch, skip), (branch + skip) * scale, rtol=1e-15)
+
+    def uses(a, b):
+        y = _joined(a, b, scale)
+        return jnp.sum(y, axis=0), jnp.max(y, axis=1), y @ y.T
+
+    if jax.default_backend() == "cpu":
+        text = jax.jit(uses).lower(branch, skip).compile().as_text()
+        assert text.count(" divide(") == 1
 
 
 def test_group_norm_and_derivatives_are_those_of_its_formula(key):

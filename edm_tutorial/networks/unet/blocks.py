@@ -148,8 +148,8 @@ class Block(eqx.Module):
             h = silu(self.norm1(h + modulation))
         h = self.conv1(self._drop(h, key))
         x = self._resample(x)
-        y = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
-        return self._attend(y)
+        x = x if self.skip is None else self.skip(x)
+        return self._attend(_joined(h, x, self.style.skip_scale))
 
     def _resample(self, x: Array) -> Array:
         return x if self.resample is None else self.resample(x)
@@ -168,7 +168,17 @@ class Block(eqx.Module):
         q, k, v = (part.reshape(-1, heads, y.shape[-1] // heads) for part in parts)
         weights = attention_weights(q, k).astype(y.dtype)
         mixed = jnp.einsum("hqk,khc->qhc", weights, v).reshape(y.shape)
-        return (self.proj(mixed) + y) * self.style.skip_scale
+        return _joined(self.proj(mixed), y, self.style.skip_scale)
+
+
+def _joined(branch: Array, skip: Array, scale: float) -> Array:
+    """The sum of a branch and its skip, times `scale`, written to memory once.
+
+    XLA on CPU repeats a sum in everything that takes it, and so along all the skips before. It
+    does not repeat a division; behind a barrier the divisor is no constant, which would make a
+    product of it.
+    """
+    return (branch + skip) / jax.lax.optimization_barrier(jnp.asarray(1 / scale, branch.dtype))
 
 
 def _sorted_qkv(qkv: Conv) -> Conv:
@@ -203,7 +213,7 @@ class AuxResidual(eqx.Module):
     def __call__(self, h: Array, aux: Array) -> tuple[Array, Array]:
         margin = (len(self.down.resample_filter) - 1) // 2
         aux = self.down(self.conv(aux, extra=margin), pad=0)
-        h = (h + aux) * self.scale
+        h = _joined(h, aux, self.scale)
         return h, h
 
 

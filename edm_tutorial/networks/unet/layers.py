@@ -98,9 +98,7 @@ class Conv(eqx.Module):
 
     def __call__(self, x: Float[Array, "*size in"], extra: int = 0) -> Float[Array, "*size2 out"]:
         """The convolution of `x`; `extra` zeros on each side widen the result by as many."""
-        weight, pad = self.weight.astype(x.dtype), len(self.weight) // 2 + extra
-        pointwise = len(weight) == 1 and pad == 0
-        y = x @ weight.reshape(weight.shape[-2:]) if pointwise else convolve(x, weight, pad)
+        y = convolve(x, self.weight.astype(x.dtype), len(self.weight) // 2 + extra)
         return y + everywhere(self.bias.astype(x.dtype), x)
 
 
