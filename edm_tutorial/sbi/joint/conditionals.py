@@ -17,7 +17,8 @@ from ...sampling import Churn
 from ...schedules import AbstractSchedule, Linear
 from ...solvers import AbstractSolver
 from ..early_stopping import History
-from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities, traced
+from ..flow import SOLVER, draws, log_densities
+from ..posterior import STEPS_PER_E_FOLD, traced
 from ..settings import SHARES
 from ..simulations import less_offset, with_offset
 from ..surprise import ObservationDensity, UntrainedQuestion, look_at, warn
@@ -225,7 +226,7 @@ class Conditional(eqx.Module):
 
         Arguments:
             v: the unknown numbers, shaped like one draw, or one such a row.
-            steps: noise levels; as many as for sampling unless given.
+            steps: noise levels; half of those for sampling unless given.
 
         Raises:
             ValueError: a wrong shape, or NaN.
@@ -241,6 +242,7 @@ class Conditional(eqx.Module):
             raise ValueError(f"v must not be NaN, got {v}")
         low = self.transform.bounds.low
         flat = less_offset("v", array.reshape(*rows, len(low)), self.offset, low.dtype)
+        steps = max(self.steps // 2, 2) if steps is None else steps
         return _log_prob(self.denoiser, self.transform, flat, self._sigmas(steps))
 
     def _sigmas(self, steps: int | None) -> Array:
