@@ -1,15 +1,18 @@
 """The same work in other packages, side by side in one run.
 
     python -m benchmarks.beside
+    python -m benchmarks.beside torch torchdiffeq  # these peers; the rows of others are kept
 
 Each peer has an environment of its own, made on first use, and code written for it as one would
 there (`peers/`). All run on one core, in turn; seconds are CPU seconds, medians over five starts
 of the peer, each of three runs.
 Samplers turn the same 10,000 noises into the same points by the same 35 calls of a network
-with the same weights. Log-likelihoods are compared at the same error: on each side the cheapest of
-its solvers and tolerances, or grids, that stays below it.
+with the same weights; ours 1,000 at a time, as `sample` advises. Log-likelihoods are compared at
+the same error: on each side the cheapest of its solvers and tolerances, or levels, that stays
+below it.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,18 +31,19 @@ from jaxtyping import Array
 import edm_tutorial as edm
 from benchmarks.environments import TORCH, Missing, Peer, in_turn
 from benchmarks.likelihood import mixture
-from benchmarks.timing import pin, seconds, write
+from benchmarks.timing import pin, read, seconds, write
 from edm_tutorial.networks.mlp import cast_floating
+from edm_tutorial.sbi.flow import in_pieces
 
-BATCH, STEPS, CHURN = 10_000, 18, 10.0
+BATCH, PIECE, STEPS, CHURN = 10_000, 1_000, 18, 10.0
 POINTS, ENDS = 500, (0.002, 80.0)
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
-GRIDS = (24, 36, 54)  # noise levels, in place of a tolerance
+LEVELS, NARROW, POINTS_AT_ONCE = (22, 24, 28), 0.02, 125  # in place of a tolerance
 OURS = {"Dopri8": diffrax.Dopri8(), "Tsit5": diffrax.Tsit5(), "Dopri5": diffrax.Dopri5()}
 # In float32 its dopri8 takes tiny steps at 1e-6, for no smaller error.
 THEIRS = {"dopri5": TOLERANCES, "dopri8": TOLERANCES[:3]}
 NATS = {"mixture": 1e-4, "MLP": 1e-3}  # the largest error that is allowed over the points
-TARGETS = {"sampler, torch loop": 1.5, "log-likelihood, torchdiffeq": 3.0}
+TARGETS = {"sampler, torch loop": 1.5, "mixture": 3.0, "MLP": 2.0}
 
 
 def weights(network: edm.MLP) -> dict[str, np.ndarray]:
@@ -74,13 +78,13 @@ def missing(what: str, peer: str, error: Missing) -> dict[str, Any]:
 
 
 def sampler(model: edm.Denoiser, noise: Array, churn: edm.Churn | None) -> Callable[[], Array]:
-    """All draws, as one jitted call."""
+    """All draws, as one jitted call, a piece at a time."""
     sigmas = edm.edm_sigmas(STEPS)
 
     @eqx.filter_jit
     def draw(model: edm.Denoiser, noise: Array, keys: Array) -> Array:
-        one = lambda z, key: edm.sample(model, z, sigmas, churn=churn, key=key)
-        return jax.vmap(one)(noise, keys)
+        one = lambda given: edm.sample(model, given[0], sigmas, churn=churn, key=given[1])
+        return jax.lax.map(one, (noise, keys), batch_size=PIECE)
 
     return partial(draw, model, noise, jr.split(jr.key(2), len(noise)))
 
@@ -99,11 +103,12 @@ def samplers(peer_name: str, script: str, packages: list[str], sigma_data: float
         np.testing.assert_allclose(plain(), peer.outputs["out"], rtol=0, atol=2e-3)
         goal = TARGETS["sampler, torch loop"] if "torch" in script else ""
         *times, spread = in_turn(plain, peer, "Heun")
-        yield row(what, label, *times, target=goal, note=spread)
+        yield row(what, label, *times, target=goal, note=f"{PIECE:,} at a time; {spread}")
         if "torch" in script:
             churned = sampler(model, noise, edm.Churn(CHURN))
             *times, spread = in_turn(churned, peer, "Heun with churn")
-            yield row(f"{what}, with churn", label, *times, target=goal, note=spread)
+            note = f"{PIECE:,} at a time; {spread}"
+            yield row(f"{what}, with churn", label, *times, target=goal, note=note)
         peer.close()
     except Missing as error:
         yield missing(what, peer_name, error)
@@ -120,35 +125,33 @@ def trained(data: edm.GaussianMixture, sigma_data: float) -> edm.Denoiser:
 
 
 @eqx.filter_jit
-def log_probs(model: Any, x: Array, law: Any, solver: Any, controller: Any) -> Array:
+def log_probs(model: Any, x: Array, law: Any, solver: Any, steps: dict[str, Any]) -> Array:
+    prior = {"prior_mean": law[0], "prior_std": law[1]}
+
     def one(x: Array) -> Array:
-        return edm.log_likelihood(
-            model,
-            x,
-            sigma_min=ENDS[0],
-            sigma_max=ENDS[1],
-            prior_mean=law[0],
-            prior_std=law[1],
-            solver=solver,
-            stepsize_controller=controller,
-            throw=False,
-        ).log_prob
+        return edm.log_likelihood(model, x, solver=solver, throw=False, **prior, **steps).log_prob
 
-    return jax.vmap(one)(x)
+    return in_pieces(one, x, POINTS_AT_ONCE if "sigmas" in steps else POINTS)
 
 
-def within(tolerance: float) -> Any:
-    return diffrax.PIDController(rtol=jnp.array(tolerance), atol=jnp.array(tolerance))
+def within(tolerance: float) -> dict[str, Any]:
+    controller = diffrax.PIDController(rtol=jnp.array(tolerance), atol=jnp.array(tolerance))
+    return {"stepsize_controller": controller, "sigma_min": ENDS[0], "sigma_max": ENDS[1]}
 
 
-def settings() -> Iterator[tuple[str, Any, Any]]:
-    """Name, solver and controller: steps by tolerance, or on levels that all points share."""
+def on(levels: int) -> dict[str, Any]:
+    """Levels that all points share: evenly in sigma below NARROW, in ln sigma above."""
+    low, high = np.arcsinh(np.divide(ENDS, NARROW))
+    return {"sigmas": jnp.asarray(NARROW * np.sinh(np.linspace(high, low, levels)), jnp.float32)}
+
+
+def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Name, solver and steps: by tolerance, or from level to level."""
     for name, solver in OURS.items():
         for tolerance in TOLERANCES:
             yield f"{name} {tolerance:.0e}", solver, within(tolerance)
-        for levels in GRIDS:
-            grid = jnp.asarray(edm.edm_sigmas(levels, *ENDS)[::-1], jnp.float32)
-            yield f"{name} on {levels} levels", solver, diffrax.StepTo(grid)
+        for levels in LEVELS:
+            yield f"{name} on {levels} levels", solver, on(levels)
 
 
 def cheapest(error: dict[str, float], cost: Callable[[str], float], allowed: float) -> str:
@@ -163,9 +166,7 @@ def truth(model: Any, x: Array, law: Any) -> np.ndarray:
     """In float64, at a tolerance where only the terminal density is approximate."""
     with jax.enable_x64(True):
         model, x, law = cast_floating((model, x, law), jnp.float64)
-        return np.asarray(
-            log_probs(model, x, law, solver=diffrax.Dopri8(), controller=within(1e-10))
-        )
+        return np.asarray(log_probs(model, x, law, solver=diffrax.Dopri8(), steps=within(1e-10)))
 
 
 def likelihoods() -> Iterator[dict]:
@@ -202,8 +203,8 @@ def likelihoods() -> Iterator[dict]:
             jobs[name] = job, error[job]
         for name, denoise in denoisers.items():
             runs = {
-                label: partial(log_probs, denoise, x, law, solver=solver, controller=controller)
-                for label, solver, controller in settings()
+                label: partial(log_probs, denoise, x, law, solver=solver, steps=steps)
+                for label, solver, steps in settings()
             }
             job, theirs = jobs[name]
             beside = {"peer": peer, "job": job, "theirs": theirs}
@@ -235,14 +236,17 @@ def likelihood_row(
     note = f"error {mine[best]:.0e} nats by {best} against {theirs:.0e} by {method} {tolerance}; "
     note += f"allowed {NATS[name]:.0e}; {spread}"
     label = f"torchdiffeq {peer.outputs['version']}"
-    return row(what, label, *times, target=TARGETS["log-likelihood, torchdiffeq"], note=note)
+    return row(what, label, *times, target=TARGETS[name], note=note)
 
+
+PEERS = {
+    "torch": partial(samplers, "torch", "sampler_torch", [TORCH, "numpy"], 0.5),
+    "azula": partial(samplers, "azula", "sampler_azula", [TORCH, "numpy", "azula"], 1.0),
+    "torchdiffeq": likelihoods,
+}
 
 if __name__ == "__main__":
     pin()
-    rows = chain(
-        samplers("torch", "sampler_torch", [TORCH, "numpy"], 0.5),
-        samplers("azula", "sampler_azula", [TORCH, "numpy", "azula"], 1.0),
-        likelihoods(),
-    )
-    write("peers", rows)
+    chosen, kept = sys.argv[1:] or list(PEERS), read("peers")
+    of = lambda peer: (row for row in kept if row["peer"].split()[0] == peer)
+    write("peers", chain(*(PEERS[p]() if p in chosen else of(p) for p in PEERS)))

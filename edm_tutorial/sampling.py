@@ -84,8 +84,8 @@ def sample(
     Algorithm 1 of Karras et al. (2022); Algorithm 2 with `churn`, Algorithm 3 with `Heun(alpha)`.
     Without `churn` this is a deterministic function of `noise`: the solution of the
     probability-flow ODE (Eq. 4) from `sigmas[0]` down to 0. Costs 2 n - 1 denoiser calls with
-    `Heun`, n with the others. More points than memory holds: `jax.lax.map(draw, noise,
-    batch_size=10_000)`, with `draw` of one example.
+    `Heun`, n with the others. Many points: `jax.lax.map(draw, noise, batch_size=1_000)`, with
+    `draw` of one example: it takes the memory of 1,000, and fits the cache of a CPU.
 
     To start from an example y that was noised up to a level s only, x = y + s n, pass
     `noise=x / s` and levels whose first is s, such as `edm_sigmas(n, sigma_max=s)`.

@@ -42,7 +42,7 @@ CARRIED = {
     "train": ("training.loop", 8),
     "log_likelihood": ("likelihood", 3),
     "MLP": ("networks.mlp", 3),
-    "fit_posterior": ("sbi.fit", 30),
+    "fit_posterior": ("sbi.fit", 31),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

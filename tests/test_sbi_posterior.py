@@ -22,7 +22,7 @@ from scipy.stats import norm
 import edm_tutorial as edm
 from edm_tutorial.networks import Embedded
 from edm_tutorial.networks.mlp import PosteriorMLP
-from edm_tutorial.sbi import posterior as posterior_module
+from edm_tutorial.sbi import flow, posterior as posterior_module
 from edm_tutorial.sbi.early_stopping import History
 from edm_tutorial.sbi.posterior import Posterior
 from edm_tutorial.sbi.transforms.bounds import Bounds
@@ -186,10 +186,19 @@ def test_many_draws_are_made_in_parts(monkeypatch, key):
     posterior = gaussian(0.5, sigma_min=0.1)
     with jax.disable_jit():
         at_once = posterior.sample(key, X_O, 5, steps=2)
-        monkeypatch.setattr(posterior_module, "DRAWS_AT_ONCE", 2)
+        monkeypatch.setattr(flow, "rows_at_once", lambda: 2)
         in_parts = posterior.sample(jr.clone(key), X_O, 5, steps=2)
     np.testing.assert_allclose(in_parts, at_once, rtol=1e-12)
     assert len(np.unique(at_once, axis=0)) == 5
+
+
+def test_log_densities_are_evaluated_in_parts(monkeypatch):
+    """Three of two parameters at a time, of seven: the same as one by one."""
+    posterior, theta = gaussian(0.5, sigma_min=0.1), jr.normal(jr.key(1), (7, 2))
+    one_by_one = jnp.stack([posterior.log_prob(row, X_O, steps=3) for row in theta])
+    monkeypatch.setattr(flow, "rows_at_once", lambda: 6)
+    in_parts = posterior.log_prob(theta, X_O, steps=3)
+    np.testing.assert_allclose(in_parts, one_by_one, rtol=1e-12)
 
 
 def test_steps_of_a_log_density_are_those_asked_for():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,22 +22,19 @@ from .._checks import check_key, concrete, whole
 from .._types import PRNGKey, as_traced
 from ..denoiser import Denoiser, Pinned
 from ..grids import edm_sigmas
-from ..likelihood import log_likelihood
 from ..networks.mlp import Embedded
-from ..sampling import Churn, sample
+from ..sampling import Churn
 from ..schedules import AbstractSchedule, Linear
-from ..solvers import AbstractSolver, DPMSolverPP2M
+from ..solvers import AbstractSolver
 from . import files
 from .early_stopping import History
+from .flow import SOLVER, draws, log_densities
 from .simulations import check_observed, less_offset, with_offset
 from .surprise import ObservationDensity, Surprise, look_at, surprise
 from .transforms.chain import Chain
 from .transforms.standardize import Standardizer
 
-SOLVER = DPMSolverPP2M()
-DRAWS_AT_ONCE = 16_384  # draws that are in memory together
 STEPS_PER_E_FOLD = 5.5  # of the noise level, when sampling
-LARGEST_Z = 1e-6  # of the root of the largest number: from there on, (z / width)^2 overflows
 CANDIDATES = 64  # draws among which the search for a mode begins
 
 
@@ -334,56 +330,10 @@ def _draw(
     return draws(denoiser, posterior.transform, x, key, n=n, sigmas=sigmas, **how)
 
 
-def draws(
-    denoiser: Pinned,
-    transform: Chain,
-    x: Array | None,
-    key: PRNGKey,
-    n: int,
-    sigmas: Array,
-    solver: AbstractSolver = SOLVER,
-    schedule: AbstractSchedule = Linear(),
-    churn: Churn | None = None,
-) -> Float[Array, "n d"]:
-    """Draws of z with a denoiser of z, in data units."""
-    shape, dtype = transform.bounds.low.shape, sigmas.dtype
-    # Noise around 0 would pull the mean by width / sigma_max of itself; D(0) is that mean.
-    center = denoiser(jnp.zeros(shape, dtype), sigmas[0]) / sigmas[0]
-
-    def one(key: PRNGKey) -> Array:
-        start_key, churn_key = jr.split(key)
-        noise = center + jr.normal(start_key, shape, dtype)
-        options = {} if churn is None else {"churn": churn, "key": churn_key}
-        z = sample(denoiser, noise, sigmas, solver=solver, schedule=schedule, **options)
-        return transform.inverse(z, x)
-
-    keys, batch = jr.split(key, n), DRAWS_AT_ONCE
-    return jax.vmap(one)(keys) if n <= batch else jax.lax.map(one, keys, batch_size=batch)
-
-
 @eqx.filter_jit
 def _log_prob(posterior: Posterior, theta: Array, x_o: Array, sigmas: Array) -> Array:
     denoiser, x = posterior.given(x_o)
     return log_densities(denoiser, posterior.transform, x, theta, sigmas=sigmas)
-
-
-def log_densities(
-    denoiser: Pinned, transform: Chain, x: Array | None, theta: Array, sigmas: Array
-) -> Float[Array, "*n"]:
-    """ln q of one vector in data units, or of one a row, with a denoiser of z."""
-    sigmas = sigmas.astype(theta.dtype)
-    center = transform.inverse(jnp.zeros_like(transform.bounds.low, theta.dtype), x)
-
-    def one(theta: Array) -> Array:
-        inside = transform.bounds.contains(theta)
-        theta = jnp.where(inside, theta, center)  # any point will do where the answer is -inf
-        z = transform.forward(theta, x)
-        inside &= jnp.max(jnp.abs(z)) < LARGEST_Z * float(jnp.finfo(z.dtype).max) ** 0.5
-        z = jnp.where(inside, z, 0)
-        value = log_likelihood(denoiser, z, sigmas=sigmas, solver=diffrax.Bosh3()).log_prob
-        return jnp.where(inside, value + transform.log_det(theta, x), -jnp.inf)
-
-    return jax.vmap(one)(theta) if theta.ndim == 2 else one(theta)
 
 
 @eqx.filter_jit

@@ -273,8 +273,7 @@ class ObservationDensity(eqx.Module):
         std = np.where(std > 0, std, 1)
         first, second = np.array_split((rows - mean) / std, 2)
         variances, axes = np.linalg.eigh(first.T @ first / len(first))
-        shrinkages = SHRINKAGES[:, None]
-        candidates = shrinkages + (1 - shrinkages) * np.maximum(variances, 0)
+        candidates = SHRINKAGES[:, None] + (1 - SHRINKAGES[:, None]) * np.maximum(variances, 0)
         further = np.mean((second @ axes) ** 2, axis=0)
         best = np.argmin(np.sum(np.log(candidates) + further / candidates, axis=1))
         whiten = axes.T / np.sqrt(candidates[best])[:, None]
@@ -299,8 +298,7 @@ class ObservationDensity(eqx.Module):
 
     def with_bandwidth(self, bandwidth: float) -> "ObservationDensity":
         """The same with another h."""
-        h = jnp.asarray(bandwidth, self.bandwidth.dtype)
-        return eqx.tree_at(lambda density: density.bandwidth, self, h)
+        return eqx.tree_at(lambda d: d.bandwidth, self, jnp.asarray(bandwidth, self.mean.dtype))
 
     def nats(self, features: Float[Array, " k"]) -> Float[Array, ""]:
         """-ln p of the features of one observation, up to a constant."""

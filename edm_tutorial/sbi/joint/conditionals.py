@@ -17,7 +17,8 @@ from ...sampling import Churn
 from ...schedules import AbstractSchedule, Linear
 from ...solvers import AbstractSolver
 from ..early_stopping import History
-from ..posterior import SOLVER, STEPS_PER_E_FOLD, draws, log_densities, traced
+from ..flow import SOLVER, draws, log_densities
+from ..posterior import STEPS_PER_E_FOLD, traced
 from ..settings import SHARES
 from ..simulations import less_offset, with_offset
 from ..surprise import ObservationDensity, UntrainedQuestion, look_at, warn
