@@ -1,5 +1,6 @@
 """What is looked at before a fit: every fault of the data has its message or its warning."""
 
+import re
 import warnings
 
 import jax.numpy as jnp
@@ -412,6 +413,18 @@ def test_parameters_that_sum_to_one_warn(rng):
     theta = rng.dirichlet([1, 2, 3], 300)
     with pytest.warns(DependentParameters, match=r"columns \[0, 1, 2\].*Leave one out"):
         look(theta.astype(np.float32), theta[:, :2] + rng.normal(size=(300, 2)))
+
+
+@pytest.mark.parametrize("spread, named", [(0.15, 12), (0.05, 11)])
+def test_those_that_depend_on_each_other_are_named(spread, named, rng):
+    """Twelve that sum to zero: all whose spread is more than a tenth of the largest."""
+    spreads = np.array([1.0] * 11 + [spread])
+    theta = spreads * rng.normal(size=(3000, 12))
+    theta -= np.outer(theta.sum(axis=1), spreads**2 / np.sum(spreads**2))
+    theta = np.column_stack([theta, rng.normal(size=3000)])
+    told = f"of theta in columns {list(range(named))}, one follows"
+    with pytest.warns(DependentParameters, match=re.escape(told)):
+        look(theta, theta + rng.normal(size=theta.shape))
 
 
 def test_a_spike_in_a_continuous_parameter_warns(rng):
