@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import exact, page, sbi, timing
+import edm_tutorial as edm
+from benchmarks import divergence, exact, page, sbi, timing
 from edm_tutorial.sbi import default_settings, fit_posterior
 
 PAGE = page.PAGE.read_text()
@@ -273,3 +274,36 @@ def test_bugs_are_counted_and_survivors_are_red(results):
 )
 def test_a_missed_target_is_red_and_no_other(value, rule, bound, missed):
     assert ("danger" in page.judged(value, rule, bound)) == missed
+
+
+@pytest.mark.parametrize("estimate", ["probes", "orthogonal", "hutch_pp"])
+def test_estimates_of_a_trace_are_unbiased(estimate, rng):
+    """Over 2,000 repeats within five standard errors, for two matrices at once."""
+    parts = rng.normal(size=(2, 6, 6))
+    repeats = [getattr(divergence, estimate)(rng, parts, 3) for _ in range(2000)]
+    error = np.std(repeats, axis=0) / np.sqrt(2000)
+    difference = np.mean(repeats, axis=0) - np.trace(parts, axis1=1, axis2=2)
+    assert np.all(np.abs(difference) < 5 * error) and np.all(error > 0)
+
+
+def test_estimates_of_a_trace_are_exact_where_they_should_be(rng):
+    """Right angles that span the space; Hutch++ for matrices of rank one; probes for diagonals."""
+    exactly = partial(np.testing.assert_allclose, rtol=1e-10)
+    parts = rng.normal(size=(2, 6, 6))
+    exactly(divergence.orthogonal(rng, parts, 6), np.trace(parts, axis1=1, axis2=2))
+    thin = np.einsum("ki,kj->kij", *rng.normal(size=(2, 2, 6)))
+    exactly(divergence.hutch_pp(rng, thin, 3), np.trace(thin, axis1=1, axis2=2))
+    diagonal = np.eye(6) * rng.normal(size=(2, 1, 6))
+    exactly(divergence.probes(rng, diagonal, 3), np.trace(diagonal, axis1=1, axis2=2))
+    assert divergence.spread(divergence.probes, np.eye(6)[None], np.ones(1), 3) < 1e-12
+
+
+def test_jacobians_along_the_flow_are_those_of_the_denoiser():
+    """Of N(0, s^2) everywhere s^2 / (s^2 + sigma^2)."""
+    law, sigmas = (
+        edm.GaussianMixture([1.0], np.zeros((1, 2)), [np.eye(2) / 4]),
+        np.array([0.1, 1, 4]),
+    )
+    found = divergence.jacobians(law.denoise, jnp.array([0.3, -0.2]), sigmas)
+    exact = [np.eye(2) * 0.25 / (0.25 + sigma**2) for sigma in sigmas[:-1]]
+    np.testing.assert_allclose(found, exact, atol=1e-10)
