@@ -75,7 +75,7 @@ class VarianceExploding(AbstractSchedule):
 
 @final
 class VariancePreserving(AbstractSchedule):
-    r"""$\sigma(t)^2 = e^{\beta_d t^2/2 + \beta_{\min} t} - 1$, $s = 1/\sqrt{1+\sigma^2}$.
+    r"""$\sigma(t)^2 = e^{\beta_d t^2/2 + \beta_{min} t} - 1$, $s = 1/\sqrt{1+\sigma^2}$.
 
     Table 1, column "VP". With `expm1` and `log1p` it keeps its digits near t = 0 in float32.
 

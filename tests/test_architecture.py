@@ -30,7 +30,7 @@ LAYERS = {
 CORE = {"jax", "jaxtyping", "equinox", "optax", "diffrax", "lineax", "numpy"}
 # What `import edm_tutorial` may not need; each comes with an extra.
 EXTRAS = {
-    "sbi": {"sklearn", "arviz_stats", "tqdm"},
+    "sbi": {"sklearn", "threadpoolctl", "arviz_stats", "tqdm"},
     "images": {"pooch", "sklearn", "tqdm", "PIL"},
     "training.checkpoint": {"orbax", "etils"},
     "networks.unet.official": {"safetensors"},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from edm_tutorial.sbi import calibration
 from edm_tutorial.sbi.calibration import c2st
@@ -295,6 +296,19 @@ def test_the_settings_of_c2st_are_those_of_sbibm(monkeypatch):
     scaled = (np.concatenate([first, second]) - first.mean(0)) / first.std(0, ddof=1)
     np.testing.assert_array_equal(rows, scaled.astype(np.float32))
     np.testing.assert_array_equal(labels, [0] * 20 + [1] * 10)
+
+
+def test_c2st_takes_one_thread(monkeypatch):
+    """Of matrices as small as these, two threads take twice the CPU and no less time."""
+    count = lambda: {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+    seen = []
+    monkeypatch.setattr(
+        calibration, "cross_val_score", lambda *_, cv: seen.append(count()) or [0.5]
+    )
+    with threadpool_limits(2, "blas"):
+        c2st(normal(5, 20, 3), normal(6, 10, 3))
+        assert count() == {2}  # as it was
+    assert seen == [{1}]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import zlib
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from jax.scipy.optimize import OptimizeResults
 from scipy.stats import norm
 
 import edm_tutorial as edm
@@ -230,15 +230,13 @@ def test_a_mode_is_sought_on_as_few_levels_as_a_log_density_has(monkeypatch):
 
     monkeypatch.setattr(posterior_module, "_draw", draw)
     monkeypatch.setattr(posterior_module, "_log_prob", log_prob)
-    monkeypatch.setattr(
-        posterior_module, "minimize", lambda f, z, method: OptimizeResults(z - f(z), *[None] * 8)
-    )
+    monkeypatch.setattr(posterior_module, "_minimum", lambda f, z: (z - 1, f(z)))
     with jax.disable_jit():
         found = posterior.mode(X_O)
     np.testing.assert_allclose(found, [0.3, -0.4], rtol=1e-12)  # the best candidate
     sigmas = edm.edm_sigmas(29, 0.1, 20.0)
     np.testing.assert_array_equal(levels["drawn"], [sigmas])
-    np.testing.assert_array_equal(levels["judged"], [sigmas[::2]] * 4)
+    np.testing.assert_array_equal(levels["judged"], [sigmas[::2]] * 2)
 
 
 BOX = {"low": (-1.0, -2.0), "high": (1.0, 0.5)}
@@ -486,6 +484,40 @@ def test_the_mode_of_a_gaussian_is_its_mean():
     mean, spread = truth(0.3)
     found = eqx.filter_jit(gaussian(0.3).mode)(X_O)
     np.testing.assert_allclose((found - mean) / spread, 0, atol=0.01)
+
+
+def test_a_minimum_is_found_from_a_hundred_widths_away():
+    """Of a curved valley, and of a bowl a hundred times wider one way than the other."""
+    valley = lambda z: (1 - z[0]) ** 2 + 5 * (z[1] - z[0] ** 2) ** 2
+    bowl = lambda z: jnp.sum((z / jnp.array([1.0, 100.0])) ** 2) - 3.0
+    for f, start, least in ((valley, [-1.5, 2.0], [1.0, 1.0]), (bowl, [5.0, 100.0], [0.0, 0.0])):
+        found, value = jax.jit(partial(posterior_module._minimum, f))(jnp.array(start))
+        np.testing.assert_allclose(value, f(found), rtol=1e-12)
+        np.testing.assert_allclose(found[0], least[0], atol=1e-3)
+        np.testing.assert_allclose(value, f(jnp.array(least)), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_fits_of_the_same_shapes_share_a_compilation(monkeypatch):
+    """What is not computed with, history, offsets, noise levels, compiles nothing again."""
+    posterior, traced = gaussian(0.5, sigma_min=0.1), []
+    for name in ("draws", "log_densities"):
+        once = getattr(posterior_module, name)
+        count = lambda *args, once=once, **how: traced.append(once) or once(*args, **how)
+        monkeypatch.setattr(posterior_module, name, count)
+    others = [
+        dataclasses.replace(posterior, history=History((1,), (2.0,), (3.0,))),
+        dataclasses.replace(posterior, sigma_min=0.0995),
+        dataclasses.replace(posterior, theta_offset=(0.0, 0.0), x_offset=(0.0,) * len(X_O)),
+    ]
+    use = lambda p: (p.sample(jr.key(0), X_O, 3), p.log_prob(np.zeros((3, 2)), X_O), p.mode(X_O))
+    use(posterior)
+    before = len(traced)
+    assert before >= 3
+    for other in others:
+        assert other.steps == posterior.steps
+        use(other)
+    assert len(traced) == before
 
 
 @pytest.mark.slow
