@@ -302,6 +302,23 @@ def test_batches_too_large_for_the_device_are_drawn_by_the_step(monkeypatch, key
     np.testing.assert_array_equal(fit._batches(jr.clone(key), z, -z, 64)(3)[0], drawn[3][0])
 
 
+def test_batches_and_their_steps_have_keys_of_their_own(monkeypatch, key):
+    """Both fold the step into theirs: of one key, batches and noise would be of one stream."""
+    keys = []
+
+    def stop(*_, key, **__):
+        keys.append(key)
+        raise StopIteration
+
+    monkeypatch.setattr(fit, "train", stop)
+    monkeypatch.setattr(fit, "_batches", lambda key, *_: keys.append(key))
+    theta, x = uniform(1, 100)
+    with pytest.raises(StopIteration):
+        fit_posterior(key, theta, x, settings=SMALL)
+    of_batches, of_steps = map(jr.key_data, keys)
+    assert np.any(of_batches != of_steps)
+
+
 def test_weight_decay_falls_over_half_the_steps():
     """Without a gradient, a step shrinks the weights by learning rate times decay."""
     settings = SMALL._replace(steps=100, weight_decay=1.0)

@@ -116,7 +116,7 @@ def fit_posterior(
     structured = embedding is not None
     check_kind("sigma_dist", sigma_dist, AbstractNoiseDistribution)
     given = checked(theta, x, prior_support, structured=structured, invalid=invalid)
-    split_key, network_key, held_key, train_key = _keys(key)
+    split_key, network_key, held_key, train_key, batch_key = _keys(key)
     kept, held = given.split(split_key)
     settings = _settings(settings, len(kept), structured=structured).with_steps(steps)
 
@@ -135,7 +135,7 @@ def fit_posterior(
     chunks = train(
         denoiser,
         BatchLoss(StratifiedLoss(sigma_dist)),
-        _batches(train_key, z[kept], seen[kept], settings.batch_size),
+        _batches(batch_key, z[kept], seen[kept], settings.batch_size),
         optimizer_of(settings),
         key=train_key,
         state=state.train,
@@ -215,7 +215,7 @@ def optimizer_of(settings: Settings) -> optax.GradientTransformation:
 
 def _keys(key: Any) -> Array:
     check_key("key", key)
-    return jr.split(key, 4)
+    return jr.split(key, 5)
 
 
 def _settings(settings: Any, count: int, *, structured: bool) -> Settings:
