@@ -309,8 +309,9 @@ def over_seeds(name: str, *columns: str) -> str:
 
 
 def by_budget() -> str:
-    """A row for each problem and number of simulations, the mean C2ST of each method."""
-    found = {name: scores(runs) for name, runs in fits().items()}
+    """A row for each problem and number of simulations of ours, the mean C2ST of each method."""
+    ours = {name[:2] for name in fits() if name[2] == OURS}
+    found = {name: scores(runs) for name, runs in fits().items() if name[:2] in ours}
     methods = [m for m in (OURS, *PEERS) if any(method == m for _, _, method in found)]
     cells = []
     for task, budget in sorted({name[:2] for name in found}, key=lambda n: (n[0], int(n[1]))):

@@ -196,8 +196,8 @@ def check_initial_loss(
 ) -> Float[Array, " levels"]:
     """The losses of an *untrained* denoiser, refused where they are not 1.
 
-    Call it once before training: it finds a wrong `sigma_data`, data that were not
-    centred or scaled, and a network whose last layer does not start at zero.
+    Call it once before training: it finds data of another root mean square than `sigma_data`,
+    by their unit or their mean, and a network whose last layer does not start at zero.
 
     Arguments:
         denoiser: a `Denoiser` before its first training step.

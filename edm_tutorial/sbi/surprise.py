@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 from .._checks import concrete
 from ..denoiser import Denoiser
 from ..networks.mlp import Embedded
+from .flow import in_pieces
 from .transforms.bounds import pair
 
 FEW_VALUES = 20  # distinct ones of a continuous parameter, and fewer than a tenth of the rows
@@ -288,8 +289,7 @@ class ObservationDensity(eqx.Module):
     @classmethod
     def zeros(cls, size: int, centers: int, held: int) -> "ObservationDensity":
         """Zeros of the shapes of another density, to be filled from a file; see `sizes`."""
-        shapes = (size,), (size, size), (centers, size), (), (held,)
-        return cls(*map(jnp.zeros, shapes))
+        return cls(*map(jnp.zeros, ((size,), (size, size), (centers, size), (), (held,))))
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -392,9 +392,9 @@ def _all_features(denoiser: Denoiser, x: np.ndarray) -> np.ndarray:
 
 @eqx.filter_jit
 def _features_of_rows(denoiser: Denoiser, x: Array) -> Array:
-    return jax.lax.map(lambda x: _features(denoiser, x), x, batch_size=OBSERVATIONS_AT_ONCE)
+    return in_pieces(lambda x: _features(denoiser, x), x, OBSERVATIONS_AT_ONCE)
 
 
 @eqx.filter_jit
-def _nats_of_rows(density: ObservationDensity, rows: Any) -> Array:
-    return jax.lax.map(density.nats, rows, batch_size=OBSERVATIONS_AT_ONCE)
+def _nats_of_rows(density: ObservationDensity, rows: Array) -> Array:
+    return in_pieces(density.nats, rows, OBSERVATIONS_AT_ONCE)
