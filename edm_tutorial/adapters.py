@@ -40,7 +40,8 @@ def from_ddpm(
         alphas_cumprod: $\bar\alpha_t$ of all steps, from nearly 1 down to nearly 0. Give them
             in float64: the first ones lose digits in $1 - \bar\alpha_t$.
 
-    Warns: UserWarning if the last of them is above 0.5, as of the alphas without their product.
+    Warns:
+        UserWarning: the last of them is above 0.5, as of the alphas without their product.
 
     Raises: ValueError unless `alphas_cumprod` is 1-D, descending and between 0 and 1; TypeError if
     `eps_network` is not callable or has another signature.

@@ -7,6 +7,7 @@ sampled in another design keeps the preconditioning with which it was trained.
 
 import functools
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable
 from typing import Any, final
@@ -67,12 +68,15 @@ class Design(eqx.Module):
         lines = []
         for name, text in self.rows().items():
             lines += [PARTS[name]] if name in PARTS else []
-            lines.append(f"  {name:<18}  {text}")
+            lines.append(WRAP.fill(f"  {name:<18}  {text}"))
         return "\n".join(lines)
 
 
 Design.__init__ = renamed(noise="sigma_dist")(Design.__init__)
 
+WRAP = textwrap.TextWrapper(
+    80, subsequent_indent=" " * 22, break_long_words=False, break_on_hyphens=False
+)
 # The three parts of Table 1, by the first row of each.
 PARTS = {
     "Solver": "Sampling",

@@ -243,3 +243,14 @@ def test_table_of_chosen_designs():
     text = table({"mine": designs.edm(0.2), "theirs": designs.ve()})
     assert text.startswith("| | mine | theirs |")
     assert "sigma_data = 0.2" in text
+
+
+@pytest.mark.parametrize("make", [designs.vp, designs.ve, designs.iddpm, designs.edm])
+def test_a_printed_design_fits_eighty_columns(make):
+    """What is too long goes on under its value; no word is lost."""
+    design = make()
+    lines, rows = str(design).split("\n"), design.rows()
+    assert max(map(len, lines)) <= 80
+    printed = " ".join(str(design).split())
+    assert all(f"{name} {' '.join(text.split())}" in printed for name, text in rows.items())
+    assert any(line.startswith(" " * 22) for line in str(designs.iddpm()).split("\n"))

@@ -20,6 +20,7 @@ INLINE = re.compile(
     re.DOTALL,
 )
 FUNCTION = re.compile(r"<function [^>]*>")
+CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 DISPLAY = re.compile(r"(^[ \t]*\$\$.*?\$\$[ \t]*$)", re.DOTALL | re.MULTILINE)
 
 
@@ -81,8 +82,8 @@ def _process(app, what, name, obj, options, lines) -> None:
 
 
 def _signature(app, what, name, obj, options, signature, returns):
-    """A default that is a function has no name that a reader could use: `...`."""
-    return FUNCTION.sub("...", signature or "") or None, returns
+    """A default that is a function has no name that a reader could use: `...`; a class has one."""
+    return CLASS.sub(r"\1", FUNCTION.sub("...", signature or "")) or None, returns
 
 
 def _skip(app, what, name, obj, skip, options):

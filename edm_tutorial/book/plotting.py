@@ -47,7 +47,7 @@ def use_style() -> None:
             "font.size": 12,
             "axes.titlesize": 12,
             "axes.labelsize": 12,
-            "legend.fontsize": 11,
+            "legend.fontsize": 12,
             "legend.frameon": False,
             "lines.linewidth": 2.0,
             "axes.spines.top": False,

@@ -245,8 +245,8 @@ class ObservationDensity(eqx.Module):
     Arguments:
         mean: m, of the features.
         whiten: W, in w = W (f - m).
-        centers: w_j.
-        bandwidth: h.
+        centers: the points w_j.
+        bandwidth: the number h.
         held: -ln p of held-out simulations, ascending, up to a constant.
     """
 

@@ -107,9 +107,10 @@ def train(
         sharding: of a batch's first axis over devices, for data-parallel training:
             `data_parallel()`.
 
-    Warns: NonFiniteLossWarning at the end of the first chunk with a loss that is not finite; where
-    `clean_gradients` is part of the optimizer, of the first chunk without one that is (in chunks of
-    one step, of the tenth in a row).
+    Warns:
+        NonFiniteLossWarning: at the end of the first chunk with a loss that is not finite; where
+            `clean_gradients` is part of the optimizer, of the first chunk without one that is
+            (in chunks of one step, of the tenth in a row).
 
     Raises:
         ValueError: data that are empty, not finite, or of another length than `batch_size`

@@ -100,6 +100,8 @@ def test_a_default_that_is_a_function_is_not_named():
     """Nobody can write `<function _normal>`."""
     written = docstrings._signature(*[None] * 5, "(draw=<function _normal>, n=1)", "int")
     assert written == ("(draw=..., n=1)", "int")
+    written = docstrings._signature(*[None] * 5, "(dtype=<class 'jax.numpy.bfloat16'>)", None)
+    assert written == ("(dtype=bfloat16)", None)
     assert docstrings._signature(*[None] * 5, None, None) == (None, None)
 
 

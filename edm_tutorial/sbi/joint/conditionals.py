@@ -32,7 +32,8 @@ from .network import Told, Unknown
 class Joint(eqx.Module):
     """q of any numbers of (theta, x) given all others, as `fit_joint` learns it.
 
-    Warns: UntrainedQuestion, whatever is asked, where training never hid just those numbers.
+    Warns:
+        UntrainedQuestion: whatever is asked, where training never hid just those numbers.
 
     Arguments:
         denoiser: of z of all numbers, given `Told`.

@@ -30,7 +30,7 @@ class LinearRegression(AbstractTransform):
 
     Arguments:
         slope: A, one row a parameter.
-        intercept: b.
+        intercept: the vector b.
         scale: L, lower triangular with a positive diagonal.
     """
 
