@@ -671,7 +671,7 @@ class VarianceExploding(AbstractSchedule):
 
 @final
 class VariancePreserving(AbstractSchedule):
-    r"""$\sigma(t)^2 = e^{\beta_d t^2/2 + \beta_{\min} t} - 1$, $s = 1/\sqrt{1+\sigma^2}$.
+    r"""$\sigma(t)^2 = e^{\beta_d t^2/2 + \beta_{min} t} - 1$, $s = 1/\sqrt{1+\sigma^2}$.
 
     Table 1, column "VP". With `expm1` and `log1p` it keeps its digits near t = 0 in float32.
 
@@ -1677,8 +1677,8 @@ def check_initial_loss(
 ) -> Float[Array, " levels"]:
     """The losses of an *untrained* denoiser, refused where they are not 1.
 
-    Call it once before training: it finds a wrong `sigma_data`, data that were not
-    centred or scaled, and a network whose last layer does not start at zero.
+    Call it once before training: it finds data of another root mean square than `sigma_data`,
+    by their unit or their mean, and a network whose last layer does not start at zero.
 
     Arguments:
         denoiser: a `Denoiser` before its first training step.

@@ -3,8 +3,11 @@ r"""The log-density of one example, by the change of variables along the probabi
 In $\sigma$ the flow is $dx/d\sigma = (x - D(x;\sigma))/\sigma$ (Eq. 4 with $\sigma(t) = t$), and
 along it
 
-$$\ln p(x_0;\sigma_{min}) = \ln p(x_T;\sigma_{max}) + \int_{\sigma_{min}}^{\sigma_{max}}
-  \frac{d - \operatorname{tr} \partial D/\partial x}{\sigma}\,d\sigma.$$
+$$\begin{aligned}
+  & \ln p(x_0;\sigma_{min}) = \ln p(x_T;\sigma_{max}) \\
+  & \qquad + \int_{\sigma_{min}}^{\sigma_{max}}
+    \frac{d - \operatorname{tr} \partial D/\partial x}{\sigma}\,d\sigma.
+\end{aligned}$$
 
 The result is the density of the data *with noise of level* `sigma_min`, in nats.
 """

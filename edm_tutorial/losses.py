@@ -4,8 +4,10 @@ For a clean example $x$ with noise $n \sim N(0,\sigma^2 I)$, Eq. 2 is
 $E\,\lambda(\sigma)\,\|D(x+n;\sigma)-x\|^2$, and Eq. 8 is the same error in the units of the
 network's output: $\lambda c_{out}^2 = 1$, so
 
-$$\lambda\,(D(x+n)-x)^2
-  = \Big(F(c_{in}(x+n)) - \frac{(1-c_{skip})\,x - c_{skip}\,n}{c_{out}}\Big)^2.$$
+$$\begin{aligned}
+  & \lambda\,(D(x+n)-x)^2 \\
+  & = \Big(F(c_{in}(x+n)) - \frac{(1-c_{skip})\,x - c_{skip}\,n}{c_{out}}\Big)^2.
+\end{aligned}$$
 
 The right-hand side is what is computed. The huge numbers ($\lambda(0.002) = 250{,}000$)
 and the tiny ones they multiply are never formed.

@@ -14,7 +14,10 @@ right, for every prior; that the law is Gaussian is the one approximation (Boys 
 TMPD; Rozet et al. 2024, MMPS). For Gaussian data it is none, and $D_y$ is the posterior's own
 denoiser. With $J = \partial D/\partial x$ and $C = \sigma^2 J^T$ the term becomes
 
-$$D_y = D + J^T A^T v, \qquad \big((s/\sigma)^2 I + A J^T A^T\big)\, v = y - A D.$$
+$$\begin{gathered}
+  D_y = D + J^T A^T v, \\
+  \big((s/\sigma)^2 I + A J^T A^T\big)\, v = y - A D.
+\end{gathered}$$
 
 Nothing of size d x d is formed: each iteration of the solver is one product with $J^T$.
 """

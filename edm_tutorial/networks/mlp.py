@@ -183,8 +183,10 @@ class PosteriorMLP(eqx.Module):
     the posterior is, m(x), and how wide, s(x). The denoiser of $N(m, \mathrm{diag}\,s^2)$ is known;
     an `MLP` G adds what is not Gaussian, and is told z in widths from the middle:
 
-    $$F = \sigma\,\frac{\sqrt{1+\sigma^2}\,m + (s^2 - 1)\,c_{in}z}{s^2 + \sigma^2}
-      + G\Big(c_{in}z,\ \frac{z - m}{\sqrt{s^2 + \sigma^2}}; \sigma, x, \ln s\Big) .$$
+    $$\begin{aligned}
+      F &= \sigma\,\frac{\sqrt{1+\sigma^2}\,m + (s^2 - 1)\,c_{in}z}{s^2 + \sigma^2} \\
+      & + G\Big(c_{in}z,\ \frac{z - m}{\sqrt{s^2 + \sigma^2}}; \sigma, x, \ln s\Big) .
+    \end{aligned}$$
 
     The first term is that of EDM's preconditioning with `sigma_data` 1, of which $\sigma$ is read
     off the label. All is trained by the one denoising loss. It computes in the dtype of z.

@@ -3,8 +3,10 @@ r"""A transformer over tokens, each of which is a number or a short vector that 
 A token enters as a vector h, made of its values by weights of its own kind. Each block lets tokens
 look at each other, then works on each by itself:
 
-$$h \leftarrow h + g_1\,\mathrm{attention}(\mathrm{norm}_1(h)), \qquad
-  h \leftarrow h + g_2\,\mathrm{layer}(\mathrm{norm}_2(h)) .$$
+$$\begin{aligned}
+  h &\leftarrow h + g_1\,\mathrm{attention}(\mathrm{norm}_1(h)), \\
+  h &\leftarrow h + g_2\,\mathrm{layer}(\mathrm{norm}_2(h)) .
+\end{aligned}$$
 
 Every norm is followed by a scale and a shift, and every sum has a gate g, that are set by the noise
 level (adaptive norms). A mask says which token may look at which: what is not connected to a token,

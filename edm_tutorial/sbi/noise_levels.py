@@ -3,8 +3,10 @@ r"""Noise levels of a posterior's training, of its validation loss, and of the e
 The mean weighted error $L(\sigma)$ of a denoiser of d features with EDM's preconditioning at
 `sigma_data` 1 bounds the cross-entropy of its model, in nats:
 
-$$-E \ln q \le \tfrac12 E\|z\|^2 + \tfrac d2 \ln 2\pi
-  - d \int \frac{1 - L(\sigma)}{1 + \sigma^2}\, d\ln\sigma .$$
+$$\begin{aligned}
+  -E \ln q &\le \tfrac12 E\|z\|^2 + \tfrac d2 \ln 2\pi \\
+  & \quad - d \int \frac{1 - L(\sigma)}{1 + \sigma^2}\, d\ln\sigma .
+\end{aligned}$$
 
 (The denoising error is the derivative of the entropy along the noise; an untrained network,
 $L = 1$, is the Gaussian N(0, I).) So under the density $\propto 1/(1+\sigma^2)$ of $\ln\sigma$ the

@@ -256,7 +256,7 @@ class Posterior(eqx.Module):
 
     @property
     def _bare(self) -> "Posterior":
-        """What draws and densities are computed from; fits that differ in it alone compile once."""
+        """The part that is computed with: posteriors that differ elsewhere share a compilation."""
         none = {"history": History(), "theta_offset": (), "x_offset": (), "density": None}
         return dataclasses.replace(self, sigma_min=0.0, sigma_max=0.0, **none)
 

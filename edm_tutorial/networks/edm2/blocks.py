@@ -1,9 +1,9 @@
 r"""The block of EDM2's configuration G, which changes channels early to encode, late to decode.
 
-    x = pixel_norm(skip(resample(x)))            encoder    x = resample(x)            decoder
-    y = conv1(mp_silu(m * conv0(mp_silu(x))))               y = as on the left
-    x = mp_sum(x, y, 0.3)                                   x = mp_sum(skip(x), y, 0.3)
-    x = mp_sum(x, attention(x), 0.3)                        where the block attends
+    x = resample(x)                              # in the encoder: pixel_norm(skip(resample(x)))
+    y = conv1(mp_silu(m * conv0(mp_silu(x))))
+    x = mp_sum(x, y, 0.3)                        # in the decoder: mp_sum(skip(x), y, 0.3)
+    x = mp_sum(x, attention(x), 0.3)             # where the block attends
 
 The embedding modulates by $m = 1 + g \cdot \mathrm{linear}(\mathrm{emb})$, with a gain $g$ for each
 block that starts at 0. Queries, keys and values are normalised at each point, so that the weights

@@ -5,7 +5,8 @@ and each block of the decoder but a level's first takes one of them back, by `mp
 convolution has a gain that starts at 0: untrained, the network returns exactly 0, and its loss is
 1.
 
-    network = edm2_unet((1, 8, 8), label_dim=10, model_channels=32, channel_mult=(1, 2), key=key)
+    network = edm2_unet((1, 8, 8), label_dim=10, model_channels=32,
+                        channel_mult=(1, 2), key=key)
     cond = ImageCondition(class_labels=3)
     network(x, c_noise, cond)                    # x and the result: (1, 8, 8)
 

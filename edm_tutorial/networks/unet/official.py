@@ -4,8 +4,9 @@ The official files are pickles, and opening a pickle runs any code that it holds
 in your own process: run this line once, where you would run the reference itself (its
 repository and environment), and copy the `.npz`, which holds numbers only.
 
-    python -c "import pickle, sys, numpy; net = pickle.load(open(sys.argv[1], 'rb'))['ema']; \
-    numpy.savez(sys.argv[2], **{k: v.cpu().numpy() for k, v in net.state_dict().items()}); \
+    python -c "import pickle, sys, numpy; \
+    net = pickle.load(open(sys.argv[1], 'rb'))['ema']; state = net.state_dict(); \
+    numpy.savez(sys.argv[2], **{k: v.cpu().numpy() for k, v in state.items()}); \
     print(type(net).__name__, net.init_kwargs)" edm-cifar10-32x32-cond-vp.pkl network.npz
 
 It prints the class and the keywords of `edm_denoiser`.

@@ -5,7 +5,10 @@ come as they are; the others are noised with one $\sigma$, and they alone are de
 trained, it is the denoiser of a joint Gaussian with the correlation C of the simulations,
 whatever is known:
 
-$$F = \sigma\,(t - B^{-1} t), \qquad B_{ij} = s_i\, s_j\, C_{ij}\ (i \ne j), \quad B_{ii} = 1,$$
+$$\begin{gathered}
+  F = \sigma\,(t - B^{-1} t), \\
+  B_{ij} = s_i\, s_j\, C_{ij}\ (i \ne j), \quad B_{ii} = 1,
+\end{gathered}$$
 
 with t what the network is told, $c_{in}$ times the noised numbers beside the clean known ones, and
 $s_i$ likewise $c_{in}$ or 1. A transformer adds what is not Gaussian.

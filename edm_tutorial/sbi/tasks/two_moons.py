@@ -3,8 +3,11 @@ r"""Two crescents: a posterior with two modes, each curved and sharp.
 With $z_1 = (\theta_1+\theta_2)/\sqrt2$ and $z_2 = (\theta_2-\theta_1)/\sqrt2$, a rotation by
 45 degrees,
 
-$$x = (r\cos a + \tfrac14 - |z_1|,\; r\sin a + z_2),\qquad
-  a \sim U(-\tfrac\pi2, \tfrac\pi2),\quad r \sim N(0.1, 0.01^2),\quad \theta_i \sim U(-1, 1).$$
+$$\begin{gathered}
+  x = (r\cos a + \tfrac14 - |z_1|,\; r\sin a + z_2), \\
+  a \sim U(-\tfrac\pi2, \tfrac\pi2),\quad r \sim N(0.1, 0.01^2), \\
+  \theta_i \sim U(-1, 1).
+\end{gathered}$$
 
 The sign of $z_1$ cannot be told. Given $x_o$ the simulator can be inverted: a draw of (a, r)
 leaves one $|z_1|$ and one $z_2$, so exact posterior draws cost a few tries.

@@ -2,7 +2,10 @@ r"""Parameters with bounds, mapped to the whole line: no sample can leave the su
 
 Between two bounds a < b
 
-$$u = \theta + s \ln\big(1 - e^{-(\theta - a)/s}\big) - s \ln\big(1 - e^{-(b - \theta)/s}\big),$$
+$$\begin{aligned}
+  u = \theta &+ s \ln\big(1 - e^{-(\theta - a)/s}\big) \\
+  & - s \ln\big(1 - e^{-(b - \theta)/s}\big),
+\end{aligned}$$
 
 which is $\theta$ itself but for the last few *softnesses* s before a bound: a posterior keeps its
 shape, and where a bound cuts it off it gets a tail of width s in place of an edge. Beyond one
