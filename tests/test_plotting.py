@@ -1,9 +1,14 @@
 """Pictures hold the numbers that they were given."""
 
+import base64
+import io
+import re
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from edm_tutorial.book import plotting
 
@@ -46,3 +51,26 @@ def test_three_channels_are_red_green_and_blue():
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="images must have shape .*got"):
         plotting.plot_images(np.zeros(shape))
+
+
+def test_a_film_ends_on_its_poster_above_a_strip_for_the_controls():
+    """Every frame is drawn, the poster is the last; a browser's buttons cover no label."""
+    figure, [ax] = plotting.panels(size=(3.0, 2.0))
+    ax.set(xlabel="x", ylabel="y")
+    [line] = ax.plot([0, 1], [0, 1], color="red")
+    seen = []
+
+    def draw(frame):
+        seen.append(frame)
+        line.set_color("lime" if frame == 2 else "red")
+
+    html = plotting.film(figure, draw, 3, alt="a < b", caption="c & d")
+    poster, film = (base64.b64decode(x) for x in re.findall('base64,([^"]*)"', html))
+    picture = np.asarray(Image.open(io.BytesIO(poster)).convert("RGB"), int)
+    assert sorted(set(seen)) == [0, 1, 2] and film[4:8] == b"ftyp"
+    assert "a &lt; b" in html and "c &amp; d" in html
+    assert picture.shape == (250, 300, 3)
+    assert picture[-45:].min() > 240  # half an inch
+    assert picture[-80:-45].min() < 100  # the label
+    red, green, _ = picture.reshape(-1, 3).T
+    assert np.any(green - red > 150) and not np.any(red - green > 150)

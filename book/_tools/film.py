@@ -59,7 +59,8 @@ def frames() -> list[np.ndarray]:
     ax.set_axis_off()
     order = np.argsort(np.argsort(states[:, 0, 0]))  # left to right in the noise
     dots = ax.scatter(*shown[:, 0].T, c=order, cmap=HEAT, s=9, lw=0)
-    level = ax.text(-2.0, -0.86, "", fontsize=12, family="monospace")
+    # Above the controls, and large enough on a phone, which shows it at half this size.
+    level = ax.text(-2.0, 0.78, "", fontsize=16, family="monospace")
     pictures = []
     for sigma, points in zip(sigmas, shown.swapaxes(0, 1), strict=True):
         dots.set_offsets(points)

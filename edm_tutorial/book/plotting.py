@@ -32,6 +32,7 @@ COLORS = {  # Okabe and Ito's palette, safe for colour-blind readers
 }
 OTHERS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f"]
 HEAT = "cividis"
+STRIP = 0.5  # inches below a film, where a browser shows its controls
 
 
 def use_style() -> None:
@@ -243,10 +244,15 @@ def film(
 ) -> str:
     """`draw(i)` for each frame, as HTML: a video with a poster, a description and a caption.
 
-    Display it with `IPython.display.HTML`. The poster is the last frame.
+    Display it with `IPython.display.HTML`. The poster is the last frame. Below the figure there is
+    a strip for the controls.
     """
     import imageio_ffmpeg
 
+    height = figure.get_figheight()
+    figure.set_figheight(height + STRIP)
+    strip = STRIP / (height + STRIP)
+    figure.set_layout_engine("constrained", rect=(0, strip, 1, 1 - strip))
     rc: Any = {"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe(), "savefig.bbox": None}
     with tempfile.TemporaryDirectory() as folder, plt.rc_context(rc):
         video, poster = Path(folder) / "film.mp4", Path(folder) / "poster.jpg"
