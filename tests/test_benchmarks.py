@@ -108,6 +108,26 @@ def test_peers_stand_beside_and_a_failure_is_told(results):
     assert page.posteriors().endswith("\n\nMeasured on: a machine.")
 
 
+def test_the_chapter_shows_peers_where_we_were_measured_too(results):
+    store("two_moons", 1000, "sbi NPE", "0.7")
+    store("slcp", 1000, "EDM", "0.9")
+    assert lines_of(page.by_budget()) == ["| slcp | 1,000 | 0.900 |"]
+    store("two_moons", 1000, "EDM", "0.55")
+    assert lines_of(page.by_budget()) == [
+        "| slcp | 1,000 | 0.900 | - |",
+        "| two moons | 1,000 | 0.550 | 0.700 |",
+    ]
+
+
+def test_ten_times_the_simulations_take_more_than_half_of_the_error_of_two_moons():
+    """As chapter 6 says of its table."""
+    few, many = (
+        np.mean(page.scores(page.fits()["two_moons", budget, sbi.OURS])) - 0.5
+        for budget in ("1000", "10000")
+    )
+    assert many < few / 2
+
+
 def test_rows_are_replaced_not_repeated_and_failures_tried_again(results):
     store("slcp", 1000, "EDM", "0.9")
     store("two_moons", 1000, "EDM", "0.6")
