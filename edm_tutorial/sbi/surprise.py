@@ -396,5 +396,5 @@ def _features_of_rows(denoiser: Denoiser, x: Array) -> Array:
 
 
 @eqx.filter_jit
-def _nats_of_rows(density: ObservationDensity, rows: Array) -> Array:
+def _nats_of_rows(density: ObservationDensity, rows: Any) -> Array:
     return in_pieces(density.nats, rows, OBSERVATIONS_AT_ONCE)
