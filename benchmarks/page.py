@@ -310,11 +310,11 @@ def over_seeds(name: str, *columns: str) -> str:
 
 def by_budget() -> str:
     """A row for each problem and number of simulations of ours, the mean C2ST of each method."""
-    ours = {name[:2] for name in fits() if name[2] == OURS}
-    found = {name: scores(runs) for name, runs in fits().items() if name[:2] in ours}
-    methods = [m for m in (OURS, *PEERS) if any(method == m for _, _, method in found)]
+    found = {name: scores(runs) for name, runs in fits().items()}
+    ours = [name[:2] for name in found if name[2] == OURS]
+    methods = [m for m in (OURS, *PEERS) if any((*name, m) in found for name in ours)]
     cells = []
-    for task, budget in sorted({name[:2] for name in found}, key=lambda n: (n[0], int(n[1]))):
+    for task, budget in sorted(ours, key=lambda name: (name[0], int(name[1]))):
         values = [found.get((task, budget, method)) for method in methods]
         shown = [f"{np.mean(value):.3f}" if value else "-" for value in values]
         cells.append([task.replace("_", " "), f"{int(budget):,}", *shown])

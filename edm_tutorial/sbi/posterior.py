@@ -358,7 +358,7 @@ def _mode(posterior: Posterior, x_o: Array, sigmas: Array, fewer: Array) -> Arra
 
 
 def _minimum(f: Callable[[Array], Array], start: Float[Array, " d"]) -> tuple[Array, Array]:
-    """The place near `start` where f is least, and its value: by L-BFGS, which compiles f twice."""
+    """The place near `start` where f is least, and its value: L-BFGS compiles f fewer times."""
     line = optax.scale_by_backtracking_linesearch(20, decrease_factor=0.5, store_grad=True)
     search, value_and_grad = optax.lbfgs(linesearch=line), optax.value_and_grad_from_state(f)
 
