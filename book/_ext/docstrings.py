@@ -3,12 +3,16 @@
 Docstrings are written for people who read source: `$...$` for mathematics and single
 backquotes for code. Sphinx reads reStructuredText, so both are translated. Array types
 print as they are written, `Float[Array, 'n d']`. A public name can be referred to where
-users import it, `edm_tutorial.sample`, whatever file it lives in.
+users import it, `edm_tutorial.sample`, whatever file it lives in. Functions with which the package
+only helps itself, which no page names and no folder exports, are left to the source.
 """
 
+import functools
+import inspect
 import re
 import sys
 import typing
+from pathlib import Path
 
 from sphinx.util.nodes import make_refnode
 
@@ -21,6 +25,8 @@ INLINE = re.compile(
 )
 FUNCTION = re.compile(r"<function [^>]*>")
 CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+ROOT = Path(__file__).parents[2]
+NAMING = "README.md", "book/*.md", "notebooks/*.md", "edm_tutorial/**/__init__.py"
 DISPLAY = re.compile(r"(^[ \t]*\$\$.*?\$\$[ \t]*$)", re.DOTALL | re.MULTILINE)
 
 
@@ -87,8 +93,17 @@ def _signature(app, what, name, obj, options, signature, returns):
 
 
 def _skip(app, what, name, obj, skip, options):
-    """Leave out the fields of a NamedTuple, which have no docstring of their own."""
-    return True if (obj.__doc__ or "").startswith("Alias for field") else None
+    """Leave out the fields of a NamedTuple, which say nothing of their own, and mere helpers."""
+    alias = (obj.__doc__ or "").startswith("Alias for field")
+    helper = what == "module" and inspect.isfunction(obj) and name not in named()
+    return True if alias or helper else None
+
+
+@functools.cache
+def named() -> set[str]:
+    """The words of all pages but the API's own, and of the package's doors."""
+    files = (file for pattern in NAMING for file in ROOT.glob(pattern))
+    return {word for file in files for word in re.findall(r"\w+", file.read_text())}
 
 
 def _public_name(app, env, node, contnode):

@@ -48,6 +48,7 @@ def use_style() -> None:
             "font.size": 12,
             "axes.titlesize": 12,
             "axes.labelsize": 12,
+            "axes.formatter.min_exponent": 4,  # 0.01, not a power with a small exponent
             "legend.fontsize": 12,
             "legend.frameon": False,
             "lines.linewidth": 2.0,

@@ -24,6 +24,8 @@ from PIL import Image
 from repository import ROOT, Repository, move, read, rewrite
 
 import edm_tutorial
+from edm_tutorial import grids
+from edm_tutorial.sbi import tasks
 
 OLD = Repository("owner", "name")
 NEW = Repository("some-one", "other.name")
@@ -103,6 +105,20 @@ def test_a_default_that_is_a_function_is_not_named():
     written = docstrings._signature(*[None] * 5, "(dtype=<class 'jax.numpy.bfloat16'>)", None)
     assert written == ("(dtype=bfloat16)", None)
     assert docstrings._signature(*[None] * 5, None, None) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "function, left_out",
+    [
+        (edm_tutorial.sample, None),  # exported by a folder
+        (grids.iddpm_levels, True),  # of use to its own file alone
+        (tasks.draw, None),  # named in a chapter
+    ],
+)
+def test_an_api_page_lists_what_is_exported_or_named_on_a_page(function, left_out):
+    name = function.__name__
+    assert docstrings._skip(None, "module", name, function, False, None) is left_out
+    assert docstrings._skip(None, "class", name, function, False, None) is None  # a method
 
 
 def test_every_module_has_its_place_on_an_api_page():
