@@ -34,22 +34,11 @@ def test_untrained_it_is_exactly_zero(key, dtype):
         assert output.dtype == dtype
 
 
-def silenced(network, *parts):
-    """The network without what these parts add; `parts` are their last layers."""
-    for part in parts:
-        network = eqx.tree_at(part, network, jax.tree.map(jnp.zeros_like, part(network)))
-    return network
-
-
-CORRECTION, ALONE = (
-    lambda net: net.correction.output,
-    lambda net: net.alone.network.layers[-1],
-)
-
-
 @pytest.mark.parametrize("sigma", [0.003, 0.4, 15.0])
-def test_with_nothing_added_it_is_the_denoiser_of_a_gaussian(sigma, key):
-    network = silenced(made(key), CORRECTION, ALONE)
+def test_without_a_correction_it_is_the_denoiser_of_a_gaussian(sigma, key):
+    network = made(key)
+    silent = jax.tree.map(jnp.zeros_like, network.correction.output)
+    network = eqx.tree_at(lambda net: net.correction.output, network, silent)
     z, x = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 2.0, -1.0, 0.5])
     mean, log_std = network.moments(x, None)
     covariance = jnp.diag(jnp.exp(2 * log_std))
@@ -62,36 +51,14 @@ def test_the_correction_is_told_the_residual_in_widths(key):
     network = made(key)
     y, x, sigma = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 2.0, -1.0, 0.5]), 0.2
     mean, log_std = network.moments(x, None)
+    silent = eqx.tree_at(lambda net: net.correction.output.weight, network, jnp.zeros((2 * D, 16)))
+    silent = eqx.tree_at(lambda net: net.correction.output.bias, silent, jnp.zeros(2 * D))
     c_noise = jnp.log(jnp.array(sigma)) / 4
     z = y * np.sqrt(1 + sigma**2)
     residual = (z - mean) / np.hypot(np.exp(log_std), sigma)
     told = jnp.concatenate([y, residual]), c_noise, jnp.concatenate([x, log_std])
-    found = network(y, c_noise, x) - silenced(network, CORRECTION)(y, c_noise, x)
+    found = network(y, c_noise, x) - silent(y, c_noise, x)
     np.testing.assert_allclose(found, network.correction(*told)[:D], rtol=1e-9)
-
-
-def test_one_small_network_sees_each_parameter_alone(key):
-    network = made(key)
-    y, x, sigma = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 2.0, -1.0, 0.5]), 0.2
-    mean, log_std = network.moments(x, None)
-    residual = (y * np.sqrt(1 + sigma**2) - mean) / np.hypot(np.exp(log_std), sigma)
-    label = np.log(sigma) / 4
-    alone = network.alone
-    predicted = alone.predictor.weight @ x + alone.predictor.bias
-    found = network(y, jnp.array(label), x) - silenced(network, ALONE)(y, jnp.array(label), x)
-    for j in range(D):
-        told = [y[j], residual[j], log_std[j], predicted[j], label, np.exp(-sigma), *alone.codes[j]]
-        np.testing.assert_allclose(found[j], alone.network(jnp.array(told))[0], rtol=1e-9)
-
-
-def test_predictions_start_as_those_they_are_given(key):
-    made_so = PosteriorMLP(D, K, width=16, depth=2, dropout=0.5, key=key)
-    slope = np.arange(12.0).reshape(D, K)
-    network = made_so.predicting(slope)
-    x = jnp.array([1.0, 2.0, -1.0, 0.5])
-    np.testing.assert_allclose(network.alone.predictor(x), slope @ x, rtol=1e-12)
-    rest = lambda net: silenced(net, lambda net: net.alone.predictor)
-    assert eqx.tree_equal(rest(network), rest(made_so))
 
 
 def test_every_number_matters(key):

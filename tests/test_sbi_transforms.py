@@ -249,21 +249,6 @@ def test_regression_whitens_what_is_left(key):
     np.testing.assert_allclose(fit.log_det(u[0]), jacobian, rtol=1e-12)
 
 
-def test_the_predictor_is_the_line_of_z_with_a_spread_of_one(key):
-    x = np.asarray(jr.normal(key, (200, 3))) @ np.array([[2.0, 0.5, 0.0], [0, 1, 1], [0, 0, 0.1]])
-    u = x[:, :2] @ np.array([[1.0, -1.0], [0.3, 2.0]]) + np.asarray(jr.normal(jr.key(1), (200, 2)))
-    line = LinearRegression.fit(u, x)
-    predicted = np.asarray([-line.forward(jnp.zeros(2), row) for row in jnp.asarray(x)])
-    wanted = (predicted - predicted.mean(axis=0)) / predicted.std(axis=0)
-    found = x @ line.predictor(x).T
-    np.testing.assert_allclose(found - found.mean(axis=0), wanted, atol=1e-9)
-
-
-def test_the_predictor_of_a_fit_that_ignores_x_is_zero():
-    line = LinearRegression(jnp.zeros((2, 3)), jnp.zeros(2), jnp.eye(2))
-    np.testing.assert_array_equal(line.predictor(np.ones((5, 3))), np.zeros((2, 3)))
-
-
 def test_a_chain_inverts_and_adds_up(key):
     """Bounds, scale and fit together: the log-determinant is that of the whole map."""
     keys = jr.split(key, 2)

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from .._checks import check_callable, check_floating, check_key, check_stateless, whole
 from .._types import Condition, PRNGKey
 
 FREQUENCIES = 32
 OCTAVES, MOMENTS_WIDTH, MOMENTS_DEPTH = 3, 128, 2  # of `PosteriorMLP`
-ALONE_WIDTH, ALONE_DEPTH, CODE = 32, 2, 4  # of the part of it that sees one parameter at a time
 LARGEST_LOG_STD = 8.0  # of its widths, either way: beyond lie overflows, and no posterior
 
 
@@ -152,7 +151,7 @@ class MLP(eqx.Module):
             raise ValueError(f"cond must have shape {needed}, got {got}{class_k}")
 
 
-class Moments(eqx.Module):
+class _Moments(eqx.Module):
     """The middle of each parameter's posterior, and the logarithm of its width, at one x."""
 
     first: eqx.nn.Linear
@@ -176,72 +175,36 @@ class Moments(eqx.Module):
         return mean, jnp.clip(log_std, -LARGEST_LOG_STD, LARGEST_LOG_STD)
 
 
-class _Alone(eqx.Module):
-    """One small network that sees one parameter at a time, the same for all of them.
-
-    To it, n simulations of d parameters are n d examples: a bound, a skew, a width that changes
-    with the prediction is learned from few. A code, learned, says which parameter it looks at.
-    """
-
-    predictor: eqx.nn.Linear
-    codes: Float[Array, "d codes"]
-    network: eqx.nn.MLP
-
-    def __init__(self, cond_size: int, size: int, key: PRNGKey):
-        predictor_key, network_key = jr.split(key)
-        self.predictor = eqx.nn.Linear(cond_size, size, key=predictor_key)
-        self.codes = jnp.zeros((size, CODE))
-        network = eqx.nn.MLP(
-            6 + CODE, 1, ALONE_WIDTH, depth=ALONE_DEPTH, activation=jax.nn.silu, key=network_key
-        )
-        last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)
-        self.network = eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
-
-    def __call__(self, *seen: Float[Array, " d"], x: Float[Array, " k"], level: Array) -> Array:
-        """One number for each parameter, of what is seen of it."""
-
-        def one(seen: Array, code: Array) -> Array:
-            return self.network(jnp.concatenate([seen, level, code]))[0]
-
-        return jax.vmap(one)(jnp.stack([*seen, self.predictor(x)], axis=1), self.codes)
-
-
 @final
 class PosteriorMLP(eqx.Module):
     r"""The default network of a posterior: the denoiser of a Gaussian set by x, and a correction.
 
     Posteriors may be a hundred times narrower at one x than at another. A small network says where
-    the posterior is, m(x), and how wide, s(x). The denoiser of $N(m, \mathrm{diag}\,s^2)$ is known.
-    What is not Gaussian is added by two more: g sees one parameter at a time and is the same for
-    all, an `MLP` G sees everything. Both are told z in widths from the middle, r:
+    the posterior is, m(x), and how wide, s(x). The denoiser of $N(m, \mathrm{diag}\,s^2)$ is known;
+    an `MLP` G adds what is not Gaussian, and is told z in widths from the middle:
 
     $$\begin{aligned}
-      F_j &= \sigma\,\frac{\sqrt{1+\sigma^2}\,m_j + (s_j^2 - 1)\,c_{in}z_j}{s_j^2 + \sigma^2} \\
-      & + g\big(c_{in}z_j,\ r_j,\ \ln s_j,\ (P x)_j; \sigma, e_j\big)
-        + G_j\big(c_{in}z,\ r,\ \ln s; \sigma, x\big) , \\
-      r_j &= \frac{z_j - m_j}{\sqrt{s_j^2 + \sigma^2}} .
+      F &= \sigma\,\frac{\sqrt{1+\sigma^2}\,m + (s^2 - 1)\,c_{in}z}{s^2 + \sigma^2} \\
+      & + G\Big(c_{in}z,\ \frac{z - m}{\sqrt{s^2 + \sigma^2}}; \sigma, x, \ln s\Big) .
     \end{aligned}$$
 
     The first term is that of EDM's preconditioning with `sigma_data` 1, of which $\sigma$ is read
     off the label. All is trained by the one denoising loss. It computes in the dtype of z.
-    Untrained, it returns exactly zero: m = 0, s = 1. The prediction P x of each parameter and its
-    code $e_j$ are learned.
+    Untrained, it returns exactly zero: m = 0, s = 1.
 
     Arguments:
         size, cond_size: the numbers of parameters and of features of x.
         width, depth, dropout: of G.
     """
 
-    moments: Moments
-    alone: _Alone
+    moments: _Moments
     correction: MLP
 
     def __init__(
         self, size: int, cond_size: int, *, width: int, depth: int, dropout: float, key: PRNGKey
     ):
-        moments_key, alone_key, correction_key = jr.split(key, 3)
-        self.moments = Moments(cond_size, size, dropout, moments_key)
-        self.alone = _Alone(cond_size, size, alone_key)
+        moments_key, correction_key = jr.split(key)
+        self.moments = _Moments(cond_size, size, dropout, moments_key)
         self.correction = MLP(
             2 * size,
             cond_size + size,
@@ -251,17 +214,6 @@ class PosteriorMLP(eqx.Module):
             dropout=dropout,
             key=correction_key,
         )
-
-    def predicting(self, slope: Float[ArrayLike, "d k"]) -> "PosteriorMLP":
-        """The network whose P is `slope`, as at the start of a fit.
-
-        Arguments:
-            slope: of predictions with a spread of about 1.
-        """
-        dtype = self.alone.predictor.weight.dtype
-        parts = jnp.asarray(slope, dtype), jnp.zeros(len(self.alone.codes), dtype)
-        where = lambda net: (net.alone.predictor.weight, net.alone.predictor.bias)
-        return eqx.tree_at(where, self, parts)
 
     def __call__(
         self,
@@ -273,18 +225,15 @@ class PosteriorMLP(eqx.Module):
     ) -> Float[Array, " d"]:
         """The raw network output for one example; `cond` is the observation."""
         keys = (None, None) if key is None else jr.split(key)
-        cond, c_noise = cond.astype(x.dtype), c_noise.astype(x.dtype)
-        moments, alone = cast_floating((self.moments, self.alone), x.dtype)
-        mean, log_std = moments(cond, keys[0])
-        sigma = jnp.exp(4 * c_noise)
+        cond = cond.astype(x.dtype)
+        mean, log_std = cast_floating(self.moments, x.dtype)(cond, keys[0])
+        sigma = jnp.exp(4 * c_noise.astype(x.dtype))
         larger = jnp.sqrt(1 + sigma**2)  # 1 / c_in
         variance = jnp.exp(2 * log_std)
         gaussian = sigma * (larger * mean + (variance - 1) * x) / (variance + sigma**2)
         residual = (larger * x - mean) / jnp.sqrt(variance + sigma**2)
-        level = jnp.stack([c_noise, jnp.exp(-sigma)])
-        by_itself = alone(x, residual, log_std, x=cond, level=level)
         told = jnp.concatenate([x, residual]), c_noise, jnp.concatenate([cond, log_std])
-        return gaussian + by_itself + self.correction(*told, key=keys[1])[: len(x)]
+        return gaussian + self.correction(*told, key=keys[1])[: len(x)]
 
 
 @final

@@ -11,6 +11,7 @@ of z; the loss, `StratifiedLoss`, which adds noise to them; and the network,
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_callable, check_key, check_kind, check_stateless
@@ -42,7 +44,7 @@ from .noise_levels import (
     stratified,
 )
 from .posterior import Posterior
-from .settings import Settings, default_settings, optimizer_of
+from .settings import Settings, default_settings
 from .simulations import Simulations, checked
 from .surprise import ObservationDensity, PoorFit, WideScales, warn
 from .transforms.chain import Chain
@@ -53,6 +55,7 @@ ROWS_AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 EMBEDDED_STEPS = 6_000  # at most, by default
 UNLIKE = 1e3  # standard deviations of columns, as a ratio: the smaller is lost in one unit
+LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
 @renamed(plan="settings", noise="sigma_dist")
@@ -120,9 +123,8 @@ def fit_posterior(
     x_scale, seen = _scaled(given.x, kept, embedding)
     transform = Chain.fit(given.theta[kept], None if structured else seen[kept], given.bounds)
     z, log_det = _transformed(transform, given.theta, seen)
-    line = None if structured else transform.line.predictor(seen[kept])
     network = _network(
-        network_key, z.shape[1], seen[0], settings, network=network, embedding=embedding, line=line
+        network_key, z.shape[1], seen[0], settings, network=network, embedding=embedding
     )
     denoiser = Denoiser(network, EDMPreconditioning(1.0))
     held_out = HeldOut.draw(
@@ -186,6 +188,31 @@ class StratifiedLoss(eqx.Module):
         return jnp.mean(jax.vmap(error)(z, sigmas, n, x, jr.split(network_key, len(z))))
 
 
+@functools.cache  # one optimizer object for the same settings: fits alike are compiled once
+def optimizer_of(settings: Settings) -> optax.GradientTransformation:
+    """Adam with a short warm-up and a cosine to zero, and a weight decay that falls.
+
+    The decay starts strong and falls over the first half of the steps, so that training passes
+    from what is smooth to what is detailed, and early stopping finds where to stop. Gradients
+    are clipped to norm 1.
+    """
+    steps, decay = settings.steps, settings.weight_decay
+    warm_up = max(1, steps // 50)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, warm_up, max(steps, warm_up + 1)
+    )
+    falling = optax.exponential_decay(
+        decay, max(steps // 2, 1), LEFT_OF_DECAY, end_value=decay * LEFT_OF_DECAY
+    )
+    chain = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.inject_hyperparams(optax.add_decayed_weights)(falling),
+        optax.scale_by_learning_rate(rate),
+    )
+    return optax.flatten(chain)  # one long vector in place of many: less to compile
+
+
 def _keys(key: Any) -> Array:
     check_key("key", key)
     return jr.split(key, 5)
@@ -209,12 +236,8 @@ def _network(
     settings: Settings,
     network: Callable[..., Array] | None,
     embedding: Callable[[Any], Array] | None,
-    line: np.ndarray | None,
 ) -> Callable[..., Array]:
-    """The user's network, or the default one, behind the embedding if there is one.
-
-    The default one's predictions of single parameters start as those of the `line`, if any.
-    """
+    """The user's network, or the default one, behind the embedding if there is one."""
     check_stateless("embedding", embedding)
     cond = x if embedding is None else _told(embedding, x)
     if network is None:
@@ -230,7 +253,6 @@ def _network(
             )
         sizes = {"width": settings.width, "depth": settings.depth, "dropout": settings.dropout}
         network = PosteriorMLP(size, len(cond), **sizes, key=key)
-        network = network if line is None else network.predicting(line)
     return network if embedding is None else Embedded(network, embedding)
 
 

@@ -61,12 +61,6 @@ class Chain(AbstractTransform):
         (bounds,) = (step for step in self.steps if isinstance(step, Bounds))
         return bounds
 
-    @property
-    def line(self) -> LinearRegression:
-        """The last step, the linear fit to x."""
-        (line,) = (step for step in self.steps if isinstance(step, LinearRegression))
-        return line
-
     def forward(self, theta: Parameters, x: Observation = None) -> Parameters:
         for step in self.steps:
             theta = step.forward(theta, x)

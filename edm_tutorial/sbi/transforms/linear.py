@@ -77,15 +77,6 @@ class LinearRegression(AbstractTransform):
         """The standard deviation that the fit leaves of each parameter."""
         return jnp.linalg.norm(self.scale, axis=1)
 
-    def predictor(self, x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "d k"]:
-        """The slope of the prediction of z, in units of its spread over observations.
-
-        It is zero where the fit ignores x.
-        """
-        slope = np.linalg.solve(np.asarray(self.scale), np.asarray(self.slope))
-        spread = np.std(x @ slope.T, axis=0)[:, None]
-        return np.divide(slope, spread, out=np.zeros_like(slope), where=spread > 0)
-
     def line(self, x: Array | None, dtype: np.dtype) -> Float[Array, " d"]:
         """The prediction A x + b."""
         if x is None:
