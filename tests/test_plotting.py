@@ -74,3 +74,20 @@ def test_a_film_ends_on_its_poster_above_a_strip_for_the_controls():
     assert picture[-80:-45].min() < 100  # the label
     red, green, _ = picture.reshape(-1, 3).T
     assert np.any(green - red > 150) and not np.any(red - green > 150)
+
+
+def test_ticks_of_a_logarithmic_axis_are_numbers_of_full_size():
+    """Exponents are drawn at 0.7 of the size, which a phone does not show."""
+    with matplotlib.rc_context():
+        plotting.use_style()
+        figure, ax = plt.subplots()
+        ax.set(xscale="log", xlim=(1e-5, 1e2))
+        ax.set_xticks([1e-5, 1e-2, 1.0, 1e2])
+        figure.draw_without_rendering()
+        shown = [text.get_text() for text in ax.get_xticklabels()]
+    assert "10^{-5}" in shown[0]
+    assert [re.sub(r"\$\\mathdefault{(.*)}\$", r"\1", text) for text in shown[1:]] == [
+        "0.01",
+        "1",
+        "100",
+    ]
