@@ -17,8 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import joint, line, plots
-from benchmarks.sbi import BUDGETS, OBSERVATIONS, OURS, PEERS, TARGETS
+from benchmarks import joint, line, plots, posterior_samplers
+from benchmarks.sbi import (
+    BUDGETS,
+    OBSERVATIONS,
+    OURS,
+    PEERS,
+    ROUND_TARGETS,
+    TARGETS,
+    rounds_of,
+)
 from benchmarks.timing import read
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +140,8 @@ def met(values: list[float], target: float) -> bool:
 
 def target_of(name: tuple[str, str, str]) -> float | None:
     task, budget, method = name
+    if rounds_of(method) > 1:
+        return ROUND_TARGETS.get((task, rounds_of(method))) if budget == "10000" else None
     known = method == OURS and int(budget) in BUDGETS
     return TARGETS[task][BUDGETS.index(int(budget))] if known else None
 
@@ -227,6 +237,21 @@ def line_posteriors() -> str:
         training = np.mean([float(row["train_cpu_s"]) for row in own])
         cells.append([method, " ".join(seeds), shift, shown, f"{training:.0f}"])
     heads = ["told", "seeds", "worst shift", "widths", "training"]
+    return markdown(heads, cells) + machines(rows)
+
+
+def samplers() -> str:
+    """A row for each sampler: mean C2ST on each problem, and its gain over the default."""
+    rows, cells = read("posterior_samplers"), []
+    asked = list(dict.fromkeys(row["task"] for row in rows))
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        own = [row for row in rows if row["sampler"] == name]
+        each = [[float(row["c2st"]) for row in own if row["task"] == task] for task in asked]
+        gain = posterior_samplers.gains(rows, name)
+        error = np.std(gain, ddof=1) / len(gain) ** 0.5
+        shown = "-" if name == posterior_samplers.DEFAULT else f"{np.mean(gain):+.4f} ± {error:.4f}"
+        cells.append([name, *(f"{np.mean(values):.3f}" for values in each), shown])
+    heads = ["sampler", *(task.replace("_", " ") for task in asked), "gain, mean and its error"]
     return markdown(heads, cells) + machines(rows)
 
 
@@ -332,6 +357,7 @@ PARTS = {
     "joint": joint_posteriors,
     "line": line_posteriors,
     "posteriors": posteriors,
+    "posterior_samplers": samplers,
     "posteriors met": posteriors_met,
     "bugs": bugs,
     "bugs planted": lambda: str(count("mutant", "")),

@@ -1,13 +1,14 @@
 """Posteriors of eight problems against reference posteriors, and what they cost.
 
     python -m benchmarks.sbi [--only two_moons slcp] [--budgets 1000 10000] [--seeds 1 2 3]
-                             [--hours 3] [--peers]
+                             [--hours 3] [--peers] [--rounds 2]
 
 Five have published references; those of a neuron, an epidemic and of predators and prey are made
 by `benchmarks.exact`. One set of defaults for all, which was chosen with seed 0. Every observation
 adds its row to `results/sbi.csv` as soon as its draws are judged; a row that is there is not
 measured again unless `--fresh`, so a run that was stopped goes on. `--hours` starts no fit after
-that time. `--peers` runs the package `sbi` too, in an environment of its own under `build/peers`,
+that time. `--rounds 2` shares the simulations out over two rounds, for each observation anew.
+`--peers` runs the package `sbi` too, in an environment of its own under `build/peers`,
 on the same simulations and with the same C2ST. Where only CPU wheels of torch are wanted, tell pip
 so by its own settings, `PIP_EXTRA_INDEX_URL`.
 """
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from benchmarks import exact
 from benchmarks.environments import BUILD, TORCH, Missing, python_with, run
 from benchmarks.timing import machine, read, save
-from edm_tutorial.sbi import fit_posterior, tasks
+from edm_tutorial.sbi import Posterior, fit_posterior, fit_rounds, tasks
 from edm_tutorial.sbi.calibration import c2st
 
 BUDGETS = (1_000, 10_000, 100_000)
@@ -44,6 +45,8 @@ TARGETS = {
     "sir": (None, 0.54, None),
     "lotka_volterra": (None, 0.83, None),
 }
+# The same in rounds, at 10,000 simulations in all for one observation.
+ROUND_TARGETS = {("sir", 2): 0.52, ("lotka_volterra", 3): 0.62}
 OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
 SEEDS = (1, 2, 3)
 OBSERVATIONS, DRAWS, POINTS, FRESH = 5, 10_000, 1_000, 2_000
@@ -90,16 +93,43 @@ def run_ours(task: str, budget: int, seed: int) -> Iterator[tuple[np.ndarray, di
         "train_cpu_s": train,
         "machine": f"{machine()}, scikit-learn {sklearn.__version__}",
     }
+    for i in range(OBSERVATIONS):
+        draws, costs = answered(posterior, task, seed, i)
+        yield draws, cells | costs
+
+
+def answered(posterior: Posterior, task: str, seed: int, i: int) -> tuple[np.ndarray, dict]:
+    """Draws for one observation, and CPU seconds of drawing and of densities."""
     known = reference(task)
-    for i, x_o in enumerate(jnp.asarray(known["observation"])):
-        draw = lambda i=i, x_o=x_o: posterior.sample(jr.fold_in(jr.key(seed), i), x_o, DRAWS)
-        points = jnp.asarray(known["reference_samples"][i, :POINTS])
-        evaluate = lambda points=points, x_o=x_o: posterior.log_prob(points, x_o)
-        (_, (draws, drawing)), (_, (_, evaluating)) = [(cpu(f), cpu(f)) for f in (draw, evaluate)]
-        yield (
-            np.asarray(draws),
-            cells | {"sample_cpu_s": drawing, "log_prob_cpu_s": evaluating},
+    x_o, points = known["observation"][i], jnp.asarray(known["reference_samples"][i, :POINTS])
+    draw = lambda: posterior.sample(jr.fold_in(jr.key(seed), i), x_o, DRAWS)
+    (_, (draws, drawing)), (_, (_, evaluating)) = [
+        (cpu(f), cpu(f)) for f in (draw, lambda: posterior.log_prob(points, x_o))
+    ]
+    return np.asarray(draws), {"sample_cpu_s": drawing, "log_prob_cpu_s": evaluating}
+
+
+def run_rounds(
+    task: str, budget: int, seed: int, rounds: int
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The same from several rounds for each observation, `budget` simulations in all."""
+    problem = getattr(tasks, task)()
+    prior = jax.jit(jax.vmap(problem.sample_prior))
+    simulate = jax.jit(jax.vmap(problem.simulate))
+    for i, x_o in enumerate(reference(task)["observation"]):
+        fit = lambda i=i, x_o=x_o: fit_rounds(
+            jr.fold_in(jr.key(200 + seed), i),
+            lambda key, n: prior(jr.split(key, n)),
+            lambda key, theta: simulate(jr.split(key, len(theta)), jnp.asarray(theta)),
+            x_o,
+            rounds=rounds,
+            simulations=budget // rounds,
+            prior_support=problem.prior_support,
         )
+        posterior, train = cpu(fit)
+        draws, costs = answered(posterior, task, seed, i)
+        told = f"{machine()}, scikit-learn {sklearn.__version__}"
+        yield draws, {"train_cpu_s": train, "machine": told} | costs
 
 
 def run_peer(method: str, task: str, budget: int, seed: int) -> list[tuple[Any, dict[str, Any]]]:
@@ -141,14 +171,28 @@ def measure(fit: Fit) -> Iterator[dict[str, Any]]:
     """The rows of one fit, each as soon as it is known."""
     task, budget, method, seed = fit
     truth = reference(task)["reference_samples"]
-    ours = method == OURS
-    parts = run_ours(task, budget, seed) if ours else run_peer(method, task, budget, seed)
+    rounds = rounds_of(method)
+    if method in PEERS:
+        parts = run_peer(method, task, budget, seed)
+    else:
+        simulated = task, budget, seed
+        parts = run_rounds(*simulated, rounds) if rounds > 1 else run_ours(*simulated)
     for i, (draws, cells) in enumerate(parts):
         row = dict(zip(NAME, (*fit, i + 1), strict=True)) | cells
         if draws is not None:
             row["c2st"] = c2st(truth[i], draws)
         row = dict.fromkeys(COLUMNS, "") | row
         yield {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+
+
+def in_rounds(count: int) -> str:
+    """The name of our method with so many rounds."""
+    return OURS if count == 1 else f"{OURS}, {count} rounds"
+
+
+def rounds_of(method: str) -> int:
+    """The number of rounds of one of our methods; 0 for a peer."""
+    return next((count for count in range(1, 10) if in_rounds(count) == method), 0)
 
 
 def name_of(row: dict[str, Any]) -> tuple[str, ...]:
@@ -171,7 +215,7 @@ def plan(options: argparse.Namespace) -> Iterator[Fit]:
     for budget in sorted(options.budgets):
         for seed in options.seeds:
             for task in options.only:
-                for method in (OURS, *(PEERS if options.peers else ())):
+                for method in (in_rounds(options.rounds), *(PEERS if options.peers else ())):
                     fit = (task, budget, method, seed)
                     names = {(*map(str, fit), str(i)) for i in range(1, OBSERVATIONS + 1)}
                     if not names <= done:
@@ -185,6 +229,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no fit after them")
     parser.add_argument("--peers", action="store_true", help="run the package sbi as well")
+    parser.add_argument("--rounds", type=int, choices=range(1, 10), default=1)
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     return parser.parse_args()
 

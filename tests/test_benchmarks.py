@@ -1,8 +1,10 @@
 """The page of benchmarks says what the tables say, and how their rows are kept."""
 
 import csv
+import itertools
 import re
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from scipy import stats
 
 import edm_tutorial as edm
-from benchmarks import divergence, exact, page, sbi, timing
+from benchmarks import divergence, exact, page, posterior_samplers, sbi, timing
 from edm_tutorial.sbi import default_settings, fit_posterior
 
 PAGE = page.PAGE.read_text()
@@ -138,7 +140,13 @@ def test_rows_are_replaced_not_repeated_and_failures_tried_again(results):
     expected = [("two_moons", "EDM", "0.6")] * 5 + [("slcp", "EDM", "0.8")] * 5
     assert kept == [*expected, ("slcp", "sbi NPE", "")]
     store("slcp", 1000, "EDM", ["0.8", "0.7"], seed=2)  # stopped after two observations
-    todo = {"only": ["two_moons", "slcp"], "budgets": [1000], "seeds": [1, 2], "peers": True}
+    todo = {
+        "only": ["two_moons", "slcp"],
+        "budgets": [1000],
+        "seeds": [1, 2],
+        "peers": True,
+        "rounds": 1,
+    }
     ours = [("two_moons", 1000, "EDM", 2), ("slcp", 1000, "EDM", 2)]
     plan = list(sbi.plan(sbi.argparse.Namespace(**todo, fresh=False)))
     assert [fit for fit in plan if fit[2] == "EDM"] == ours and len(plan) == 10
@@ -165,6 +173,45 @@ def test_a_fit_gives_a_row_for_each_observation(monkeypatch):
     nats = -np.mean(jax.vmap(posterior.log_prob)(*fresh))
     np.testing.assert_allclose(rows[0]["nats"], nats, atol=1e-4)
     assert all(row["train_cpu_s"] > 0 and row["sample_cpu_s"] > 0 for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore::edm_tutorial.sbi.PoorFit")
+def test_rounds_share_the_simulations_out_over_each_observation(monkeypatch, results):
+    """One posterior an observation, told half of the simulations a round; here one small fit."""
+    settings = default_settings(200).with_steps(40)._replace(width=32, depth=1)
+    fit = partial(fit_posterior, settings=settings, progress=False)
+    told = []
+
+    def rounds(key, prior, simulate, x_o, **kwargs):
+        told.append((np.asarray(x_o), kwargs["rounds"], kwargs["simulations"]))
+        prior_key, data_key, fit_key = jr.split(key, 3)
+        theta = prior(prior_key, 200)
+        x, support = simulate(data_key, theta), kwargs["prior_support"]
+        return fit(fit_key, theta, x, prior_support=support)
+
+    monkeypatch.setattr(sbi, "fit_rounds", rounds)
+    monkeypatch.setattr(sbi, "c2st", lambda truth, draws: float(np.mean(draws[:, 0])))
+    monkeypatch.setattr(sbi, "DRAWS", 200)
+    monkeypatch.setattr(sbi, "POINTS", 20)
+    monkeypatch.setattr(sbi, "OBSERVATIONS", 2)
+    options = {"only": ["two_moons"], "budgets": [400], "seeds": [3], "peers": False}
+    (todo,) = sbi.plan(sbi.argparse.Namespace(**options, fresh=False, rounds=2))
+    assert todo == ("two_moons", 400, "EDM, 2 rounds", 3)
+    rows = list(itertools.islice(sbi.measure(todo), 2))
+    observed = sbi.reference("two_moons")["observation"]
+    np.testing.assert_array_equal([x_o for x_o, _, _ in told], observed[:2])
+    assert [counts for _, *counts in told] == [[2, 200]] * 2
+    assert [row["observation"] for row in rows] == [1, 2]
+    assert rows[0]["c2st"] != rows[1]["c2st"]
+    assert all(row["train_cpu_s"] > 0 and row["nats"] == "" for row in rows)
+
+
+def test_rounds_have_goals_of_their_own(results):
+    store("sir", 10000, "EDM, 2 rounds", "0.6")
+    store("sir", 10000, "EDM, 3 rounds", "0.6")
+    two, three = (line.split(" | ")[4] for line in lines_of(page.posteriors()))
+    assert two == f"{page.red('0.600')} (at most 0.52)"
+    assert three == "0.600"
 
 
 def test_reference_files_have_what_the_table_needs():
@@ -327,3 +374,34 @@ def test_jacobians_along_the_flow_are_those_of_the_denoiser():
     found = divergence.jacobians(law.denoise, jnp.array([0.3, -0.2]), sigmas)
     exact = [np.eye(2) * 0.25 / (0.25 + sigma**2) for sigma in sigmas[:-1]]
     np.testing.assert_allclose(found, exact, atol=1e-10)
+
+
+def test_samplers_call_the_network_as_often_as_the_default_and_are_compared_in_pairs(results):
+    class Fit(NamedTuple):
+        steps: int = 25
+        sigma_min: float = 0.005
+        sigma_max: float = 5.0
+
+    offered = posterior_samplers.samplers(Fit())
+    counts = {name: posterior_samplers.calls(Fit(), how) for name, how in offered.items()}
+    assert set(counts.values()) == {25} and counts[posterior_samplers.DEFAULT] == 25
+    churn = offered["Euler, churn (SDE)"]["churn"]
+    sigmas = np.asarray(edm.edm_sigmas(25, 0.005, 5.0))
+    assert churn.gamma(1.0, 25) == pytest.approx(sigmas[11] / sigmas[12] - 1, rel=1e-5)
+    scores = {"default": (0.6, 0.7), "Heun": (0.58, 0.66), "Heun, churn": (0.65, 0.7)}
+    rows = [
+        {
+            "task": "slcp",
+            "seed": "1",
+            "observation": str(i + 1),
+            "sampler": name,
+            "c2st": str(score),
+        }
+        for name, each in scores.items()
+        for i, score in enumerate(each)
+    ]
+    timing.save("posterior_samplers", rows)
+    np.testing.assert_allclose(posterior_samplers.gains(rows, "Heun"), [0.02, 0.04])
+    default, heun, _ = lines_of(page.samplers())
+    assert default == "| default | 0.650 | - |"
+    assert heun == "| Heun | 0.620 | +0.0300 ± 0.0100 |"

@@ -57,7 +57,7 @@ NAMES = {
         f"sbi.simulators.{task}": f"sbi.tasks.benchmark:{task}"
         for task in ("GaussianLinear", "GaussianLinearUniform", "GaussianMixtureTask", "SLCP")
     },
-    "sbi.loop.optimizer_of": "sbi.fit:optimizer_of",
+    "sbi.loop.optimizer_of": "sbi.settings:optimizer_of",
     "sbi.plan.Plan": "sbi:Settings",
     "sbi.plan.default_plan": "sbi:default_settings",
     "solvers.Flow": "solvers:ODE",

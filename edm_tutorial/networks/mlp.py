@@ -151,7 +151,7 @@ class MLP(eqx.Module):
             raise ValueError(f"cond must have shape {needed}, got {got}{class_k}")
 
 
-class _Moments(eqx.Module):
+class Moments(eqx.Module):
     """The middle of each parameter's posterior, and the logarithm of its width, at one x."""
 
     first: eqx.nn.Linear
@@ -197,14 +197,14 @@ class PosteriorMLP(eqx.Module):
         width, depth, dropout: of G.
     """
 
-    moments: _Moments
+    moments: Moments
     correction: MLP
 
     def __init__(
         self, size: int, cond_size: int, *, width: int, depth: int, dropout: float, key: PRNGKey
     ):
         moments_key, correction_key = jr.split(key)
-        self.moments = _Moments(cond_size, size, dropout, moments_key)
+        self.moments = Moments(cond_size, size, dropout, moments_key)
         self.correction = MLP(
             2 * size,
             cond_size + size,

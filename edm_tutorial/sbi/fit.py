@@ -11,7 +11,6 @@ of z; the loss, `StratifiedLoss`, which adds noise to them; and the network,
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -20,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_callable, check_key, check_kind, check_stateless
@@ -44,7 +42,7 @@ from .noise_levels import (
     stratified,
 )
 from .posterior import Posterior
-from .settings import Settings, default_settings
+from .settings import Settings, default_settings, optimizer_of
 from .simulations import Simulations, checked
 from .surprise import ObservationDensity, PoorFit, WideScales, warn
 from .transforms.chain import Chain
@@ -55,7 +53,6 @@ ROWS_AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
 EMBEDDED_STEPS = 6_000  # at most, by default
 UNLIKE = 1e3  # standard deviations of columns, as a ratio: the smaller is lost in one unit
-LEFT_OF_DECAY = 3e-3  # of the weight decay, where it ends
 
 
 @renamed(plan="settings", noise="sigma_dist")
@@ -186,31 +183,6 @@ class StratifiedLoss(eqx.Module):
             return weighted_error(denoiser, z, sigma, n, cond=x, key=key)
 
         return jnp.mean(jax.vmap(error)(z, sigmas, n, x, jr.split(network_key, len(z))))
-
-
-@functools.cache  # one optimizer object for the same settings: fits alike are compiled once
-def optimizer_of(settings: Settings) -> optax.GradientTransformation:
-    """Adam with a short warm-up and a cosine to zero, and a weight decay that falls.
-
-    The decay starts strong and falls over the first half of the steps, so that training passes
-    from what is smooth to what is detailed, and early stopping finds where to stop. Gradients
-    are clipped to norm 1.
-    """
-    steps, decay = settings.steps, settings.weight_decay
-    warm_up = max(1, steps // 50)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, settings.learning_rate, warm_up, max(steps, warm_up + 1)
-    )
-    falling = optax.exponential_decay(
-        decay, max(steps // 2, 1), LEFT_OF_DECAY, end_value=decay * LEFT_OF_DECAY
-    )
-    chain = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(),
-        optax.inject_hyperparams(optax.add_decayed_weights)(falling),
-        optax.scale_by_learning_rate(rate),
-    )
-    return optax.flatten(chain)  # one long vector in place of many: less to compile
 
 
 def _keys(key: Any) -> Array:

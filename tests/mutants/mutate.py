@@ -52,6 +52,7 @@ NEAR = {
     "sbi/transforms": ["sbi_transforms", "sbi_embeddings"],
     "sbi/tasks": ["sbi_tasks"],
     "sbi/files": ["sbi_posterior"],
+    "sbi/settings": ["sbi_settings", "sbi_fit"],
     "sbi/joint": ["sbi_joint"],
     "sbi": ["sbi_fit", "sbi_posterior", "sbi_simulations", "sbi_weights", "sbi_progress"],
 }

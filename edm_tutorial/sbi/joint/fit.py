@@ -25,9 +25,9 @@ from ...training.averages import HalfLifeEMA
 from ...training.loop import BatchLoss, train
 from ...training.state import init_state
 from ..early_stopping import FitState, until_stale
-from ..fit import SIGMA_DIST, check_continues, optimizer_of
+from ..fit import SIGMA_DIST, check_continues
 from ..noise_levels import HeldOut, PosteriorNoise
-from ..settings import JOINT_ROWS, JointSettings, Settings, default_settings
+from ..settings import JOINT_ROWS, JointSettings, Settings, default_settings, optimizer_of
 from ..simulations import FEWEST, Simulations, checked
 from ..surprise import ObservationDensity, PoorFit, warn
 from ..transforms.bounds import Bounds
