@@ -25,7 +25,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 import edm_tutorial as edm
-from benchmarks.timing import machine, read, save
+from benchmarks.timing import machine, put, read
 from edm_tutorial.networks import ImageCondition, edm2_unet, forced_norms, song_unet
 from edm_tutorial.networks.edm2 import blocks as edm2_blocks
 from edm_tutorial.networks.edm2.loss import LossWeight, Weighted, weighted_loss
@@ -189,8 +189,7 @@ def add(name: str, rows: Any, *, key: tuple[str, ...]) -> None:
     for row in rows:
         row = {column: str(value) for column, value in row.items()} | {"machine": machine()}
         print(name, *row.values(), flush=True)
-        others = [old for old in read(name) if any(old[k] != row[k] for k in key)]
-        save(name, [*others, row])
+        put(name, row, key)
 
 
 def measure(name: str, seed: int) -> None:

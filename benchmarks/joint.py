@@ -24,8 +24,8 @@ import sklearn
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks.sbi import DRAWS, FRESH, OBSERVATIONS, cpu, reference, simulations
-from benchmarks.timing import machine, read, save, write
+from benchmarks.sbi import DRAWS, FRESH, cpu, reference, simulations, unmeasured
+from benchmarks.timing import machine, name_of, put, read, write
 from edm_tutorial.sbi import Joint, JointSettings, default_settings, fit_joint, tasks
 from edm_tutorial.sbi.calibration import c2st
 from edm_tutorial.sbi.joint.fit import transformed
@@ -74,6 +74,7 @@ VARIANTS = {
     "two_moons": Variant("two_moons"),
     "gaussian_mixture": Variant("gaussian_mixture"),
     "gaussian_linear": Variant("gaussian_linear"),
+    "bernoulli_glm": Variant("bernoulli_glm"),
     "slcp points, no graph": Variant("slcp", (4, 2)),
     "slcp graph, posterior only": Variant("slcp", (4, 2), graph=True, shares=POSTERIOR),
     "slcp graph, twice the steps": Variant("slcp", (4, 2), graph=True, steps=2.0),
@@ -85,6 +86,7 @@ TARGETS = {
     "two_moons": 0.53,
     "gaussian_mixture": 0.53,
     "gaussian_linear": 0.51,
+    "bernoulli_glm": 0.61,
 }
 
 
@@ -116,8 +118,7 @@ def measure(name: str, budget: int, seed: int) -> Iterator[dict[str, Any]]:
     variant = VARIANTS[name]
     joint, train = fitted(variant, budget, seed)
     for row in truths(name, joint, budget, seed):
-        others = [old for old in read("joint_truth") if name_of(old) != name_of(row)]
-        save("joint_truth", [*others, row])
+        put("joint_truth", row, NAME)
     nats, known = posterior_nats(joint, variant), reference(variant.task)
     for i, x_o in enumerate(variant.observed(known["observation"])):
         given = joint.posterior(x_o)
@@ -156,27 +157,21 @@ def truths(name: str, joint: Joint, budget: int, seed: int) -> Iterator[dict[str
             yield row | {"observation": asked, "value": f"{errors.max():.3f}", "target": ""}
 
 
-def name_of(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in NAME)
-
-
 def store(row: dict[str, Any]) -> None:
-    """Put the row in the table, in the place of an older one of its name."""
-    kept = [old for old in read("joint") if name_of(old) != name_of(row)]
+    """Put the row in the table, beside its kind."""
     order = {name: i for i, name in enumerate(VARIANTS)}
-    place = lambda r: (order[r["variant"]], *(int(r[key]) for key in NAME[1:]))
-    save("joint", sorted([*kept, row], key=place))
+    put("joint", row, NAME, lambda r: (order[r["variant"]], *(int(r[key]) for key in NAME[1:])))
 
 
 def plan(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
     """The fits still to be made, seed by seed."""
-    done = {name_of(row) for row in read("joint")}
-    for budget in sorted(options.budgets):
-        for seed in options.seeds:
-            for name in options.only:
-                names = {(name, str(budget), str(seed), str(i + 1)) for i in range(OBSERVATIONS)}
-                if not names <= done:
-                    yield name, budget, seed
+    wanted = (
+        (name, budget, seed)
+        for budget in sorted(options.budgets)
+        for seed in options.seeds
+        for name in options.only
+    )
+    return unmeasured(wanted, {name_of(row, NAME) for row in read("joint")})
 
 
 def gaussian(simulated: int = 50_000, questions: int = 20) -> Iterator[dict[str, Any]]:

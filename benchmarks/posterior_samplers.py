@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks import exact
 from benchmarks.environments import BUILD
 from benchmarks.sbi import simulations
-from benchmarks.timing import machine, read, save
+from benchmarks.timing import machine, name_of, put, read
 from edm_tutorial import Churn, Euler, Heun, edm_sigmas
 from edm_tutorial.sbi import Posterior, fit_posterior, tasks
 from edm_tutorial.sbi.calibration import c2st
@@ -79,7 +79,7 @@ def truth(task: str, observation: int) -> tuple[jax.Array, np.ndarray]:
 
 def measure(task: str, seeds: list[int]) -> Iterator[dict[str, Any]]:
     """The rows of a task that are not there yet, observation by observation."""
-    there = {name_of(row) for row in read("posterior_samplers")}
+    there = {name_of(row, NAME) for row in read("posterior_samplers")}
     told = f"{machine()}, scikit-learn {sklearn.__version__}"
     for observation in range(1, OBSERVATIONS + 1):
         known = None
@@ -87,7 +87,7 @@ def measure(task: str, seeds: list[int]) -> Iterator[dict[str, Any]]:
             posterior = fitted(task, seed)
             for name, how in samplers(posterior).items():
                 row = dict(zip(NAME, (task, seed, observation, name), strict=True))
-                if name_of(row) in there:
+                if name_of(row, NAME) in there:
                     continue
                 known = truth(task, observation) if known is None else known
                 x_o, exact_draws = known
@@ -103,13 +103,9 @@ def calls(posterior: Posterior, how: dict[str, Any]) -> int:
     return 2 * steps - 1 if isinstance(how.get("solver"), Heun) else steps
 
 
-def name_of(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in NAME)
-
-
 def gains(rows: list[dict[str, str]], sampler: str) -> np.ndarray:
     """C2ST of the default less that of a sampler, for each observation of each fit with both."""
-    scores = {name_of(row): float(row["c2st"]) for row in rows}
+    scores = {name_of(row, NAME): float(row["c2st"]) for row in rows}
     pairs = [
         (scores.get((*name[:-1], DEFAULT)), s) for name, s in scores.items() if name[-1] == sampler
     ]
@@ -122,9 +118,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop after them")
     options, start = parser.parse_args(), time.monotonic()
+    place = lambda row: (TASKS.index(row["task"]), int(row["observation"]), int(row["seed"]))
     for task in options.only:
         for row in tqdm(measure(task, options.seeds)):
-            save("posterior_samplers", [*read("posterior_samplers"), row])
+            put("posterior_samplers", row, NAME, place)
             if time.monotonic() - start > 3600 * options.hours:
                 return
 

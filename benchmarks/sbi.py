@@ -16,9 +16,9 @@ so by its own settings, `PIP_EXTRA_INDEX_URL`.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from benchmarks import exact
 from benchmarks.environments import BUILD, TORCH, Missing, python_with, run
-from benchmarks.timing import machine, read, save
+from benchmarks.timing import machine, name_of, put, read
 from edm_tutorial.sbi import Posterior, fit_posterior, fit_rounds, tasks
 from edm_tutorial.sbi.calibration import c2st
 
@@ -56,6 +56,7 @@ COLUMNS = ("task", "budget", "method", "seed", "observation", "c2st", "nats")
 COLUMNS += ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "note", "machine")
 NAME = COLUMNS[:5]
 Fit = tuple[str, int, str, int]  # task, budget, method, seed
+T = TypeVar("T", bound=tuple)
 
 
 def reference(task: str) -> dict[str, np.ndarray]:
@@ -195,31 +196,32 @@ def rounds_of(method: str) -> int:
     return next((count for count in range(1, 10) if in_rounds(count) == method), 0)
 
 
-def name_of(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in NAME)
-
-
 def store(row: dict[str, Any]) -> None:
-    """Put the row in the table, in the place of an older one of its name; never half a file."""
-    kept = [old for old in read("sbi") if name_of(old) != name_of(row)]
+    """Put the row in the table, beside its kind."""
     order = {name: i for i, name in enumerate(TARGETS)}
-    place = lambda r: (order[r["task"]], int(r["budget"]), r["method"], int(r["seed"]))
-    rows = sorted([*kept, row], key=lambda r: (*place(r), int(r["observation"])))
-    save("sbi", rows)
+    numbers = lambda r: (int(r["seed"]), int(r["observation"]))
+    put("sbi", row, NAME, lambda r: (order[r["task"]], int(r["budget"]), r["method"], *numbers(r)))
 
 
 def plan(options: argparse.Namespace) -> Iterator[Fit]:
     """The fits still to be made: cheap budgets first, then seed by seed."""
+    methods = (in_rounds(options.rounds), *(PEERS if options.peers else ()))
+    wanted = (
+        (task, budget, method, seed)
+        for budget in sorted(options.budgets)
+        for seed in options.seeds
+        for task in options.only
+        for method in methods
+    )
     rows = [] if options.fresh else read("sbi")
-    done = {name_of(row) for row in rows if row["c2st"]}
-    for budget in sorted(options.budgets):
-        for seed in options.seeds:
-            for task in options.only:
-                for method in (in_rounds(options.rounds), *(PEERS if options.peers else ())):
-                    fit = (task, budget, method, seed)
-                    names = {(*map(str, fit), str(i)) for i in range(1, OBSERVATIONS + 1)}
-                    if not names <= done:
-                        yield fit
+    return unmeasured(wanted, {name_of(row, NAME) for row in rows if row["c2st"]})
+
+
+def unmeasured(fits: Iterable[T], done: set[tuple[str, ...]]) -> Iterator[T]:
+    """Those of which some observation is not among the names of rows that are `done`."""
+    for fit in fits:
+        if not {(*map(str, fit), str(i)) for i in range(1, OBSERVATIONS + 1)} <= done:
+            yield fit
 
 
 def arguments() -> argparse.Namespace:

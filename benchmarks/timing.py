@@ -79,6 +79,17 @@ def save(name: str, rows: Sequence[dict[str, Any]]) -> None:
     draft.replace(RESULTS / f"{name}.csv")
 
 
+def name_of(row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """What tells a row from the others of its table."""
+    return tuple(str(row[column]) for column in columns)
+
+
+def put(table: str, row: dict[str, Any], name: Sequence[str], place: Any = lambda row: 0) -> None:
+    """Put the row in the table, in the place of an older one of its name, and sort it."""
+    kept = [old for old in read(table) if name_of(old, name) != name_of(row, name)]
+    save(table, sorted([*kept, row], key=place))
+
+
 def read(name: str) -> list[dict[str, str]]:
     """The rows of `results/name.csv`; none where it was not measured yet."""
     if not (RESULTS / f"{name}.csv").exists():
