@@ -18,6 +18,7 @@ from benchmarks.environments import BUILD
 from edm_tutorial.sbi import tasks
 
 MOVES = 12
+IMPOSSIBLE = -1e30  # in place of a log-likelihood of -inf
 # Of the references of `TASKS`: how many observations, draws of each posterior, and the seed.
 OBSERVATIONS, DRAWS, SEED = 5, 10_000, 2024
 TASKS = ("bernoulli_glm", "sir", "lotka_volterra")
@@ -30,10 +31,12 @@ def tempered(
     """Draws of the posterior and ln p(x), from `start`, draws of the prior.
 
     Each temperature is where half of the particles are worth as much as all; then each moves
-    twelve times by Metropolis steps of many lengths in the covariance of all.
+    twelve times by Metropolis steps of many lengths in the covariance of all: for one mode, since
+    of several narrow ones the shares are lost.
     """
     n, d = start.shape
-    fit = jax.vmap(log_likelihood)
+    # Infinite, it would be NaN at a temperature of zero.
+    fit = jax.vmap(lambda theta: jnp.maximum(log_likelihood(theta), IMPOSSIBLE))
 
     def temper(carry: Any) -> Any:
         beta, (theta, fits, laws), key, evidence = carry
@@ -65,8 +68,9 @@ def _half_worth(fits: Array, beta: Array) -> Array:
         few = share(middle) < 0.5
         return jnp.where(few, low, middle), jnp.where(few, middle, high)
 
-    low, _ = jax.lax.fori_loop(0, 40, bisect, (jnp.zeros_like(beta), 1 - beta))
-    return jnp.where(share(1 - beta) >= 0.5, 1 - beta, low)
+    low, high = jax.lax.fori_loop(0, 40, bisect, (jnp.zeros_like(beta), 1 - beta))
+    step = jnp.where(low > 0, low, high)  # the impossible may be more than half
+    return jnp.where(share(1 - beta) >= 0.5, 1 - beta, step)
 
 
 def _move(

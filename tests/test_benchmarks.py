@@ -234,6 +234,17 @@ def test_draws_by_tempering_are_exact_and_so_is_their_evidence(key):
     np.testing.assert_allclose(evidence, log_p, atol=0.4)
 
 
+def test_tempering_leaves_what_is_impossible_even_where_it_is_most_of_the_prior(key):
+    """A uniform prior, of which only the first fifth can have made x."""
+    start_key, run_key = jr.split(key)
+    log_likelihood = lambda theta: jnp.where(theta[0] < 0.2, 0.0, -jnp.inf)
+    log_prior = lambda theta: jnp.where((theta[0] > 0) & (theta[0] < 1), 0.0, -jnp.inf)
+    start = jr.uniform(start_key, (2000, 1))
+    draws, evidence = exact.tempered(run_key, start, log_likelihood, log_prior)
+    assert stats.kstest(np.asarray(draws)[:, 0], "uniform", (0, 0.2)).statistic < 0.05
+    np.testing.assert_allclose(evidence, np.log(0.2), atol=0.1)
+
+
 def test_a_reference_is_made_once_and_holds_the_truth(tmp_path, monkeypatch):
     monkeypatch.setattr(exact, "BUILD", tmp_path)
     monkeypatch.setattr(exact, "OBSERVATIONS", 1)
