@@ -25,6 +25,7 @@ from benchmarks.sbi import (
     PEERS,
     ROUND_TARGETS,
     TARGETS,
+    in_rounds,
     rounds_of,
 )
 from benchmarks.timing import read
@@ -333,6 +334,12 @@ def over_seeds(name: str, *columns: str) -> str:
     )
 
 
+def mean_c2st(task: str, rounds: int) -> str:
+    """Of 10,000 simulations, in so many rounds."""
+    values = scores(fits().get((task, "10000", in_rounds(rounds)), []))
+    return f"{np.mean(values):.2f}" if values else ABSENT
+
+
 def by_budget() -> str:
     """A row for each problem and number of simulations of ours, the mean C2ST of each method."""
     found = {name: scores(runs) for name, runs in fits().items()}
@@ -370,6 +377,8 @@ PARTS = {
 for _task in TARGETS:
     PARTS[f"NPSE seconds, {_task}"] = partial(beside_npse, _task, "sample_cpu_s")
     PARTS[f"NPSE C2ST, {_task}"] = partial(beside_npse, _task, "c2st")
+    for _rounds in (1, 2, 3):
+        PARTS[f"C2ST of {_task}, rounds: {_rounds}"] = partial(mean_c2st, _task, _rounds)
 
 if __name__ == "__main__":
     plots.draw_all()
