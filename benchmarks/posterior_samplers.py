@@ -4,11 +4,11 @@
 
 Five problems, a fit of 10,000 simulations a seed, kept under `build`, and ten observations from the
 prior (of slcp the five that have references), with exact draws: by the task, or by sequential Monte
-Carlo. Every sampler calls the
-network as often as the default does, from and to the same noise levels. Where noise is added, it is
-as much as in the reverse SDE: before each step the noise level is raised by as much as the step
-lowers it. So Euler steps with churn are a solver of that SDE, of first order. Each row of
-`results/posterior_samplers.csv` is the C2ST of 2,000 draws; none is measured twice.
+Carlo. Every sampler calls the network as often as the default does, from and to the same noise
+levels. Where noise is added, it is as much as in the reverse SDE: before each step the noise level
+is raised by as much as the step lowers it. So Euler steps with churn are a solver of that SDE, of
+first order. Each row of `results/posterior_samplers.csv` is the C2ST of 2,000 draws; none is
+measured twice.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from benchmarks import exact
 from benchmarks.environments import BUILD
-from benchmarks.sbi import reference, simulations
+from benchmarks.sbi import fitted, reference, simulations
 from benchmarks.timing import machine, name_of, put, read
 from edm_tutorial import Churn, Euler, Heun, edm_sigmas
-from edm_tutorial.sbi import Posterior, fit_posterior, tasks
+from edm_tutorial.sbi import Posterior, tasks
 from edm_tutorial.sbi.calibration import c2st
 
 TASKS = ("two_moons", "gaussian_mixture", "slcp", "sir", "lotka_volterra")
@@ -57,14 +57,12 @@ def samplers(posterior: Posterior) -> dict[str, dict[str, Any]]:
     }
 
 
-def fitted(task: str, seed: int) -> Posterior:
+def kept(task: str, seed: int) -> Posterior:
     """The fit, from its file once it was made."""
     path = BUILD / "posteriors" / f"{task}-{seed}.eqx"
     if not path.exists():
-        theta, x = simulations(task, BUDGET, seed)
-        support = getattr(tasks, task)().prior_support
         path.parent.mkdir(parents=True, exist_ok=True)
-        fit_posterior(jr.key(100 + seed), theta, x, prior_support=support).save(path)
+        fitted(task, seed, simulations(task, BUDGET, seed)).save(path)
     return Posterior.load(path)
 
 
@@ -93,10 +91,10 @@ def measure(task: str, seeds: list[int]) -> Iterator[dict[str, Any]]:
     there = {name_of(row, NAME) for row in read("posterior_samplers")}
     told = f"{machine()}, scikit-learn {sklearn.__version__}"
     count = len(reference(task)["observation"]) if task == "slcp" else OBSERVATIONS
+    posteriors = {seed: kept(task, seed) for seed in seeds}
     for observation in range(1, count + 1):
         known = None
-        for seed in seeds:
-            posterior = fitted(task, seed)
+        for seed, posterior in posteriors.items():
             for name, how in samplers(posterior).items():
                 row = dict(zip(NAME, (task, seed, observation, name), strict=True))
                 if name_of(row, NAME) in there:

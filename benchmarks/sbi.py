@@ -72,6 +72,11 @@ def simulations(task: str, budget: int, seed: int) -> tuple[jax.Array, jax.Array
     return tasks.draw(key, getattr(tasks, task)(), budget)
 
 
+def fitted(task: str, seed: int, simulated: tuple[jax.Array, jax.Array]) -> Posterior:
+    support = getattr(tasks, task)().prior_support
+    return fit_posterior(jr.key(100 + seed), *simulated, prior_support=support)
+
+
 def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
     """The result, and CPU seconds of this process, all threads together."""
     start = time.process_time()
@@ -84,10 +89,8 @@ def run_ours(task: str, budget: int, seed: int) -> Iterator[tuple[np.ndarray, di
 
     Compilation counts in training; drawing and densities are done twice, and the second is timed.
     """
-    theta, x = simulations(task, budget, seed)
-    support = getattr(tasks, task)().prior_support
-    fit = lambda: fit_posterior(jr.key(100 + seed), theta, x, prior_support=support)
-    posterior, train = cpu(fit)
+    simulated = simulations(task, budget, seed)
+    posterior, train = cpu(lambda: fitted(task, seed, simulated))
     fresh = tasks.draw(jr.key(999), getattr(tasks, task)(), FRESH)
     cells = {
         "nats": -float(jnp.mean(jax.jit(jax.vmap(posterior.log_prob))(*fresh))),
