@@ -2,12 +2,15 @@
 
     python -m benchmarks.sbi [--only two_moons slcp] [--budgets 1000 10000] [--seeds 1 2 3]
                              [--hours 3] [--peers] [--rounds 2]
+    python -m benchmarks.sbi --only slcp --told "four points" "five statistics"
 
 Five have published references; those of a neuron, an epidemic and of predators and prey are made
 by `benchmarks.exact`. One set of defaults for all, which was chosen with seed 0. Every observation
 adds its row to `results/sbi.csv` as soon as its draws are judged; a row that is there is not
 measured again unless `--fresh`, so a run that was stopped goes on. `--hours` starts no fit after
 that time. `--rounds 2` shares the simulations out over two rounds, for each observation anew.
+`--told` says of slcp's eight numbers that they are four points of a plane, or gives their mean and
+covariance, which are all that the posterior needs: what the best of networks would find.
 `--peers` runs the package `sbi` too, in an environment of its own under `build/peers`,
 on the same simulations and with the same C2ST. Where only CPU wheels of torch are wanted, tell pip
 so by its own settings, `PIP_EXTRA_INDEX_URL`.
@@ -18,19 +21,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import sklearn
+from jaxtyping import Array
 from tqdm import tqdm
 
 from benchmarks import exact
 from benchmarks.environments import BUILD, TORCH, Missing, python_with, run
 from benchmarks.timing import machine, name_of, put, read
-from edm_tutorial.sbi import Posterior, fit_posterior, fit_rounds, tasks
+from edm_tutorial.sbi import Posterior, SetEmbedding, fit_posterior, fit_rounds, tasks
 from edm_tutorial.sbi.calibration import c2st
 
 BUDGETS = (1_000, 10_000, 100_000)
@@ -48,6 +52,7 @@ TARGETS = {
 # The same in rounds, at 10,000 simulations in all for one observation.
 ROUND_TARGETS = {("sir", 2): 0.52, ("lotka_volterra", 3): 0.62}
 OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
+POINT, SIZE = 2, 48  # numbers of a point of slcp, and of its embedding
 SEEDS = (1, 2, 3)
 OBSERVATIONS, DRAWS, POINTS, FRESH = 5, 10_000, 1_000, 2_000
 HERE = Path(__file__).parent
@@ -57,6 +62,34 @@ COLUMNS += ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s", "note", "machine")
 NAME = COLUMNS[:5]
 Fit = tuple[str, int, str, int]  # task, budget, method, seed
 T = TypeVar("T", bound=tuple)
+
+
+class Told(NamedTuple):
+    """What a fit is told of x, and by what network it reads that; None is the default."""
+
+    of: Callable[[Any], Any]
+    embedding: Callable[[Array], Any] = lambda key: None
+
+
+def points(x: Any) -> Any:
+    """Eight numbers of slcp as four points."""
+    return x.reshape(*x.shape[:-1], -1, POINT)
+
+
+def statistics(x: Any) -> Any:
+    """Mean, logarithms of both widths, and artanh of the correlation of four points."""
+    rows = points(jnp.asarray(x))
+    away = rows - rows.mean(axis=-2, keepdims=True)
+    width = jnp.sqrt(jnp.mean(away**2, axis=-2))
+    tilt = jnp.arctanh(jnp.mean(jnp.prod(away, axis=-1), axis=-1) / jnp.prod(width, axis=-1))
+    return jnp.concatenate([rows.mean(axis=-2), jnp.log(width), tilt[..., None]], axis=-1)
+
+
+EVERYTHING = Told(lambda x: x)
+TOLD = {
+    "four points": Told(points, lambda key: SetEmbedding(POINT, SIZE, key=key)),
+    "five statistics": Told(statistics),
+}
 
 
 def reference(task: str) -> dict[str, np.ndarray]:
@@ -72,9 +105,13 @@ def simulations(task: str, budget: int, seed: int) -> tuple[jax.Array, jax.Array
     return tasks.draw(key, getattr(tasks, task)(), budget)
 
 
-def fitted(task: str, seed: int, simulated: tuple[jax.Array, jax.Array]) -> Posterior:
-    support = getattr(tasks, task)().prior_support
-    return fit_posterior(jr.key(100 + seed), *simulated, prior_support=support)
+def fitted(
+    task: str, seed: int, simulated: tuple[jax.Array, jax.Array], told: Told = EVERYTHING
+) -> Posterior:
+    (theta, x), support = simulated, getattr(tasks, task)().prior_support
+    embed = told.embedding(jr.key(300 + seed))
+    key = jr.key(100 + seed)
+    return fit_posterior(key, theta, told.of(x), prior_support=support, embedding=embed)
 
 
 def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -84,31 +121,35 @@ def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
     return value, time.process_time() - start
 
 
-def run_ours(task: str, budget: int, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+def run_ours(
+    task: str, budget: int, seed: int, told: Told = EVERYTHING
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """The draws for each observation, and the other cells of its row.
 
     Compilation counts in training; drawing and densities are done twice, and the second is timed.
     """
     simulated = simulations(task, budget, seed)
-    posterior, train = cpu(lambda: fitted(task, seed, simulated))
-    fresh = tasks.draw(jr.key(999), getattr(tasks, task)(), FRESH)
+    posterior, train = cpu(lambda: fitted(task, seed, simulated, told))
+    theta, x = tasks.draw(jr.key(999), getattr(tasks, task)(), FRESH)
     cells = {
-        "nats": -float(jnp.mean(jax.jit(jax.vmap(posterior.log_prob))(*fresh))),
+        "nats": -float(jnp.mean(jax.jit(jax.vmap(posterior.log_prob))(theta, told.of(x)))),
         "train_cpu_s": train,
         "machine": f"{machine()}, scikit-learn {sklearn.__version__}",
     }
     for i in range(OBSERVATIONS):
-        draws, costs = answered(posterior, task, seed, i)
+        draws, costs = answered(posterior, task, seed, i, told)
         yield draws, cells | costs
 
 
-def answered(posterior: Posterior, task: str, seed: int, i: int) -> tuple[np.ndarray, dict]:
+def answered(
+    posterior: Posterior, task: str, seed: int, i: int, told: Told = EVERYTHING
+) -> tuple[np.ndarray, dict]:
     """Draws for one observation, and CPU seconds of drawing and of densities."""
     known = reference(task)
-    x_o, points = known["observation"][i], jnp.asarray(known["reference_samples"][i, :POINTS])
+    x_o, theta = told.of(known["observation"][i]), jnp.asarray(known["reference_samples"][i])
     draw = lambda: posterior.sample(jr.fold_in(jr.key(seed), i), x_o, DRAWS)
     (_, (draws, drawing)), (_, (_, evaluating)) = [
-        (cpu(f), cpu(f)) for f in (draw, lambda: posterior.log_prob(points, x_o))
+        (cpu(f), cpu(f)) for f in (draw, lambda: posterior.log_prob(theta[:POINTS], x_o))
     ]
     return np.asarray(draws), {"sample_cpu_s": drawing, "log_prob_cpu_s": evaluating}
 
@@ -175,12 +216,13 @@ def measure(fit: Fit) -> Iterator[dict[str, Any]]:
     """The rows of one fit, each as soon as it is known."""
     task, budget, method, seed = fit
     truth = reference(task)["reference_samples"]
-    rounds = rounds_of(method)
+    simulated, rounds = (task, budget, seed), rounds_of(method)
     if method in PEERS:
-        parts = run_peer(method, task, budget, seed)
+        parts = run_peer(method, *simulated)
+    elif rounds > 1:
+        parts = run_rounds(*simulated, rounds)
     else:
-        simulated = task, budget, seed
-        parts = run_rounds(*simulated, rounds) if rounds > 1 else run_ours(*simulated)
+        parts = run_ours(*simulated, told_in(method))
     for i, (draws, cells) in enumerate(parts):
         row = dict(zip(NAME, (*fit, i + 1), strict=True)) | cells
         if draws is not None:
@@ -199,6 +241,11 @@ def rounds_of(method: str) -> int:
     return next((count for count in range(1, 10) if in_rounds(count) == method), 0)
 
 
+def told_in(method: str) -> Told:
+    """What one of our methods is told of x."""
+    return TOLD.get(method.removeprefix(f"{OURS}, "), EVERYTHING)
+
+
 def store(row: dict[str, Any]) -> None:
     """Put the row in the table, beside its kind."""
     order = {name: i for i, name in enumerate(TARGETS)}
@@ -208,7 +255,8 @@ def store(row: dict[str, Any]) -> None:
 
 def plan(options: argparse.Namespace) -> Iterator[Fit]:
     """The fits still to be made: cheap budgets first, then seed by seed."""
-    methods = (in_rounds(options.rounds), *(PEERS if options.peers else ()))
+    ours = [f"{OURS}, {told}" for told in options.told] or [in_rounds(options.rounds)]
+    methods = (*ours, *(PEERS if options.peers else ()))
     wanted = (
         (task, budget, method, seed)
         for budget in sorted(options.budgets)
@@ -235,8 +283,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no fit after them")
     parser.add_argument("--peers", action="store_true", help="run the package sbi as well")
     parser.add_argument("--rounds", type=int, choices=range(1, 10), default=1)
+    parser.add_argument("--told", nargs="+", choices=TOLD, default=(), help="of slcp's x")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.told and (options.only != ["slcp"] or options.rounds > 1):
+        parser.error("--told is of slcp alone, in one round: --only slcp")
+    return options
 
 
 def main() -> None:

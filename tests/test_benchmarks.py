@@ -146,6 +146,7 @@ def test_rows_are_replaced_not_repeated_and_failures_tried_again(results):
         "seeds": [1, 2],
         "peers": True,
         "rounds": 1,
+        "told": [],
     }
     ours = [("two_moons", 1000, "EDM", 2), ("slcp", 1000, "EDM", 2)]
     plan = list(sbi.plan(sbi.argparse.Namespace(**todo, fresh=False)))
@@ -195,7 +196,7 @@ def test_rounds_share_the_simulations_out_over_each_observation(monkeypatch, res
     monkeypatch.setattr(sbi, "POINTS", 20)
     monkeypatch.setattr(sbi, "OBSERVATIONS", 2)
     options = {"only": ["two_moons"], "budgets": [400], "seeds": [3], "peers": False}
-    (todo,) = sbi.plan(sbi.argparse.Namespace(**options, fresh=False, rounds=2))
+    (todo,) = sbi.plan(sbi.argparse.Namespace(**options, fresh=False, rounds=2, told=[]))
     assert todo == ("two_moons", 400, "EDM, 2 rounds", 3)
     rows = list(itertools.islice(sbi.measure(todo), 2))
     observed = sbi.reference("two_moons")["observation"]
@@ -204,6 +205,52 @@ def test_rounds_share_the_simulations_out_over_each_observation(monkeypatch, res
     assert [row["observation"] for row in rows] == [1, 2]
     assert rows[0]["c2st"] != rows[1]["c2st"]
     assert all(row["train_cpu_s"] > 0 and row["nats"] == "" for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore::edm_tutorial.sbi.PoorFit")
+@pytest.mark.parametrize(
+    ("told", "sees"), [("four points", "SetEmbedding"), ("five statistics", "")]
+)
+def test_slcp_is_told_points_or_statistics(monkeypatch, results, told, sees):
+    """Fit, densities and draws are all told the same; here with one small fit."""
+    settings = default_settings(200).with_steps(40)._replace(width=32, depth=1)
+    fit = partial(fit_posterior, settings=settings, progress=False)
+    monkeypatch.setattr(sbi, "fit_posterior", fit)
+    monkeypatch.setattr(sbi, "c2st", lambda truth, draws: float(np.mean(draws[:, 0])))
+    monkeypatch.setattr(sbi, "DRAWS", 20)
+    monkeypatch.setattr(sbi, "POINTS", 20)
+    options = {"only": ["slcp"], "budgets": [200], "seeds": [3], "peers": False, "rounds": 1}
+    (todo,) = sbi.plan(sbi.argparse.Namespace(**options, fresh=False, told=[told]))
+    assert todo == ("slcp", 200, f"EDM, {told}", 3)
+    row = next(sbi.measure(todo))
+    theta, x = sbi.simulations("slcp", 200, 3)
+    embed = sbi.TOLD[told].embedding(jr.key(303))
+    assert type(embed).__name__ == sees or not sees and embed is None
+    support, of = sbi.tasks.slcp().prior_support, sbi.TOLD[told].of
+    posterior = fit(jr.key(103), theta, of(x), prior_support=support, embedding=embed)
+    x_o = of(sbi.reference("slcp")["observation"][0])
+    draws = posterior.sample(jr.fold_in(jr.key(3), 0), x_o, 20)
+    assert row["c2st"] == round(float(np.mean(draws[:, 0])), 4)
+
+
+def test_statistics_are_those_of_numpy():
+    """Mean, logarithms of the widths, artanh of the correlation, for one x as for many."""
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    for row, found in zip(x, sbi.statistics(x), strict=True):
+        u, v = row[0::2], row[1::2]
+        tilt = np.arctanh(np.corrcoef(u, v)[0, 1])
+        truth = [u.mean(), v.mean(), np.log(u.std()), np.log(v.std()), tilt]
+        np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(sbi.statistics(row), found, rtol=1e-6)
+
+
+def test_points_are_to_close_two_thirds_of_the_gap(results):
+    store("slcp", 10000, "EDM", "0.80")
+    store("slcp", 10000, "EDM, four points", "0.75")
+    assert page.target_of(("slcp", "10000", "EDM, four points")) is None
+    store("slcp", 10000, "EDM, five statistics", "0.68")
+    assert page.target_of(("slcp", "10000", "EDM, four points")) == 0.72
+    assert page.target_of(("slcp", "10000", "EDM, five statistics")) is None
 
 
 def test_rounds_have_goals_of_their_own(results):
