@@ -152,20 +152,30 @@ class Swap(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
-def sites(file: str) -> list[tuple[int, int]]:
-    """Every possible mutation of a file, as the number of a node and of its variant."""
-    tree = ast.parse((ROOT / "edm_tutorial" / f"{file}.py").read_text())
-    counts = (len(list(variants(node))) for node in computing(tree))
-    return [(node, which) for node, count in enumerate(counts) for which in range(count)]
+def sites(file: str, name: str = "") -> list[tuple[int, int]]:
+    """Every possible mutation of a file, as the number of a node and of its variant.
+
+    With a name, those alone that stand on a line with which it ends.
+    """
+    text = (PACKAGE / f"{file}.py").read_text()
+    lines = text.splitlines()
+    named = lambda node: not name or name.endswith(f" in {lines[line_of(node) - 1].strip()}")
+    nodes = enumerate(computing(ast.parse(text)))
+    counts = ((i, len(list(variants(node)))) for i, node in nodes if named(node))
+    return [(i, which) for i, count in counts for which in range(count)]
+
+
+def line_of(node: ast.AST) -> int:
+    return getattr(node, "lineno", 1)
 
 
 def mutation(file: str, site: tuple[int, int]) -> Mutation:
     """One of them, made."""
-    text = (ROOT / "edm_tutorial" / f"{file}.py").read_text()
+    text = (PACKAGE / f"{file}.py").read_text()
     tree = ast.parse(text)
     old = next(itertools.islice(computing(tree), site[0], None))
     new = next(itertools.islice(variants(old), site[1], None))
-    line: int = getattr(old, "lineno", 1)
+    line = line_of(old)
     code = text.splitlines()[line - 1].strip()
     before, after = ast.unparse(old), ast.unparse(ast.fix_missing_locations(new))
     mutated = ast.unparse(ast.fix_missing_locations(Swap(old, new).visit(tree)))
