@@ -110,8 +110,8 @@ class JointSettings(NamedTuple):
 _joint_row = partial(Settings, batch_size=256, learning_rate=2e-3, width=64, depth=3, dropout=0.0)
 JOINT_ROWS = {
     1_000: _joint_row(steps=3_000, weight_decay=0.5),
-    10_000: _joint_row(steps=8_000, weight_decay=0.1),
-    100_000: _joint_row(steps=24_000, weight_decay=0.02),
+    10_000: _joint_row(steps=16_000, weight_decay=0.1),
+    100_000: _joint_row(steps=64_000, weight_decay=0.02),
 }
 
 
