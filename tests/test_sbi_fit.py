@@ -346,7 +346,7 @@ def test_settings_are_rows_and_what_lies_between_them():
     assert default_settings(10**8) == default_settings(100_000)
     between = default_settings(round(10**3.5))
     np.testing.assert_allclose(between.weight_decay, np.sqrt(2.0 * 0.2), rtol=1e-3)
-    assert between.steps == pytest.approx(np.sqrt(8_400 * 12_800), rel=0.01)
+    assert between.steps == pytest.approx(np.sqrt(8_400 * 22_400), rel=0.01)
     every = [default_settings(round(count)) for count in np.geomspace(1e3, 1e5, 41).tolist()]
     column = lambda name: np.array([getattr(row, name) for row in every])
     for name in ("weight_decay", "dropout", "learning_rate"):

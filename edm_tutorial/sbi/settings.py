@@ -85,8 +85,8 @@ class Settings(NamedTuple):
 _row = partial(Settings, batch_size=256, depth=3)
 POSTERIOR_ROWS = {
     1_000: _row(steps=8_400, learning_rate=1e-3, weight_decay=2.0, width=128, dropout=0.3),
-    10_000: _row(steps=12_800, learning_rate=1e-3, weight_decay=0.2, width=128, dropout=0.3),
-    100_000: _row(steps=19_200, learning_rate=7e-4, weight_decay=0.02, width=256, dropout=0.15),
+    10_000: _row(steps=22_400, learning_rate=1e-3, weight_decay=0.2, width=128, dropout=0.3),
+    100_000: _row(steps=48_000, learning_rate=7e-4, weight_decay=0.02, width=256, dropout=0.15),
 }
 
 
