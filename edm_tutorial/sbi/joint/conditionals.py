@@ -15,9 +15,9 @@ from ...denoiser import Denoiser, Pinned
 from ...grids import edm_sigmas
 from ...sampling import Churn
 from ...schedules import AbstractSchedule, Linear
-from ...solvers import AbstractSolver
+from ...solvers import AbstractSolver, Heun
 from ..early_stopping import History
-from ..flow import SOLVER, draws, log_densities
+from ..flow import draws, log_densities
 from ..posterior import STEPS_PER_E_FOLD, traced
 from ..settings import SHARES
 from ..simulations import less_offset, with_offset
@@ -26,6 +26,10 @@ from ..transforms.chain import Chain
 from . import files
 from .hidden import is_asked
 from .network import Told, Unknown
+
+# The network of all conditionals is no exact denoiser of any one of them. Noise that is added and
+# taken away again lets its errors average out: as much as Algorithm 2 allows.
+SOLVER, CHURN = Heun(), Churn(float("inf"))
 
 
 @final
@@ -189,7 +193,7 @@ class Conditional(eqx.Module):
 
     @property
     def steps(self) -> int:
-        """The number of noise levels of sampling, unless told otherwise."""
+        """The calls of the network for one draw, or the noise levels of a log-density."""
         return round(STEPS_PER_E_FOLD * float(np.log(self.sigma_max / self.sigma_min)))
 
     def sample(
@@ -199,21 +203,23 @@ class Conditional(eqx.Module):
         *,
         solver: AbstractSolver = SOLVER,
         schedule: AbstractSchedule = Linear(),
-        churn: Churn | None = None,
+        churn: Churn | None = CHURN,
         steps: int | None = None,
     ) -> Float[Array | np.ndarray, " n *shape"]:
-        """`n` independent draws of the unknown numbers, in data units.
+        """`n` independent draws of the unknown numbers, in data units, by Heun steps with churn.
 
         Arguments:
             solver, schedule, churn: as for `edm_tutorial.sample`; noise levels are in units of z.
-            steps: noise levels; as many as the narrowest conditional asked for unless given.
+                Without churn (None) draws follow the ODE that `log_prob` follows.
+            steps: noise levels; half of `self.steps` unless given, for two calls a step.
 
         Raises:
             ValueError: `n` or `steps` below 1.
             TypeError: `n` or `steps` is not a whole number, `key` no random key, or `churn` none.
         """
         check_key("key", key)
-        n, sigmas = whole("n", n), self._sigmas(steps)
+        half = (self.steps + 1) // 2
+        n, sigmas = whole("n", n), self._sigmas(half if steps is None else steps)
         how = {"solver": solver, "schedule": schedule, "churn": traced(churn)}
         found = _draw(self.denoiser, self.transform, key, n, sigmas=sigmas, **how)
         return with_offset(found, self.offset).reshape(n, *self.shape)
@@ -227,7 +233,7 @@ class Conditional(eqx.Module):
 
         Arguments:
             v: the unknown numbers, shaped like one draw, or one such a row.
-            steps: noise levels; as many as for sampling unless given.
+            steps: noise levels; `self.steps` unless given.
 
         Raises:
             ValueError: a wrong shape, or NaN.
