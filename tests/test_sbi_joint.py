@@ -505,6 +505,18 @@ def test_questions_that_make_no_sense_are_refused(rng):
         joint.posterior(np.zeros(3)).sample(jr.key(0), 2, churn=3.0)
 
 
+def test_draws_are_those_of_heun_steps_with_all_the_churn_there_can_be(rng, key):
+    """As many calls as a log-density has noise levels; without churn another draw."""
+    joint, _ = exact(rng)
+    given = joint.posterior(MEAN[COUNT:])
+    draw = lambda **how: np.asarray(given.sample(jr.clone(key), 5, **how))
+    half = (given.steps + 1) // 2
+    same = draw(solver=edm.Heun(), churn=edm.Churn((2**0.5 - 1) * half), steps=half)
+    np.testing.assert_allclose(draw(), same, rtol=1e-9)
+    assert np.abs(draw(churn=None) - same).min() > 1e-3
+    np.testing.assert_array_equal(draw(churn=None), draw(churn=None, steps=half))
+
+
 def test_correlation_is_that_of_the_simulations_and_of_points_without_order(rng):
     z = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
     z = (z - z.mean(0)) / z.std(0)
