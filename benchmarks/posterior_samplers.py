@@ -7,8 +7,8 @@ prior (of slcp the five that have references), with exact draws: by the task, or
 Carlo. Every sampler calls the network as often as the default does, from and to the same noise
 levels. Where noise is added, it is as much as in the reverse SDE: before each step the noise level
 is raised by as much as the step lowers it. So Euler steps with churn are a solver of that SDE, of
-first order. *Most churn* adds as much as Algorithm 2 allows, several times that. Each row of `results/posterior_samplers.csv` is the C2ST of 2,000 draws; none is
-measured twice.
+first order. *Most churn* adds as much as Algorithm 2 allows, several times that. Each row of
+`results/posterior_samplers.csv` is the C2ST of 2,000 draws; none is measured twice.
 """
 
 import argparse

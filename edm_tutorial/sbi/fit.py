@@ -51,7 +51,7 @@ from .transforms.standardize import AbstractEmbedding, Standardizer
 SIGMA_DIST = LikelihoodNoise(1e-3, 20.0)  # of validation, and between which to sample
 ROWS_AT_ONCE = 65_536  # simulations on the device while they are transformed
 ON_DEVICE = 2**30  # bytes of training data; more is fetched step by step
-EMBEDDED_STEPS = 6_000  # at most, by default
+EMBEDDED_STEPS, EMBEDDED_RATE = 6_000, 1.4e-3  # of the default settings
 UNLIKE = 1e3  # standard deviations of columns, as a ratio: the smaller is lost in one unit
 
 
@@ -195,7 +195,7 @@ def _settings(settings: Any, count: int, *, structured: bool) -> Settings:
     if settings is None:
         settings = default_settings(count)
         if structured:  # steps through an embedding cost more, and it learns from fewer
-            settings = settings.with_steps(min(settings.steps, EMBEDDED_STEPS))
+            settings = settings._replace(steps=EMBEDDED_STEPS, learning_rate=EMBEDDED_RATE)
     check_kind("settings", settings, Settings)
     settings.check()
     return settings
