@@ -126,10 +126,9 @@ def measure(name: str, budget: int, seed: int) -> Iterator[dict[str, Any]]:
     nats, known = posterior_nats(joint, variant), reference(variant.task)
     for i, x_o in enumerate(variant.observed(known["observation"])):
         given, key = joint.posterior(x_o), jr.fold_in(jr.key(seed), i)
-        ways = lambda given=given, key=key: given.sample(key, DRAWS), partial(ode, given, key)
-        (churned, drawing), (plain, _) = map(cpu, ways)
-        score = partial(c2st, known["reference_samples"][i])
-        scores = score(np.asarray(churned)), score(np.asarray(plain))
+        drawn, drawing = cpu(partial(given.sample, key, DRAWS))
+        exact = known["reference_samples"][i]
+        scores = [c2st(exact, np.asarray(draws)) for draws in (drawn, ode(given, key))]
         values = (name, budget, seed, i + 1, *scores, nats, train, drawing)
         told = f"{machine()}, scikit-learn {sklearn.__version__}"
         row = dict(zip(COLUMNS, (*values, told), strict=True))

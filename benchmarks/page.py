@@ -42,7 +42,7 @@ ABSENT = "not measured"
 LIMITS = {"two_moons": ("100", "2", "2"), "gaussian_mixture": ("100", "2", "2")}
 LIMITS |= {"slcp": ("150", "4", "2")}
 COSTS = ("train_cpu_s", "sample_cpu_s", "log_prob_cpu_s")
-POINTS, STATISTICS = (f"{OURS}, {told}" for told in TOLD)
+AS_POINTS, AS_STATISTICS = (f"{OURS}, {told}" for told in TOLD)
 
 
 def fill(text: str) -> str:
@@ -145,7 +145,7 @@ def target_of(name: tuple[str, str, str]) -> float | None:
     task, budget, method = name
     if rounds_of(method) > 1:
         return ROUND_TARGETS.get((task, rounds_of(method))) if budget == "10000" else None
-    if method == POINTS:
+    if method == AS_POINTS:
         return between(task, budget)
     known = method == OURS and int(budget) in BUDGETS
     return TARGETS[task][BUDGETS.index(int(budget))] if known else None
@@ -153,7 +153,7 @@ def target_of(name: tuple[str, str, str]) -> float | None:
 
 def between(task: str, budget: str) -> float | None:
     """Two thirds of the way from what eight numbers give to what five statistics give."""
-    ends = [scores(fits().get((task, budget, method), [])) for method in (OURS, STATISTICS)]
+    ends = [scores(fits().get((task, budget, method), [])) for method in (OURS, AS_STATISTICS)]
     if not all(ends):
         return None
     flat, best = map(np.mean, ends)

@@ -52,7 +52,7 @@ TARGETS = {
 # The same in rounds, at 10,000 simulations in all for one observation.
 ROUND_TARGETS = {("sir", 2): 0.52, ("lotka_volterra", 3): 0.62}
 OURS, PEERS = "EDM", ("sbi NPE", "sbi NPSE")
-POINT, SIZE = 2, 48  # numbers of a point of slcp, and of its embedding
+POINT_SIZE, SIZE = 2, 48  # numbers of a point of slcp, and of its embedding
 SEEDS = (1, 2, 3)
 OBSERVATIONS, DRAWS, POINTS, FRESH = 5, 10_000, 1_000, 2_000
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ class Told(NamedTuple):
 
 def points(x: Any) -> Any:
     """Eight numbers of slcp as four points."""
-    return x.reshape(*x.shape[:-1], -1, POINT)
+    return x.reshape(*x.shape[:-1], -1, POINT_SIZE)
 
 
 def statistics(x: Any) -> Any:
@@ -87,7 +87,7 @@ def statistics(x: Any) -> Any:
 
 EVERYTHING = Told(lambda x: x)
 TOLD = {
-    "four points": Told(points, lambda key: SetEmbedding(POINT, SIZE, key=key)),
+    "four points": Told(points, lambda key: SetEmbedding(POINT_SIZE, SIZE, key=key)),
     "five statistics": Told(statistics),
 }
 
@@ -237,7 +237,7 @@ def in_rounds(count: int) -> str:
 
 
 def rounds_of(method: str) -> int:
-    """The number of rounds of one of our methods; 0 for a peer."""
+    """The number of rounds of one of our methods; 0 where its name says none, and of a peer."""
     return next((count for count in range(1, 10) if in_rounds(count) == method), 0)
 
 
